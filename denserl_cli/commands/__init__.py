@@ -1,0 +1,1 @@
+"""One thin module a command: read the recipe, apply the overrides, launch."""

@@ -1,0 +1,33 @@
+"""The errors a user can mend. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DenserlError(Exception):
+    """Something the user can mend: shown as one message, exit code 2.
+
+    message: where and what. hint: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RecipeError(DenserlError):
+    """All problems of one recipe at once, each already `where: what, what to do`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class Interrupted(DenserlError):  # noqa: N818 - not an error of the user's, but it ends the command
+    """The user or the scheduler asked the run to stop; the state is in a checkpoint."""
+
+    exit_code = 130

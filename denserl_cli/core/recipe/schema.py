@@ -1,0 +1,372 @@
+"""What a recipe may say: frozen dataclasses whose field docstrings are the documentation.
+
+One recipe is one experiment: a backbone, a granularity and all stages. Values are checked for type
+by the loader and for sense by `problems`; both report everything they find at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Granularity = Literal["segment", "token", "bandit"]
+Interpolation = Literal["even", "repeat", "end"]
+NormalizerKind = Literal["location", "global", "last", "none"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of data, a part of a mixture."""
+
+    path: str
+    """Hub name, or a path to JSONL, JSON, parquet or a folder saved by `datasets`."""
+    split: str | None = None
+    """Split to read; null: `train` where the source has splits."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    max_samples: int | None = None
+    """Use at most this many rows, drawn with the recipe's seed."""
+    weight: float = 1.0
+    """Passes over this source in one epoch: 0.5 draws half of its rows, 2 shows each row twice."""
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """A controlled task with a known true reward, made in-process: no download, no GPU."""
+
+    phrases: int = 8
+    """Number of different phrases (each is a first word that is a choice, then predictable words)."""
+    phrase_length: int = 4
+    """Words in a phrase."""
+    response_phrases: int = 24
+    """Least number of phrases in a response."""
+    pairs: int = 4000
+    """Preference pairs to write, labelled by noisy Bradley-Terry on the true reward."""
+    label_temperature: float = 0.1
+    """Noise of the preference labels: true-reward difference at which an odds of e is given."""
+    hidden_size: int = 64
+    """Width of the model."""
+    layers: int = 2
+    """Depth of the model."""
+    fit_steps: int = 300
+    """Language-model steps on the sandbox's own text before anything else."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: starting policy, frozen reference, and body of reward model and critic."""
+
+    path: str = ""
+    """Hub name or folder of a causal language model; empty with a `sandbox` block."""
+    revision: str | None = None
+    """Hub revision."""
+    tokenizer: str | None = None
+    """Hub name or folder of the tokenizer; null: the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; trained weights stay float32. auto: bfloat16 where the hardware has it."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention kernel. auto: FlashAttention 2 where installed and usable, else SDPA."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How conversations become tokens. The tokenizer's own chat template decides the rest."""
+
+    terminator: str | None = None
+    """Token that ends an assistant turn; null: derived from the template."""
+    stop_tokens: tuple[str, ...] = ()
+    """Further tokens that end a sampled response, beside the terminator."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Extra variables for the chat template, e.g. a fixed `date_string`."""
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """Where one reward ends and the next begins (method §2)."""
+
+    granularity: Granularity = "segment"
+    """segment: cut where the reference model is surprised; token: every token; bandit: one score."""
+    cutoff: float | None = None
+    """Entropy in nats above which a token ends a segment; needed by `segment` alone."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Preference pairs and prompts."""
+
+    preferences: tuple[Source, ...] = ()
+    """Sources of preference pairs for train-rm and fit-function."""
+    evaluation: tuple[Source, ...] = ()
+    """Preference pairs for evaluation; empty: `eval_pairs` are held out of `preferences`."""
+    eval_pairs: int = 2000
+    """Pairs held out for evaluation (at most a tenth of the data) when `evaluation` is empty."""
+    prompts: tuple[Source, ...] = ()
+    """Sources of prompts for train-ppo: rows with `prompt`, `messages` or `chosen`."""
+    eval_prompts: int = 64
+    """Prompts held out of `prompts` for evaluation during train-ppo (at most a tenth)."""
+    max_length: int = 2048
+    """Tokens of prompt + response in reward-model data."""
+    max_prompt_length: int = 1728
+    """Tokens the prompt keeps (its last ones) when prompt + response exceed `max_length`."""
+    strict: bool = False
+    """Stop at the first unusable row instead of skipping and counting it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule, for every trained model."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    warmup_ratio: float = 0.03
+    """Share of the steps over which the learning rate rises from 0."""
+    min_lr_ratio: float = 0.1
+    """The cosine schedule ends at this share of the learning rate."""
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Training of the segment reward model (method §3)."""
+
+    epochs: float = 1.0
+    """Passes over the preference pairs."""
+    batch_size: int = 128
+    """Pairs per optimizer step, over all ranks."""
+    micro_batch_size: int = 8
+    """Pairs per forward pass on one device."""
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    aggregate: Literal["mean", "sum", "last"] = "mean"
+    """How segment rewards become the sequence score of the Bradley-Terry loss."""
+    eval_every: int = 512
+    """Optimizer steps between evaluations; the last step always evaluates."""
+    save_every: int = 256
+    """Optimizer steps between checkpoints."""
+
+
+@dataclass(frozen=True)
+class NormalizerConfig:
+    """The normaliser functions of method §4."""
+
+    kind: NormalizerKind | None = None
+    """location, global, last or none; null: `location`, with bandit `global`."""
+    pairs: int = 60000
+    """Preference pairs to score for the fit (both sides are used)."""
+    batch_size: int = 8
+    """Pairs per forward pass."""
+    seed: int = 42
+    """Seed of the sample of pairs."""
+    min_std: float | None = None
+    """Floor of std(p); null: a tenth of b_std."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO with dense rewards (method §5)."""
+
+    passes: float = 1.0
+    """Passes over the prompts; ignored where `iterations` is set."""
+    iterations: int | None = None
+    """Rollout + update rounds; null: as many as `passes` over the prompts take."""
+    rollout_batch_size: int = 1024
+    """Prompts per iteration, over all ranks."""
+    samples_per_prompt: int = 1
+    """Responses sampled for each prompt."""
+    rollout_micro_batch_size: int = 16
+    """Responses generated or scored together on one device."""
+    train_batch_size: int = 128
+    """Responses per optimizer step, over all ranks."""
+    micro_batch_size: int = 4
+    """Responses per training forward pass on one device."""
+    epochs: int = 1
+    """Passes over each rollout batch."""
+    max_prompt_length: int = 1024
+    """Prompt tokens kept (the last ones)."""
+    max_new_tokens: int = 1024
+    """Longest response that is sampled."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probabilities are taken at the same."""
+    top_p: float = 1.0
+    """Nucleus sampling; 1 samples from the whole distribution."""
+    actor_learning_rate: float = 5e-7
+    """Peak learning rate of the policy."""
+    critic_learning_rate: float = 9e-6
+    """Peak learning rate of the critic."""
+    critic_init: Literal["policy", "reward_model"] = "policy"
+    """Where the critic's body starts; `policy` comes with a fresh head."""
+    critic_warmup: int = 0
+    """First iterations in which the critic alone learns."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    policy_clip: float = 0.2
+    """Clip range of the probability ratio."""
+    value_clip: float = 0.25
+    """Clip range of the value update."""
+    loss_reduce: Literal["sequence", "token"] = "sequence"
+    """sequence: mean of the rows' token means; token: mean over all tokens of the batch."""
+    interpolation: Interpolation | None = None
+    """How a segment's reward reaches its tokens; null: `even`, with bandit `end`."""
+    segment_total: Literal["sum", "mean"] = "sum"
+    """A response's total reward: sum of its segments' (published) or their mean (method §8)."""
+    length_normalize: bool = False
+    """Divide each token's reward by the response length."""
+    reward_clip: float = 10.0
+    """Token rewards are clamped to ± this before the KL penalty."""
+    missing_eos_penalty: float | None = None
+    """Reward, on every token, of a response without terminator instead of its RM rewards."""
+    max_response_tokens: int | None = None
+    """A response longer than this gets `overlong_penalty`."""
+    overlong_penalty: float | None = None
+    """Reward, on every token, of an over-long response instead of its RM rewards."""
+    kl_coef: float = 0.01
+    """Weight of the per-token KL penalty against the reference; the start value if adaptive."""
+    kl_target: float | None = None
+    """Mean per-token KL that an adaptive controller steers to; null: `kl_coef` is fixed."""
+    kl_horizon: int = 10000
+    """Horizon of the adaptive controller, in responses."""
+    kl_limit: float | None = None
+    """Stop when the mean KL of a response (nats, summed over its tokens) exceeds this."""
+    eval_every: int = 10
+    """Iterations between evaluations on held-out prompts; the last iteration always evaluates."""
+    save_every: int = 5
+    """Iterations between checkpoints."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Book-keeping of a run folder."""
+
+    keep_checkpoints: int = 2
+    """Newest full checkpoints kept for each stage."""
+    log_samples: int = 4
+    """Rollout samples written to samples.jsonl in each PPO iteration."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment."""
+
+    name: str
+    """Name of the recipe; the run folder is `runs/<name>` unless `--out` says otherwise."""
+    description: str = ""
+    """One line shown by `denserl recipes list`."""
+    seed: int = 42
+    """Seed of everything random that has no seed of its own."""
+    sandbox: SandboxConfig | None = None
+    """Present: model, tokenizer and data are the embedded controlled task's."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, what and what to do) for every value or combination that makes no sense.
+
+    Runs on a recipe whose optional choices are already filled in (see `resolved`).
+    """
+    yield from _ranges(recipe)
+    yield from _combinations(recipe)
+
+
+def _ranges(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    positive = {
+        "data": ("max_length", "max_prompt_length"),
+        "reward_model": ("epochs", "batch_size", "micro_batch_size", "learning_rate", "eval_every",
+                         "save_every"),
+        "normalizer": ("pairs", "batch_size", "min_std"),
+        "optimizer": ("clip_norm",),
+        "ppo": ("passes", "iterations", "rollout_batch_size", "samples_per_prompt",
+                "rollout_micro_batch_size", "train_batch_size", "micro_batch_size", "epochs",
+                "max_prompt_length", "max_new_tokens", "temperature", "actor_learning_rate",
+                "critic_learning_rate", "policy_clip", "value_clip", "reward_clip",
+                "max_response_tokens", "kl_target", "kl_horizon", "kl_limit", "eval_every",
+                "save_every"),
+        "run": ("keep_checkpoints",),
+        "sandbox": ("phrases", "phrase_length", "response_phrases", "pairs", "label_temperature",
+                    "hidden_size", "layers", "fit_steps"),
+    }
+    for block, names in positive.items():
+        section = getattr(recipe, block)
+        for name in names:
+            value = getattr(section, name, None)
+            if value is not None and not value > 0:
+                yield f"{block}.{name}", f"must be positive, not {value}"
+    zero_or_more = (("data", "eval_pairs"), ("data", "eval_prompts"), ("optimizer", "weight_decay"),
+                    ("ppo", "kl_coef"), ("ppo", "critic_warmup"), ("run", "log_samples"))
+    for block, name in zero_or_more:
+        value = getattr(getattr(recipe, block), name)
+        if not value >= 0:
+            yield f"{block}.{name}", f"must be zero or more, not {value}"
+    shares = (("optimizer", "warmup_ratio"), ("optimizer", "min_lr_ratio"), ("ppo", "gamma"),
+              ("ppo", "lam"), ("ppo", "top_p"))
+    for block, name in shares:
+        value = getattr(getattr(recipe, block), name)
+        if not 0 <= value <= 1 or (name == "top_p" and value == 0):
+            yield f"{block}.{name}", f"must be between 0 and 1, not {value}"
+    for place, beta in enumerate(recipe.optimizer.betas):
+        if not 0 <= beta < 1:
+            yield f"optimizer.betas[{place}]", f"must be at least 0 and below 1, not {beta}"
+    for block in ("preferences", "evaluation", "prompts"):
+        for place, source in enumerate(getattr(recipe.data, block)):
+            for name in ("weight", "max_samples"):
+                value = getattr(source, name)
+                if value is not None and not value > 0:
+                    yield f"data.{block}[{place}].{name}", f"must be positive, not {value}"
+
+
+def _combinations(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    granularity, cutoff = recipe.segmentation.granularity, recipe.segmentation.cutoff
+    if granularity == "segment" and cutoff is None:
+        yield ("segmentation.cutoff", "segment needs a cutoff; `denserl segment --calibrate LENGTH` "
+               "proposes one for your model and data")
+    if granularity != "segment" and cutoff is not None:
+        yield "segmentation.cutoff", f"{granularity} has no cutoff; remove it"
+    if granularity == "bandit" and recipe.normalizer.kind == "location":
+        yield "normalizer.kind", "bandit has one segment, so no location; use global"
+    if granularity == "bandit" and recipe.ppo.interpolation != "end":
+        yield ("ppo.interpolation", "bandit pays its one score on the last token; use end")
+    if not recipe.model.path and recipe.sandbox is None:
+        yield "model.path", "missing; name a hub model or a folder"
+    if recipe.data.max_prompt_length >= recipe.data.max_length:
+        yield ("data.max_prompt_length", f"{recipe.data.max_prompt_length} leaves no room for a "
+               f"response within data.max_length {recipe.data.max_length}; lower it")
+    if recipe.reward_model.batch_size % recipe.reward_model.micro_batch_size:
+        yield ("reward_model.batch_size", f"{recipe.reward_model.batch_size} is not a multiple of "
+               f"micro_batch_size {recipe.reward_model.micro_batch_size}")
+    ppo = recipe.ppo
+    if (ppo.rollout_batch_size * ppo.samples_per_prompt) % ppo.train_batch_size:
+        yield ("ppo.train_batch_size", f"{ppo.train_batch_size} does not divide the "
+               f"{ppo.rollout_batch_size * ppo.samples_per_prompt} responses of an iteration")
+    if ppo.train_batch_size % ppo.micro_batch_size:
+        yield ("ppo.train_batch_size", f"{ppo.train_batch_size} is not a multiple of "
+               f"micro_batch_size {ppo.micro_batch_size}")
+    if (ppo.max_response_tokens is None) != (ppo.overlong_penalty is None):
+        missing = "overlong_penalty" if ppo.overlong_penalty is None else "max_response_tokens"
+        yield f"ppo.{missing}", "max_response_tokens and overlong_penalty belong together; set both"
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """Fill in the choices that a recipe may leave to its granularity."""
+    bandit = recipe.segmentation.granularity == "bandit"
+    kind = recipe.normalizer.kind or ("global" if bandit else "location")
+    interpolation = recipe.ppo.interpolation or ("end" if bandit else "even")
+    return replace(
+        recipe,
+        normalizer=replace(recipe.normalizer, kind=kind),
+        ppo=replace(recipe.ppo, interpolation=interpolation),
+    )
