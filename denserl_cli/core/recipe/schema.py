@@ -1,13 +1,13 @@
 """What a recipe may say: frozen dataclasses whose field docstrings are the documentation.
 
 One recipe is one experiment: a backbone, a granularity and all stages. Values are checked for type
-by the loader and for sense by `problems`; both report everything they find at once.
+by `building.py` and for sense by `checks.py`; the loader reports everything they find at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from os.path import expanduser
 from typing import Any, Literal
 
 Granularity = Literal["segment", "token", "bandit"]
@@ -36,7 +36,7 @@ class SandboxConfig:
     """A controlled task with a known true reward, made in-process: no download, no GPU."""
 
     phrases: int = 8
-    """Number of different phrases (each is a first word that is a choice, then predictable words)."""
+    """Number of different phrases: a first word that is a choice, then words that follow it."""
     phrase_length: int = 4
     """Words in a phrase."""
     response_phrases: int = 24
@@ -88,7 +88,7 @@ class SegmentationConfig:
     """Where one reward ends and the next begins (method §2)."""
 
     granularity: Granularity = "segment"
-    """segment: cut where the reference model is surprised; token: every token; bandit: one score."""
+    """segment: cut where the reference is surprised; token: every token; bandit: one score."""
     cutoff: float | None = None
     """Entropy in nats above which a token ends a segment; needed by `segment` alone."""
 
@@ -274,99 +274,29 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def problems(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield (dotted path, what and what to do) for every value or combination that makes no sense.
-
-    Runs on a recipe whose optional choices are already filled in (see `resolved`).
-    """
-    yield from _ranges(recipe)
-    yield from _combinations(recipe)
-
-
-def _ranges(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    positive = {
-        "data": ("max_length", "max_prompt_length"),
-        "reward_model": ("epochs", "batch_size", "micro_batch_size", "learning_rate", "eval_every",
-                         "save_every"),
-        "normalizer": ("pairs", "batch_size", "min_std"),
-        "optimizer": ("clip_norm",),
-        "ppo": ("passes", "iterations", "rollout_batch_size", "samples_per_prompt",
-                "rollout_micro_batch_size", "train_batch_size", "micro_batch_size", "epochs",
-                "max_prompt_length", "max_new_tokens", "temperature", "actor_learning_rate",
-                "critic_learning_rate", "policy_clip", "value_clip", "reward_clip",
-                "max_response_tokens", "kl_target", "kl_horizon", "kl_limit", "eval_every",
-                "save_every"),
-        "run": ("keep_checkpoints",),
-        "sandbox": ("phrases", "phrase_length", "response_phrases", "pairs", "label_temperature",
-                    "hidden_size", "layers", "fit_steps"),
-    }
-    for block, names in positive.items():
-        section = getattr(recipe, block)
-        for name in names:
-            value = getattr(section, name, None)
-            if value is not None and not value > 0:
-                yield f"{block}.{name}", f"must be positive, not {value}"
-    zero_or_more = (("data", "eval_pairs"), ("data", "eval_prompts"), ("optimizer", "weight_decay"),
-                    ("ppo", "kl_coef"), ("ppo", "critic_warmup"), ("run", "log_samples"))
-    for block, name in zero_or_more:
-        value = getattr(getattr(recipe, block), name)
-        if not value >= 0:
-            yield f"{block}.{name}", f"must be zero or more, not {value}"
-    shares = (("optimizer", "warmup_ratio"), ("optimizer", "min_lr_ratio"), ("ppo", "gamma"),
-              ("ppo", "lam"), ("ppo", "top_p"))
-    for block, name in shares:
-        value = getattr(getattr(recipe, block), name)
-        if not 0 <= value <= 1 or (name == "top_p" and value == 0):
-            yield f"{block}.{name}", f"must be between 0 and 1, not {value}"
-    for place, beta in enumerate(recipe.optimizer.betas):
-        if not 0 <= beta < 1:
-            yield f"optimizer.betas[{place}]", f"must be at least 0 and below 1, not {beta}"
-    for block in ("preferences", "evaluation", "prompts"):
-        for place, source in enumerate(getattr(recipe.data, block)):
-            for name in ("weight", "max_samples"):
-                value = getattr(source, name)
-                if value is not None and not value > 0:
-                    yield f"data.{block}[{place}].{name}", f"must be positive, not {value}"
-
-
-def _combinations(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    granularity, cutoff = recipe.segmentation.granularity, recipe.segmentation.cutoff
-    if granularity == "segment" and cutoff is None:
-        yield ("segmentation.cutoff", "segment needs a cutoff; `denserl segment --calibrate LENGTH` "
-               "proposes one for your model and data")
-    if granularity != "segment" and cutoff is not None:
-        yield "segmentation.cutoff", f"{granularity} has no cutoff; remove it"
-    if granularity == "bandit" and recipe.normalizer.kind == "location":
-        yield "normalizer.kind", "bandit has one segment, so no location; use global"
-    if granularity == "bandit" and recipe.ppo.interpolation != "end":
-        yield ("ppo.interpolation", "bandit pays its one score on the last token; use end")
-    if not recipe.model.path and recipe.sandbox is None:
-        yield "model.path", "missing; name a hub model or a folder"
-    if recipe.data.max_prompt_length >= recipe.data.max_length:
-        yield ("data.max_prompt_length", f"{recipe.data.max_prompt_length} leaves no room for a "
-               f"response within data.max_length {recipe.data.max_length}; lower it")
-    if recipe.reward_model.batch_size % recipe.reward_model.micro_batch_size:
-        yield ("reward_model.batch_size", f"{recipe.reward_model.batch_size} is not a multiple of "
-               f"micro_batch_size {recipe.reward_model.micro_batch_size}")
-    ppo = recipe.ppo
-    if (ppo.rollout_batch_size * ppo.samples_per_prompt) % ppo.train_batch_size:
-        yield ("ppo.train_batch_size", f"{ppo.train_batch_size} does not divide the "
-               f"{ppo.rollout_batch_size * ppo.samples_per_prompt} responses of an iteration")
-    if ppo.train_batch_size % ppo.micro_batch_size:
-        yield ("ppo.train_batch_size", f"{ppo.train_batch_size} is not a multiple of "
-               f"micro_batch_size {ppo.micro_batch_size}")
-    if (ppo.max_response_tokens is None) != (ppo.overlong_penalty is None):
-        missing = "overlong_penalty" if ppo.overlong_penalty is None else "max_response_tokens"
-        yield f"ppo.{missing}", "max_response_tokens and overlong_penalty belong together; set both"
-
-
 def resolved(recipe: Recipe) -> Recipe:
-    """Fill in the choices that a recipe may leave to its granularity."""
+    """Fill in the choices that a recipe may leave to its granularity, and expand `~` in paths."""
     bandit = recipe.segmentation.granularity == "bandit"
     kind = recipe.normalizer.kind or ("global" if bandit else "location")
     interpolation = recipe.ppo.interpolation or ("end" if bandit else "even")
+    data, model = recipe.data, recipe.model
     return replace(
         recipe,
+        model=replace(
+            model,
+            path=expanduser(model.path),
+            tokenizer=expanduser(model.tokenizer) if model.tokenizer else None,
+        ),
+        data=replace(
+            data,
+            preferences=_at_home(data.preferences),
+            evaluation=_at_home(data.evaluation),
+            prompts=_at_home(data.prompts),
+        ),
         normalizer=replace(recipe.normalizer, kind=kind),
         ppo=replace(recipe.ppo, interpolation=interpolation),
     )
+
+
+def _at_home(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    return tuple(replace(source, path=expanduser(source.path)) for source in sources)

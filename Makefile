@@ -1,0 +1,27 @@
+# `make demo` and `make test` need Python 3.11+ and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check docs clean
+
+demo: .venv/installed  ## the whole pipeline on the embedded task
+	$(BIN)/denserl demo --out runs/demo --resume
+
+test: .venv/installed  ## the test suite
+	$(BIN)/python -m pytest -q
+
+check: .venv/installed  ## what CI checks beside the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy denserl_cli
+
+docs: .venv/installed  ## regenerate the recipe reference
+	$(BIN)/python -m denserl_cli.core.recipe.reference > docs/recipes.md
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,59 @@
+"""The `denserl` command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from denserl_cli import __version__
+from denserl_cli.commands import fit_function, recipes, train_ppo, train_rm, validate
+from denserl_cli.core.errors import DenserlError
+
+app = typer.Typer(
+    name="denserl",
+    help="Dense-reward RLHF: segment reward models, location-aware normalisers, PPO.",
+    epilog="Example: denserl train-rm --recipe sandbox-segment",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich's would double its time
+)
+
+app.command("train-rm", epilog=train_rm.EXAMPLE)(train_rm.train_rm)
+app.command("fit-function", epilog=fit_function.EXAMPLE)(fit_function.fit_function)
+app.command("train-ppo", epilog=train_ppo.EXAMPLE)(train_ppo.train_ppo)
+app.command("validate", epilog=validate.EXAMPLE)(validate.validate)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"denserl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Dense-reward RLHF: segment reward models, location-aware normalisers, PPO."""
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend becomes a message and exit code."""
+    try:
+        app(prog_name="denserl")
+    except DenserlError as error:
+        from denserl_cli.console import print_error
+
+        print_error(error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The options that commands share, and how they reach the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from denserl_cli.core.errors import DenserlError
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe import Recipe
+    from denserl_cli.core.recipe.loader import Override
+    from denserl_cli.launch import Mode
+
+RecipeOption = Annotated[
+    str,
+    typer.Option("--recipe", "-r", metavar="NAME_OR_PATH", help="Shipped recipe or YAML file."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one field; may be repeated."),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Run folder; runs/<recipe name> without it."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan, and stop.")
+]
+ResumeOption = Annotated[
+    bool | None,
+    typer.Option("--resume/--fresh", help="Continue an interrupted run, or start it over."),
+]
+PreferencesOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH_OR_HUB_NAME", help="Preference pairs to use."),
+]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PATH_OR_HUB_NAME", help="Prompts to use."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PATH_OR_HUB_NAME", help="Starting model to use."),
+]
+
+_DATA_BLOCK = {
+    "train-rm": "preferences",
+    "fit-function": "preferences",
+    "segment": "preferences",
+    "train-ppo": "prompts",
+}
+
+
+def read_mode(resume: bool | None) -> Mode:
+    """Name what `--resume/--fresh` asks for."""
+    if resume is None:
+        return "start"
+    return "resume" if resume else "fresh"
+
+
+def read_recipe(
+    stage: str,
+    recipe: str,
+    overrides: Sequence[str] | None,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+) -> Recipe:
+    """Load the recipe for a stage with `--data`, `--model` and then `--set` applied.
+
+    stage: a stage of training, or `segment`, which may go without data.
+
+    Raises:
+        DenserlError: the recipe or an option is wrong, or the stage has no data to read.
+    """
+    from denserl_cli.core.recipe import load_recipe
+
+    shorthands = _shorthands(stage, data, model)
+    loaded = load_recipe(recipe, [*shorthands, *(overrides or ())])
+    block = _DATA_BLOCK[stage]
+    if stage != "segment" and loaded.sandbox is None and not getattr(loaded.data, block):
+        raise DenserlError(
+            f"recipe {loaded.name} names no data.{block}, which {stage} needs",
+            hint=f"pass --data PATH_OR_HUB_NAME, or add data.{block} to the recipe",
+        )
+    return loaded
+
+
+def _shorthands(stage: str, data: str | None, model: str | None) -> list[Override]:
+    from denserl_cli.core.recipe.loader import Override
+
+    overrides = []
+    if model is not None:
+        overrides.append(Override(f"--model {model}", "model.path", model))
+    if data is not None:
+        overrides.append(Override(f"--data {data}", f"data.{_DATA_BLOCK[stage]}", [data]))
+        if stage == "train-rm":  # what is held out of the given pairs evaluates, nothing else
+            overrides.append(Override(f"--data {data}", "data.evaluation", []))
+    return overrides

@@ -1,0 +1,89 @@
+"""`denserl demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from denserl_cli.commands.common import (
+    DryRunOption,
+    OutOption,
+    ResumeOption,
+    SetOption,
+    read_mode,
+)
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe import Recipe
+    from denserl_cli.core.tracking import Observer
+
+EXAMPLE = "Example: denserl demo --out runs/demo"
+RECIPE = "sandbox-segment"
+STAGES = ("train-rm", "fit-function", "train-ppo")
+
+
+def demo(
+    overrides: SetOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run the whole pipeline on the embedded task: some minutes on a CPU, no download."""
+    from denserl_cli.core.recipe import load_recipe
+
+    recipe = load_recipe(RECIPE, overrides or ())
+    folder = out or Path("runs/demo")
+    if dry_run:
+        from denserl_cli.launch import dry_run_text
+
+        typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
+        return
+    from denserl_cli.console import make_observer
+    from denserl_cli.worker import run_stage
+
+    with make_observer() as observer:
+        for stage in STAGES:
+            run_stage(stage, recipe, folder, read_mode(resume), observer)
+        _look(recipe, folder, observer)
+
+
+def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
+    """Show a segmentation, export both models, say what was learned and where everything is."""
+    from denserl_cli.console import print_segments, print_table
+    from denserl_cli.core.exporting import export
+    from denserl_cli.core.inspection import Inspector, answers_of, boundary_agreement
+    from denserl_cli.core.run import RunFolder
+
+    run = RunFolder(folder, recipe)
+    inspector = Inspector(recipe, run, observer)
+    responses = inspector.segment(answers_of(inspector.recipe, 100, observer))
+    print_segments(responses[:2])
+    for part in ("reward-model", "policy"):
+        export(part, recipe, run, folder / "export" / part, replace=True)
+    reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}
+    agreement = boundary_agreement(recipe, responses)
+    true, best = policy["eval_true_reward"], inspector.best_true_reward
+    print_table(
+        "what was learned",
+        ["figure", "value"],
+        [
+            ["phrase boundaries found (precision)", agreement.precision],
+            ["phrase boundaries found (recall)", agreement.recall],
+            ["reward model accuracy", reward["eval_accuracy"]],
+            ["accuracy of 'prefer the longer'", reward["eval_longer_accuracy"]],
+            ["true reward before PPO", true["start"]],
+            ["true reward after PPO", true["end"]],
+            ["best possible true reward", best],
+        ],
+    )
+    places = {
+        "run folder": folder,
+        "figures of every step": folder / "metrics.jsonl",
+        "sampled responses": folder / "samples.jsonl",
+        "normaliser plot": run.normalizer.with_suffix(".png"),
+        "reward model": folder / "export" / "reward-model",
+        "policy": folder / "export" / "policy",
+    }
+    print_table("where it is", ["what", "path"], [[k, str(v)] for k, v in places.items()])

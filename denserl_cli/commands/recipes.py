@@ -1,0 +1,70 @@
+"""`denserl recipes list | show | copy`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from denserl_cli.core.errors import DenserlError
+
+app = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or path.")]
+
+
+@app.command("list", epilog="Example: denserl recipes list")
+def list_() -> None:
+    """List the shipped recipes."""
+    from denserl_cli.console import print_table
+    from denserl_cli.core.recipe import load_recipe
+    from denserl_cli.core.recipe.catalog import list_recipes
+
+    loaded = [load_recipe(name) for name in list_recipes()]
+    rows = [
+        (
+            recipe.name,
+            recipe.model.path or "sandbox",
+            recipe.segmentation.granularity,
+            recipe.description,
+        )
+        for recipe in loaded
+    ]
+    print_table("", ("recipe", "backbone", "granularity", "description"), rows)
+
+
+@app.command("show", epilog="Example: denserl recipes show sandbox-segment")
+def show(
+    name: NameArgument,
+    raw: Annotated[bool, typer.Option("--raw", help="The file as written.")] = False,
+) -> None:
+    """Print a recipe with its base and all defaults filled in."""
+    from denserl_cli.core.recipe import load_recipe, recipe_to_yaml
+    from denserl_cli.core.recipe.catalog import find_recipe
+    from denserl_cli.core.recipe.loader import read_text
+
+    text = read_text(find_recipe(name)) if raw else recipe_to_yaml(load_recipe(name))
+    typer.echo(text, nl=False)
+
+
+@app.command("copy", epilog="Example: denserl recipes copy sandbox-segment my-recipe.yaml")
+def copy(
+    name: NameArgument,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="New file, or a folder.")],
+) -> None:
+    """Copy a recipe to a file of yours, to change it there."""
+    from denserl_cli.core.recipe.catalog import find_recipe
+
+    source = find_recipe(name)
+    target = path / source.name if os.path.isdir(path) else path
+    try:
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError as error:
+        hint = "choose another path, or remove it first"
+        raise DenserlError(f"{target} exists already", hint=hint) from error
+    except OSError as error:
+        raise DenserlError(f"cannot write {target}: {error.strerror}") from error
+    typer.echo(f"copied to {target}")

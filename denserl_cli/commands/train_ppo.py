@@ -1,0 +1,33 @@
+"""`denserl train-ppo`."""
+
+from __future__ import annotations
+
+from denserl_cli.commands.common import (
+    DryRunOption,
+    ModelOption,
+    OutOption,
+    PromptsOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    read_mode,
+    read_recipe,
+)
+
+EXAMPLE = "Example: denserl train-ppo --recipe sandbox-segment"
+
+
+def train_ppo(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    data: PromptsOption = None,
+    model: ModelOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train a recipe's policy by PPO with dense rewards."""
+    from denserl_cli.launch import launch
+
+    loaded = read_recipe("train-ppo", recipe, overrides, data=data, model=model)
+    launch("train-ppo", loaded, out=out, mode=read_mode(resume), dry_run=dry_run)

@@ -1,0 +1,33 @@
+"""`denserl train-rm`."""
+
+from __future__ import annotations
+
+from denserl_cli.commands.common import (
+    DryRunOption,
+    ModelOption,
+    OutOption,
+    PreferencesOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    read_mode,
+    read_recipe,
+)
+
+EXAMPLE = "Example: denserl train-rm --recipe sandbox-segment"
+
+
+def train_rm(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    data: PreferencesOption = None,
+    model: ModelOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train a recipe's reward model on preference pairs."""
+    from denserl_cli.launch import launch
+
+    loaded = read_recipe("train-rm", recipe, overrides, data=data, model=model)
+    launch("train-rm", loaded, out=out, mode=read_mode(resume), dry_run=dry_run)

@@ -1,0 +1,101 @@
+"""export: a reward model or policy as a plain Hugging Face folder with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from denserl_cli import __version__
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.files import replaced_folder
+from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+
+if TYPE_CHECKING:
+    from denserl_cli.core.run import RunFolder
+
+Part = Literal["policy", "policy-best", "reward-model"]
+
+_STAGE_OF = {"policy": "train-ppo", "policy-best": "train-ppo", "reward-model": "train-rm"}
+_CLASS_OF = {
+    "policy": "AutoModelForCausalLM",
+    "policy-best": "AutoModelForCausalLM",
+    "reward-model": "AutoModelForSequenceClassification",
+}
+
+
+def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace: bool) -> None:
+    """Write one part of a finished run to `target`, which transformers loads without denserl.
+
+    Raises DenserlError when the part is not trained yet, or when `target` holds something and
+    `replace` is not set.
+    """
+    stage = _STAGE_OF[part]
+    source = run.path / part.replace("-", "_")
+    summary = run.summary(stage)
+    if summary is None or not source.is_dir():
+        raise DenserlError(
+            f"{run.path} has no finished {part.replace('-', ' ')}",
+            hint=f"run: denserl {stage} --recipe {recipe.name} --out {run.path}",
+        )
+    if target.exists() and not replace and (target.is_file() or any(target.iterdir())):
+        raise DenserlError(
+            f"{target} is not empty", hint="name another folder with --to, or pass --fresh"
+        )
+    with replaced_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text(model_card(part, recipe, summary), encoding="utf-8")
+
+
+def model_card(part: Part, recipe: Recipe, summary: dict[str, Any]) -> str:
+    """The model card: what it is, how to load it, its figures, the recipe that made it."""
+    task = "text-classification" if part == "reward-model" else "text-generation"
+    base = f"base_model: {recipe.model.path}\n" if recipe.sandbox is None else ""
+    figures = "\n".join(f"| {k} | {_shown(v)} |" for k, v in summary.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: {task}
+tags: [denserl, rlhf, {part}]
+{base}---
+
+# {recipe.name}: {part.replace("-", " ")}
+
+{_purpose(part, recipe)} Made by denserl {__version__}.
+
+```python
+from transformers import {_CLASS_OF[part]}, AutoTokenizer
+
+model = {_CLASS_OF[part]}.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+## Figures
+
+| figure | value |
+|---|---|
+{figures}
+
+## Recipe
+
+```yaml
+{recipe_to_yaml(recipe).rstrip()}
+```
+"""
+
+
+def _purpose(part: Part, recipe: Recipe) -> str:
+    cut = recipe.segmentation
+    how = f"{cut.granularity} rewards" + (f" (cutoff {cut.cutoff} nats)" if cut.cutoff else "")
+    if part == "reward-model":
+        return (
+            f"A reward model for {how}: its scalar head is read at the last token of each segment; "
+            "denserl.json says how segments are cut, normalizer.json how rewards are normalised."
+        )
+    return f"A policy trained by PPO on {how}."
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

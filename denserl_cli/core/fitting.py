@@ -1,0 +1,181 @@
+"""fit-function: the normaliser of a reward model, from its rewards over a sample of pairs (§4)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.engine import seed_everything
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.materials import load_chat, load_pairs, with_sandbox
+from denserl_cli.core.normalizer import (
+    LocationNormalizer,
+    LocationTable,
+    fit_constant_normalizer,
+    fit_location_normalizer,
+    huber_line,
+    location_table,
+)
+from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
+from denserl_cli.core.reward_model import RewardRecord, load_scalar_model
+from denserl_cli.core.scoring import Scorer
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.run import Mode, RunFolder
+    from denserl_cli.core.tracking import Observer
+
+STAGE = "fit-function"
+
+
+class SegmentRewards(NamedTuple):
+    """Flat arrays over all segments: location (k+1)/K, raw reward, whether it is the last one."""
+
+    location: np.ndarray
+    reward: np.ndarray
+    last: np.ndarray
+
+
+def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Fit the normaliser of a run's reward model and leave it beside the model."""
+    RewardRecord.load(run.reward_model).check(recipe, run.reward_model)
+    recipe = with_sandbox(recipe, run, observer)
+    _, chat = load_chat(recipe)
+    data = load_pairs(recipe, chat, run, STAGE, observer)
+    rng = np.random.default_rng(recipe.normalizer.seed)
+    everything = [*data.train, *data.evaluation]
+    order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
+    seed_everything(recipe.seed)
+    scorer = _scorer(recipe, run)
+    run.started(STAGE, mode, observer)
+    rewards = segment_rewards(
+        [everything[i] for i in order], scorer, recipe.normalizer.batch_size, chat.pad_id, observer
+    )
+    normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
+    if recipe.normalizer.min_std is not None:
+        normalizer = replace(normalizer, min_std=recipe.normalizer.min_std)
+    record |= {
+        "granularity": recipe.segmentation.granularity,
+        "cutoff": recipe.segmentation.cutoff,
+        "pairs": len(order),
+        "seed": recipe.normalizer.seed,
+    }
+    plot(run.normalizer.with_suffix(".png"), rewards, normalizer)
+    normalizer.save(run.normalizer, record)
+    run.finished(STAGE, {key: value for key, value in record.items() if key != "table"})
+    _show(observer, normalizer, record)
+
+
+def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None:
+    """The normaliser that PPO uses; None for kind none.
+
+    Raises DenserlError when it is missing, or was fitted for something else than the recipe says.
+    """
+    if recipe.normalizer.kind == "none":
+        return None
+    if not run.normalizer.exists():
+        raise DenserlError(
+            f"no normalizer in {run.path}",
+            hint=f"run: denserl fit-function --recipe {recipe.name} --out {run.path}",
+        )
+    normalizer = LocationNormalizer.load(run.normalizer)
+    record = json.loads(run.normalizer.read_text(encoding="utf-8"))["record"]
+    asked = {
+        "kind": recipe.normalizer.kind,
+        "granularity": recipe.segmentation.granularity,
+        "cutoff": recipe.segmentation.cutoff,
+    }
+    wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
+    if wrong:
+        raise DenserlError(
+            f"{run.normalizer} was fitted for {', '.join(wrong)}",
+            hint="run denserl fit-function with this recipe and --fresh",
+        )
+    return normalizer
+
+
+def segment_rewards(
+    rows: list[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
+) -> SegmentRewards:
+    """Location and raw reward of every segment of both responses of every pair."""
+    lengths = np.array([len(r.prompt) + max(len(r.chosen), len(r.rejected)) for r in rows])
+    found: list[torch.Tensor] = []
+    observer.begin("score segments", total=len(rows))
+    for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
+        batch = collate_pairs([rows[i] for i in part], pad_id, device())
+        scored = scorer(batch)
+        counts = scored.ends.sum(1, keepdim=True)
+        order = scored.ends.cumsum(1)
+        columns = (order / counts.clamp(min=1), scored.token_values, order == counts)
+        found.append(torch.stack([c[scored.ends].double() for c in columns]))
+        observer.advance(len(part))
+    observer.end()
+    location, reward, last = torch.cat(found, dim=1).cpu().numpy()
+    return SegmentRewards(location, reward, last > 0)
+
+
+def fit(kind: str, rewards: SegmentRewards) -> tuple[LocationNormalizer, dict[str, Any]]:
+    """Fit a normaliser of a kind; returns it with what is worth recording about the fit."""
+    table = location_table(rewards.location, rewards.reward)
+    record: dict[str, Any] = {
+        "kind": kind,
+        "segments": len(rewards.reward),
+        "table": [dict(zip(LocationTable._fields, row, strict=True)) for row in _rows(table)],
+    }
+    if kind == "location":
+        log_p = np.log(table.location)
+        record["r2_mean"] = huber_line(log_p, table.mean).r2
+        record["r2_std"] = huber_line(log_p, table.std).r2
+        return fit_location_normalizer(rewards.location, rewards.reward), record
+    if kind == "none":
+        return LocationNormalizer(0.0, 0.0, 0.0, 1.0), record
+    chosen = rewards.reward[rewards.last] if kind == "last" else rewards.reward
+    return fit_constant_normalizer(chosen), record
+
+
+def plot(path: Path, rewards: SegmentRewards, normalizer: LocationNormalizer) -> None:
+    """Mean and std of the rewards by location, as measured and as fitted, to a PNG file."""
+    from matplotlib.figure import Figure
+
+    table = location_table(rewards.location, rewards.reward)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    line = np.geomspace(table.location.min(), 1, 200)
+    for axes, name in zip(figure.subplots(1, 2), ("mean", "std"), strict=True):
+        axes.scatter(table.location, getattr(table, name), s=8, alpha=0.5, label="measured")
+        axes.plot(line, getattr(normalizer, name)(line), color="C1", label="normaliser")
+        axes.set(xlabel="location p", ylabel=f"{name} of segment rewards", xscale="log")
+        axes.legend()
+    aside = path.with_name(f".{path.name}.tmp")
+    figure.savefig(aside, format="png", dpi=120)
+    aside.replace(path)
+
+
+def _scorer(recipe: Recipe, run: RunFolder) -> Scorer:
+    """The run's reward model with the reference that segments for it."""
+    segmented = recipe.segmentation.granularity == "segment"
+    return Scorer(
+        recipe.segmentation,
+        reference=load_causal_lm(recipe.model, trained=False) if segmented else None,
+        reward_model=load_scalar_model(
+            recipe.model, path=str(run.reward_model), fresh_head=False, trained=False
+        ),
+        dtype=compute_dtype(recipe.model),
+    )
+
+
+def _rows(table: LocationTable) -> list[tuple[float, ...]]:
+    return [tuple(float(value) for value in row) for row in zip(*table, strict=True)]
+
+
+def _show(observer: Observer, normalizer: LocationNormalizer, record: dict[str, Any]) -> None:
+    names = ("w_mean", "w_std", "b_mean", "b_std", "min_std")
+    rows = [[name, f"{getattr(normalizer, name):.4f}"] for name in names]
+    facts = ("kind", "r2_mean", "r2_std", "pairs", "segments")
+    rows += [[name, record[name]] for name in facts if name in record]
+    observer.table("normaliser", ["figure", "value"], rows)

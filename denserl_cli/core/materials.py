@@ -1,0 +1,156 @@
+"""What every stage begins with: the sandbox's files, the tokenizer's format, the encoded data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from denserl_cli.core import sandbox
+from denserl_cli.core.chat import ChatFormat
+from denserl_cli.core.data import (
+    EncodedPairRow,
+    Prompt,
+    Skipped,
+    encode_pairs,
+    encode_prompts,
+    read_pairs,
+    read_prompts,
+    skipped_report,
+    split_pairs,
+    split_prompts,
+    write_skipped,
+)
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.files import write_text
+from denserl_cli.core.policy import load_tokenizer
+from denserl_cli.core.recipe.schema import Recipe, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.tracking import Observer
+
+SPLIT_SEED = 42
+"""What is held out for evaluation does not depend on a recipe's seed (method §6)."""
+
+
+class PairData(NamedTuple):
+    """Encoded preference pairs for training and for evaluation."""
+
+    train: list[EncodedPairRow]
+    evaluation: list[EncodedPairRow]
+
+
+class PromptData(NamedTuple):
+    """Encoded prompts for training and for evaluation."""
+
+    train: list[Prompt]
+    evaluation: list[Prompt]
+
+
+def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
+    """The recipe with the sandbox's model and data filled in where it names none of its own.
+
+    Makes them in the run folder at first use. Raises DenserlError when the folder's sandbox was
+    made with other settings.
+    """
+    if recipe.sandbox is None:
+        return recipe
+    folder, settings = run.path / "sandbox", {"seed": recipe.seed, **asdict(recipe.sandbox)}
+    made = folder / "settings.json"
+    if made.exists() and json.loads(made.read_text(encoding="utf-8")) != settings:
+        raise DenserlError(
+            f"the sandbox in {folder} was made with other settings or another seed",
+            hint="name another folder with --out",
+        )
+    run.claim()
+    slots = sandbox.make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
+    if not made.exists():
+        write_text(made, json.dumps(settings) + "\n")
+    data = recipe.data
+    return replace(
+        recipe,
+        model=replace(recipe.model, path=recipe.model.path or str(slots.model)),
+        data=replace(
+            data,
+            preferences=data.preferences or (Source(str(slots.preferences)),),
+            prompts=data.prompts or (Source(str(slots.prompts)),),
+        ),
+    )
+
+
+def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
+    """The recipe's tokenizer and how it writes conversations."""
+    tokenizer = load_tokenizer(recipe.model)
+    chat = ChatFormat.of(
+        tokenizer,
+        terminator=recipe.chat.terminator,
+        stop_tokens=recipe.chat.stop_tokens,
+        template_arguments=recipe.chat.template_arguments,
+    )
+    return tokenizer, chat
+
+
+def load_pairs(
+    recipe: Recipe, chat: ChatFormat, run: RunFolder, stage: str, observer: Observer
+) -> PairData:
+    """Read, encode and split the recipe's preference pairs; report the rows that were skipped.
+
+    Without evaluation sources, a part of the pairs is held out.
+    """
+    data = recipe.data
+
+    def encoded(sources: Sequence[Source]) -> tuple[list[EncodedPairRow], list[Skipped]]:
+        found = read_pairs(sources, seed=recipe.seed, strict=data.strict, notice=observer.notice)
+        rows = encode_pairs(
+            chat,
+            found.pairs,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            strict=data.strict,
+            observer=observer,
+        )
+        if rows.truncated:
+            limit = data.max_length
+            observer.notice(f"{rows.truncated} pairs were cut to data.max_length {limit}")
+        return rows.rows, [*found.skipped, *rows.skipped]
+
+    rows, skipped = encoded(data.preferences)
+    if data.evaluation:
+        held, more = encoded(data.evaluation)
+        pairs, skipped = PairData(rows, held), [*skipped, *more]
+    else:
+        pairs = PairData(*split_pairs(rows, data.eval_pairs, SPLIT_SEED))
+    _report(skipped, run, stage, observer)
+    return pairs
+
+
+def load_prompts(
+    recipe: Recipe, chat: ChatFormat, run: RunFolder, stage: str, observer: Observer
+) -> PromptData:
+    """Read, encode and split the recipe's prompts; report the rows that were skipped."""
+    data = recipe.data
+    found = read_prompts(data.prompts, seed=recipe.seed, strict=data.strict)
+    limit = recipe.ppo.max_prompt_length
+    encoded = encode_prompts(chat, found.prompts, limit, strict=data.strict, observer=observer)
+    if encoded.truncated:
+        observer.notice(
+            f"{encoded.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
+        )
+    _report([*found.skipped, *encoded.skipped], run, stage, observer)
+    return PromptData(*split_prompts(encoded.prompts, data.eval_prompts, SPLIT_SEED))
+
+
+def _report(skipped: list[Skipped], run: RunFolder, stage: str, observer: Observer) -> None:
+    """Say how many rows were skipped and why; list every one of them in the run folder."""
+    if not skipped:
+        return
+    for line in skipped_report(skipped):
+        observer.notice(line)
+    file = run.path / f"skipped-{stage}.jsonl"
+    run.claim()
+    write_skipped(file, skipped)
+    observer.notice(f"all skipped rows are listed in {file}")

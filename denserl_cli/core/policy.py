@@ -1,0 +1,180 @@
+"""Causal language models as policy, reference and critic body: loading, and one forward pass.
+
+Everything works on hidden states; logits exist only inside the streamed likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.likelihood import logprob_and_entropy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from denserl_cli.core.data import SequenceBatch
+    from denserl_cli.core.recipe.schema import ModelConfig
+
+
+class ResponseScores(NamedTuple):
+    """logprobs: (R, T), of each response token, 0 where masked. entropy: (R, T) or None.
+
+    entropy[:, j] belongs to the distribution after response token j (method §1); it is 0 at each
+    row's last token, where nothing asks for it, and where masked.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+def device() -> torch.device:
+    """The device of this process."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def compute_dtype(model: ModelConfig) -> torch.dtype:
+    """The recipe's compute type; `auto` is bfloat16 where the hardware has it."""
+    if model.dtype == "auto":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def attention_kernel(model: ModelConfig) -> str:
+    """The attention kernel to ask transformers for."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if model.attention != "auto":
+        return model.attention
+    usable = is_flash_attn_2_available() and compute_dtype(model) is torch.bfloat16
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer."""
+    from transformers import AutoTokenizer
+
+    path = model.tokenizer or model.path
+    with readable_errors(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path, revision=model.revision)
+
+
+class readable_errors:  # noqa: N801 - used as a statement
+    """Turn what transformers raises for an absent or unusable model into one DenserlError."""
+
+    def __init__(self, path: str, what: str) -> None:
+        self.path, self.what = path, what
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (OSError, ValueError, KeyError, ImportError)):
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise DenserlError(
+                f"cannot load the {self.what} {self.path}: {first_line}",
+                hint="download it first and name the folder: --set model.path=FOLDER",
+            ) from error
+
+
+def load_causal_lm(model: ModelConfig, *, trained: bool, path: str | None = None) -> PreTrainedModel:
+    """Load a causal language model to this process's device.
+
+    trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
+    Raises DenserlError for a model that is absent, is not causal, or whose head does more than a
+    matrix product, which the streamed likelihood would get wrong.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    path = path or model.path
+    with readable_errors(path, "model"):
+        config = AutoConfig.from_pretrained(path, revision=model.revision)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+            raise ValueError(f"a {config.model_type} model is not a causal language model")
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=model.revision,
+            dtype=torch.float32 if trained else compute_dtype(model),
+            attn_implementation=attention_kernel(model),
+        )
+    prepare(loaded, model, trained=trained)
+    refuse_unusual_head(loaded, path)
+    return loaded
+
+
+def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
+    """Move to the device; freeze, or switch gradient checkpointing on."""
+    loaded.to(device())
+    loaded.requires_grad_(trained)
+    loaded.train(trained)
+    if trained and model.gradient_checkpointing:
+        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@torch.no_grad()
+def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
+    """Raise DenserlError unless the model's logits are `hidden @ W.T` and nothing else."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = torch.arange(8, device=model.device).remainder(vocabulary)[None]
+    training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    plain = hidden.float() @ model.get_output_embeddings().weight.float().T
+    model.train(training)
+    tolerance = 0.05 if model.dtype == torch.bfloat16 else 1e-3
+    capped = getattr(model.config, "final_logit_softcapping", None)
+    if capped or (logits - plain).abs().max() > tolerance * plain.abs().max():
+        raise DenserlError(
+            f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
+            hint="denserl supports heads that are a plain matrix product",
+        )
+
+
+def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
+    """Last hidden states of a batch: (R, S, H)."""
+    body = model.base_model if hasattr(model, "base_model") else model
+    return body(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def response_logprobs(
+    model: PreTrainedModel,
+    batch: SequenceBatch,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = True,
+) -> ResponseScores:
+    """Log-probabilities of the response tokens, and entropies, in one pass (method §1).
+
+    The token in column j is predicted at the position before it, where the entropy that belongs to
+    column j-1 is found as well: both come from the same row of the head's product. Log-probabilities
+    are those of the tempered distribution, entropies always those at temperature 1.
+    """
+    start, mask = batch.prompt_width, batch.response_mask[:, batch.prompt_width :]
+    states = hidden_states(model, batch)[:, start - 1 : -1][mask]
+    targets = batch.input_ids[:, start:][mask]
+    weight = model.get_output_embeddings().weight
+    both = with_entropy and temperature == 1.0
+    logprob, entropy = logprob_and_entropy(
+        states, weight, targets, temperature=temperature, with_entropy=both
+    )
+    if with_entropy and not both:
+        _, entropy = logprob_and_entropy(states, weight, targets)
+    logprobs = logprob.new_zeros(mask.shape).masked_scatter(mask, logprob)
+    if not with_entropy:
+        return ResponseScores(logprobs, None)
+    before = logprob.new_zeros(mask.shape).masked_scatter(mask, entropy)
+    after = torch.cat([before[:, 1:], before.new_zeros(len(before), 1)], dim=1)
+    return ResponseScores(logprobs, after)

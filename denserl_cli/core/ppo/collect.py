@@ -1,0 +1,134 @@
+"""One rollout: sample responses, then measure everything the update needs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denserl_cli.core.data import collate_sequences, micro_batches
+from denserl_cli.core.engine import autocast
+from denserl_cli.core.policy import response_logprobs
+from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise, sample
+from denserl_cli.core.reward_model import token_values
+
+if TYPE_CHECKING:
+    from denserl_cli.core.scoring import Scorer
+
+
+class Collector:
+    """Makes rollouts with a policy, a critic and the frozen pair of reference and reward model."""
+
+    def __init__(
+        self,
+        *,
+        policy: Any,
+        critic: Any,
+        scorer: Scorer,
+        sampling: Sampling,
+        micro_batch_size: int,
+        pad_id: int,
+        dtype: torch.dtype,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.policy, self.critic, self.scorer = policy, critic, scorer
+        self.sampling, self.micro_batch_size = sampling, micro_batch_size
+        self.pad_id, self.dtype, self.progress = pad_id, dtype, progress
+        self.device = policy.device
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[np.ndarray], keys: Sequence[Sequence[int]]
+    ) -> Rollout:
+        """Sample one response for each prompt and score all of them.
+
+        keys: the name of each response, from which its randomness comes (see `noise`).
+        """
+        with evaluating(self.policy, self.critic):
+            responses = self.sample(prompts, keys)
+            return self.score(prompts, responses)
+
+    def sample(
+        self, prompts: Sequence[np.ndarray], keys: Sequence[Sequence[int]]
+    ) -> list[Response]:
+        """Responses in the order of the prompts, drawn in batches of similar prompt length."""
+        uniform = noise(keys, self.sampling.max_new_tokens)
+        responses: list[Response | None] = [None] * len(prompts)
+        for part in self.parts([len(prompt) for prompt in prompts]):
+            with autocast(self.device, self.dtype):
+                drawn = sample(
+                    self.policy,
+                    [prompts[i] for i in part],
+                    self.sampling,
+                    uniform[torch.from_numpy(part)],
+                    self.pad_id,
+                )
+            for i, response in zip(part, drawn, strict=True):
+                responses[i] = response
+            self.progress(len(part))
+        return [response for response in responses if response is not None]
+
+    def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
+        """One pass of each model over the responses, in batches of similar length."""
+        shape = (len(responses), max(len(response.ids) for response in responses))
+        columns = {
+            name: torch.zeros(shape, device=self.device)
+            for name in ("logprobs", "reference_logprobs", "entropy", "values", "token_values")
+        }
+        mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
+        terminated = torch.tensor([r.terminated for r in responses], device=self.device)
+        lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
+        for part in self.parts(lengths):
+            batch = collate_sequences(
+                [prompts[i] for i in part], [responses[i].ids for i in part], self.pad_id, self.device
+            )
+            rows = torch.from_numpy(part).to(self.device)
+            temperature = self.sampling.temperature
+            scored = self.scorer(batch, terminated[rows], temperature=temperature)
+            with autocast(self.device, self.dtype):
+                policy = response_logprobs(
+                    self.policy, batch, temperature=temperature, with_entropy=False
+                )
+                values = token_values(self.critic, batch, before=True)
+            window = batch.response_mask[:, batch.prompt_width :]
+            measured: dict[str, Tensor | None] = {
+                "logprobs": policy.logprobs,
+                "reference_logprobs": scored.reference_logprobs,
+                "entropy": scored.entropy,
+                "values": values,
+                "token_values": scored.token_values,
+            }
+            for name, part_values in measured.items():
+                if part_values is not None:
+                    columns[name][rows, : window.shape[1]] = part_values
+            mask[rows, : window.shape[1]] = window
+            ends[rows, : window.shape[1]] = scored.ends
+        return Rollout(
+            prompts=list(prompts),
+            responses=[response.ids for response in responses],
+            terminated=terminated,
+            response_mask=mask,
+            ends=ends,
+            **columns,
+        )
+
+    def parts(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Row numbers in micro-batches of similar length."""
+        return micro_batches(np.array(lengths), np.arange(len(lengths)), self.micro_batch_size)
+
+
+@contextmanager
+def evaluating(*models: Any) -> Iterator[None]:
+    """Put models into evaluation mode for the while; checkpointing would switch the cache off."""
+    before = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in zip(models, before, strict=True):
+            model.train(training)

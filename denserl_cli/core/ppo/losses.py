@@ -1,0 +1,91 @@
+"""The clipped losses of PPO (Schulman et al. 2017; method §5)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.errors import DenserlError
+
+Reduce = Literal["sequence", "token"]
+
+
+class LossOutput(NamedTuple):
+    """A scalar loss, and detached 0-d tensors that tell how the update goes."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+def masked_mean(values: Tensor, mask: Tensor, reduce: Reduce) -> Tensor:
+    """Mean over the tokens that count; 0, with gradient 0, where none does.
+
+    values: (B, T). mask: (B, T) bool. reduce: `sequence` takes each row's mean and then the mean of
+    the rows that are not empty, `token` the mean of all tokens. Returns a scalar. Raises
+    DenserlError for an unknown reduce.
+    """
+    values = values.masked_fill(~mask, 0)
+    if reduce == "token":
+        return values.sum() / mask.sum().clamp(min=1)
+    if reduce != "sequence":
+        raise DenserlError(f"unknown reduce {reduce!r}", hint="use sequence or token")
+    row_means = values.sum(1) / mask.sum(1).clamp(min=1)
+    return row_means.sum() / mask.any(1).sum().clamp(min=1)
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    clip: float,
+    reduce: Reduce = "sequence",
+) -> LossOutput:
+    """PPO's pessimistic surrogate -min(r A, clamp(r, 1 ± clip) A), r = π / π_old.
+
+    All tensors (B, T), nats, response_mask bool. Metrics over all tokens: clip_fraction (share with
+    |r - 1| > clip), approx_kl (KL of the old policy to the new: mean of r - 1 - log r, never
+    negative), ratio_max.
+    """
+    # Masked columns may hold anything: emptied first, they cannot put inf * 0 into the gradient.
+    log_ratio = (logprobs - old_logprobs).masked_fill(~response_mask, 0)
+    advantages = advantages.masked_fill(~response_mask, 0)
+    ratio = log_ratio.exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    with torch.no_grad():
+        clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
+        metrics = {
+            "clip_fraction": masked_mean(clipped, response_mask, "token"),
+            "approx_kl": masked_mean(ratio - 1 - log_ratio, response_mask, "token"),
+            "ratio_max": ratio.max(),
+        }
+    return LossOutput(-masked_mean(surrogate, response_mask, reduce), metrics)
+
+
+def clipped_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    response_mask: Tensor,
+    *,
+    clip: float,
+    reduce: Reduce = "sequence",
+) -> LossOutput:
+    """Half the larger squared error of the value and of the value kept within old ± clip.
+
+    All tensors (B, T), response_mask bool. Metric: clip_fraction (share of tokens whose value moved
+    by more than `clip`).
+    """
+    values = values.masked_fill(~response_mask, 0)
+    old_values = old_values.masked_fill(~response_mask, 0)
+    returns = returns.masked_fill(~response_mask, 0)
+    move = values - old_values
+    kept_near = old_values + move.clamp(-clip, clip)
+    error = torch.maximum((values - returns).square(), (kept_near - returns).square())
+    with torch.no_grad():
+        clipped = (move.abs() > clip).to(values.dtype)
+        metrics = {"clip_fraction": masked_mean(clipped, response_mask, "token")}
+    return LossOutput(0.5 * masked_mean(error, response_mask, reduce), metrics)

@@ -1,0 +1,56 @@
+"""Which prompts each iteration sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from denserl_cli.core.data import Prompt
+
+Judge = Callable[[str, str], float]
+"""The task's true reward of (prompt text, response text), where the task knows it."""
+
+EVALUATION = 2**31
+"""Stands where a training iteration's number would in the noise key of evaluation samples."""
+
+
+class PromptBatch(NamedTuple):
+    """Prompts of one rollout, repeated for each sample, and the noise key of each response."""
+
+    prompts: list[Prompt]
+    keys: list[tuple[int, ...]]
+
+    @property
+    def ids(self) -> list[np.ndarray]:
+        """Token ids of each prompt."""
+        return [prompt.ids for prompt in self.prompts]
+
+
+class PromptPlan:
+    """The order of the prompts: shuffled anew in each pass, full batches only."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], batches: Sequence[np.ndarray], *, samples: int, seed: int
+    ) -> None:
+        self.prompts, self.batches = prompts, batches
+        self.samples, self.seed = samples, seed
+
+    @property
+    def iterations(self) -> int:
+        """Number of rollout batches."""
+        return len(self.batches)
+
+    def batch(self, iteration: int) -> PromptBatch:
+        """The prompts of iteration 1, 2, …"""
+        chosen = [(row, n) for row in self.batches[iteration - 1] for n in range(self.samples)]
+        return PromptBatch(
+            [self.prompts[row] for row, _ in chosen],
+            [(self.seed, iteration, int(row), n) for row, n in chosen],
+        )
+
+
+def evaluation_batch(prompts: Sequence[Prompt], seed: int) -> PromptBatch:
+    """One sample for each evaluation prompt, with the same noise at every evaluation."""
+    return PromptBatch(list(prompts), [(seed, EVALUATION, row) for row in range(len(prompts))])

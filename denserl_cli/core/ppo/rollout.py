@@ -1,0 +1,138 @@
+"""Sampling from the policy, and what a rollout holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Sampling(NamedTuple):
+    """How responses are drawn. `stop_ids` end a response and belong to it."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+class Response(NamedTuple):
+    """ids: the sampled tokens, terminator included. terminated: whether it ended by itself."""
+
+    ids: np.ndarray
+    terminated: bool
+
+
+class Rollout(NamedTuple):
+    """Responses and everything that was measured on them, for one iteration.
+
+    prompts, responses: id arrays of the R rows. All tensors are (R, T), zero where masked, T the
+    longest response: response_mask; logprobs of the policy that sampled; reference_logprobs;
+    entropy of the reference after each token; values of the critic in the state before each token;
+    token_values of the reward model at each token; ends of the segments. terminated: (R,).
+    """
+
+    prompts: list[np.ndarray]
+    responses: list[np.ndarray]
+    terminated: Tensor
+    response_mask: Tensor
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+    token_values: Tensor
+    ends: Tensor
+
+
+def noise(keys: Sequence[Sequence[int]], tokens: int) -> Tensor:
+    """Uniform numbers for sampling: (R, tokens), float64, one row a key.
+
+    A key such as (seed, iteration, prompt, sample) names its response alone, so neither the batch
+    nor the rank in which a response is drawn changes it (method §5).
+    """
+    rows = [np.random.default_rng(list(key)).random(tokens) for key in keys]
+    return torch.from_numpy(np.stack(rows))
+
+
+def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution.
+
+    logits: (R, V). uniform: (R,) in [0, 1). Returns (R,) ids.
+    """
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(beyond, 0))
+    cumulative = probabilities.double().cumsum(-1)
+    # kept a hair below the total, so that rounding never lands on a token of probability 0
+    target = uniform.to(cumulative)[:, None] * (cumulative[:, -1:] * (1 - 1e-12))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+@torch.no_grad()
+def sample(
+    policy: Any, prompts: Sequence[np.ndarray], sampling: Sampling, uniform: Tensor, pad_id: int
+) -> list[Response]:
+    """Sample one response for each prompt; rows that have ended leave the batch.
+
+    uniform: (R, max_new_tokens), the randomness of each row (see `noise`).
+    """
+    from transformers import DynamicCache
+
+    device = policy.device
+    ids, mask = _left_padded(prompts, pad_id, device)
+    uniform = uniform.to(device)
+    stops = torch.tensor(sampling.stop_ids, device=device)
+    rows = torch.arange(len(prompts), device=device)
+    tokens = torch.full((len(prompts), sampling.max_new_tokens), pad_id, device=device)
+    lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
+    cache, positions = DynamicCache(config=policy.config), mask.long().cumsum(-1) - 1
+    positions = positions.clamp(min=0)
+    for step in range(sampling.max_new_tokens):
+        logits = policy(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        token = draw(
+            logits, uniform[rows, step], temperature=sampling.temperature, top_p=sampling.top_p
+        )
+        tokens[rows, step] = token
+        ended = torch.isin(token, stops)
+        lengths[rows[ended]] = step + 1
+        going = ~ended
+        if not going.all():
+            rows, token, mask = rows[going], token[going], mask[going]
+            positions = positions[going]
+            if not len(rows):
+                break
+            cache.batch_select_indices(going.nonzero()[:, 0])
+        ids = token[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    unfinished = set(rows.tolist())
+    return [
+        Response(row[:length].astype(np.int32), place not in unfinished)
+        for place, (row, length) in enumerate(
+            zip(tokens.cpu().numpy(), lengths.tolist(), strict=True)
+        )
+    ]
+
+
+def _left_padded(
+    prompts: Sequence[np.ndarray], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
+        mask[row, width - len(prompt) :] = True
+    return ids.to(device), mask.to(device)

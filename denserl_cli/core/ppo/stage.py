@@ -1,0 +1,145 @@
+"""train-ppo as a command runs it: load what the recipe names, train, leave the policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from denserl_cli.core import sandbox
+from denserl_cli.core.chat import ChatFormat
+from denserl_cli.core.data import Prompt, global_batches
+from denserl_cli.core.engine import TorchEngine, seed_everything
+from denserl_cli.core.files import replaced_folder
+from denserl_cli.core.fitting import load_normalizer
+from denserl_cli.core.materials import load_chat, load_prompts, with_sandbox
+from denserl_cli.core.policy import compute_dtype, load_causal_lm
+from denserl_cli.core.ppo.collect import Collector
+from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
+from denserl_cli.core.ppo.rollout import Sampling
+from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
+from denserl_cli.core.ppo.update import Updater
+from denserl_cli.core.reward_model import RewardRecord, load_scalar_model
+from denserl_cli.core.scoring import Scorer
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.run import Mode, RunFolder
+    from denserl_cli.core.tracking import Observer
+
+
+def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Train the policy of a recipe on its reward model and leave it in the run folder."""
+    RewardRecord.load(run.reward_model).check(recipe, run.reward_model)
+    normalizer = load_normalizer(recipe, run)
+    asked, recipe = recipe, with_sandbox(recipe, run, observer)
+    tokenizer, chat = load_chat(recipe)
+    prompts = load_prompts(recipe, chat, run, STAGE, observer)
+    plan = _plan(recipe, prompts.train)
+    seed_everything(recipe.seed)
+    collect, update = _models(recipe, run, chat, plan)
+    policy = update.actor.model
+    policy.generation_config.eos_token_id = list(chat.stop_ids)
+    trainer = PPOTrainer(
+        recipe,
+        run,
+        observer,
+        plan=plan,
+        evaluation=evaluation_batch(prompts.evaluation, recipe.seed),
+        update=update,
+        collect=collect,
+        normalizer=normalizer,
+        tokenizer=tokenizer,
+        judge=_judge(asked),
+        save_policy=partial(_save, policy, tokenizer, run),
+    )
+    checkpoint = run.started(STAGE, mode, observer)
+    if checkpoint is not None:
+        trainer.restore(checkpoint.state)
+        observer.notice(f"resuming after iteration {checkpoint.step} of {plan.iterations}")
+    trainer.train(start=checkpoint.step if checkpoint else 0)
+    _save(policy, tokenizer, run, "policy")
+    summary = trainer.summary()
+    run.finished(STAGE, summary)
+    rows = [[k, v["start"], v["end"]] for k, v in summary.items() if isinstance(v, dict)]
+    observer.table("policy", ["figure", "start", "end"], rows)
+
+
+def _plan(recipe: Recipe, prompts: list[Prompt]) -> PromptPlan:
+    """The prompts of every iteration."""
+    ppo = recipe.ppo
+    passes = ppo.passes
+    if ppo.iterations is not None:
+        passes = ppo.iterations * ppo.rollout_batch_size / max(1, len(prompts))
+    batches = global_batches(
+        len(prompts),
+        ppo.rollout_batch_size,
+        epochs=passes,
+        seed=recipe.seed,
+        field="ppo.rollout_batch_size",
+    )
+    return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
+
+
+def _models(
+    recipe: Recipe, run: RunFolder, chat: ChatFormat, plan: PromptPlan
+) -> tuple[Collector, Updater]:
+    """Policy and critic with their engines; the frozen reference and reward model."""
+    ppo, dtype = recipe.ppo, compute_dtype(recipe.model)
+    reward_model = str(run.reward_model)
+    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
+    steps = ppo.epochs * responses // ppo.train_batch_size
+    actor = TorchEngine(
+        load_causal_lm(recipe.model, trained=True),
+        learning_rate=ppo.actor_learning_rate,
+        settings=recipe.optimizer,
+        total_steps=max(1, (plan.iterations - ppo.critic_warmup) * steps),
+        compute_dtype=dtype,
+    )
+    from_reward = ppo.critic_init == "reward_model"
+    critic = TorchEngine(
+        load_scalar_model(
+            recipe.model,
+            path=reward_model if from_reward else None,
+            fresh_head=not from_reward,
+            trained=True,
+        ),
+        learning_rate=ppo.critic_learning_rate,
+        settings=recipe.optimizer,
+        total_steps=plan.iterations * steps,
+        compute_dtype=dtype,
+    )
+    scorer = Scorer(
+        recipe.segmentation,
+        reference=load_causal_lm(recipe.model, trained=False),
+        reward_model=load_scalar_model(
+            recipe.model, path=reward_model, fresh_head=False, trained=False
+        ),
+        dtype=dtype,
+    )
+    collect = Collector(
+        policy=actor.model,
+        critic=critic.model,
+        scorer=scorer,
+        sampling=Sampling(ppo.max_new_tokens, chat.stop_ids, ppo.temperature, ppo.top_p),
+        micro_batch_size=ppo.rollout_micro_batch_size,
+        pad_id=chat.pad_id,
+        dtype=dtype,
+    )
+    update = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
+    return collect, update
+
+
+def _judge(recipe: Recipe) -> Judge | None:
+    """The true reward of the sandbox, unless other prompts are asked for."""
+    if recipe.sandbox is None or recipe.data.prompts:
+        return None
+    return sandbox.Task(recipe.sandbox, recipe.seed).true_reward
+
+
+def _save(policy: Any, tokenizer: Any, run: RunFolder, name: str) -> None:
+    with replaced_folder(run.path / name) as folder:
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

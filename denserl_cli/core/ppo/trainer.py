@@ -1,0 +1,281 @@
+"""train-ppo: PPO with dense rewards (method §5). `PPOTrainer.train` is the algorithm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.engine import NonFiniteError, random_state, restore_random_state
+from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
+from denserl_cli.core.ppo.figures import explained_variance, rollout_figures, samples
+from denserl_cli.core.ppo.rewards import (
+    AdaptiveKL,
+    penalize_kl,
+    replace_penalized,
+    spread_rewards,
+)
+from denserl_cli.core.ppo.update import Updater
+from denserl_cli.core.stopping import stop_requested
+
+if TYPE_CHECKING:
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.collect import Collector
+    from denserl_cli.core.ppo.prompts import Judge, PromptBatch, PromptPlan
+    from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.tracking import Observer
+
+STAGE = "train-ppo"
+HEADLINE = ("true_reward", "rm_score", "kl", "response_length", "segments_per_response")
+"""The figures beside the progress bar; metrics.jsonl has them all."""
+
+
+class PPOTrainer:
+    """Holds policy, critic and what scores them; one call of `train` is one run of PPO."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        observer: Observer,
+        *,
+        plan: PromptPlan,
+        evaluation: PromptBatch,
+        update: Updater,
+        collect: Collector,
+        normalizer: LocationNormalizer | None,
+        tokenizer: Any,
+        judge: Judge | None,
+        save_policy: Callable[[str], None],
+    ) -> None:
+        self.settings, self.recipe = recipe.ppo, recipe
+        self.run, self.observer = run, observer
+        self.plan, self.evaluation = plan, evaluation
+        self.update, self.collect = update, collect
+        self.normalizer, self.tokenizer, self.judge = normalizer, tokenizer, judge
+        self.save_policy = save_policy
+        self.kl = AdaptiveKL(
+            recipe.ppo.kl_coef, target=recipe.ppo.kl_target, horizon=recipe.ppo.kl_horizon
+        )
+        self.best: float | None = None
+        self.start_segments: float | None = None
+        self.warned = False
+
+    def train(self, start: int) -> None:
+        """Run the iterations after `start`, as many as are planned or the KL limit allows."""
+        settings = self.settings
+        self.observer.begin("train the policy", total=self.plan.iterations, done=start)
+        if start == 0:
+            self.record(0, self.evaluate())
+        with stop_requested() as stopping:
+            for iteration in range(start + 1, self.plan.iterations + 1):
+                began = time.perf_counter()
+                prompts = self.plan.batch(iteration)
+                rollout = self.roll_out(iteration, prompts, stopping)
+                earned = self.dense_rewards(iteration, rollout)
+                rewards = penalize_kl(
+                    earned,
+                    rollout.logprobs,
+                    rollout.reference_logprobs,
+                    rollout.response_mask,
+                    self.kl.coef,
+                )
+                advantages, returns = generalized_advantages(
+                    rewards,
+                    rollout.values,
+                    rollout.response_mask,
+                    gamma=settings.gamma,
+                    lam=settings.lam,
+                )
+                stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
+                stats |= self.describe(prompts, rollout, earned, returns)
+                stats["seconds"] = time.perf_counter() - began
+                if self.conclude(iteration, stats, stopping()):
+                    break
+        self.observer.end()
+
+    def roll_out(
+        self, iteration: int, prompts: PromptBatch, stopping: Callable[[], bool]
+    ) -> Rollout:
+        """Collect a rollout; on Ctrl-C, checkpoint the iteration before and leave."""
+
+        def leave_if_asked(_: int) -> None:
+            if stopping():
+                raise self.interrupted(iteration - 1)
+
+        return self.collect(prompts.ids, prompts.keys, progress=leave_if_asked)
+
+    def dense_rewards(self, iteration: int, rollout: Rollout) -> Tensor:
+        """Each token's reward before the KL penalty: (R, T) (method §5)."""
+        settings = self.settings
+        rewards = spread_rewards(
+            rollout.token_values,
+            rollout.ends,
+            rollout.response_mask,
+            normalizer=self.normalizer,
+            interpolation=settings.interpolation or "even",
+            segment_total=settings.segment_total,
+            length_normalize=settings.length_normalize,
+            clip=settings.reward_clip,
+        )
+        rewards = replace_penalized(
+            rewards,
+            rollout.response_mask,
+            rollout.terminated,
+            missing_eos_penalty=settings.missing_eos_penalty,
+            max_response_tokens=settings.max_response_tokens,
+            overlong_penalty=settings.overlong_penalty,
+            last_token_only=self.recipe.segmentation.granularity == "bandit",
+        )
+        if not torch.isfinite(rewards).all():
+            raise self.run.nonfinite(STAGE, iteration, "a reward is not finite", _kept(rollout))
+        return rewards
+
+    def learn(
+        self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
+    ) -> dict[str, float]:
+        """Update policy and critic; a NaN stops the run with the rollout kept."""
+        advantages = whiten(advantages, rollout.response_mask)
+        try:
+            return self.update(iteration, rollout, advantages, returns)
+        except NonFiniteError as error:
+            raise self.run.nonfinite(STAGE, iteration, str(error), _kept(rollout)) from error
+
+    def describe(
+        self, prompts: PromptBatch, rollout: Rollout, earned: Tensor, returns: Tensor
+    ) -> dict[str, Any]:
+        """The figures of a rollout, and its first samples."""
+        mask = rollout.response_mask
+        figures = rollout_figures(rollout) | {
+            "dense_reward": earned.sum(1).mean(),
+            "explained_variance": explained_variance(rollout.values, returns, mask),
+        }
+        stats = _numbers(figures) | self.true_reward(prompts, rollout)
+        texts = [prompt.messages[-1]["content"] for prompt in prompts.prompts]
+        shown = samples(rollout, earned, self.tokenizer, texts, self.recipe.run.log_samples)
+        return stats | {"responses": len(rollout.responses), "samples": shown}
+
+    def true_reward(self, prompts: PromptBatch, rollout: Rollout) -> dict[str, float]:
+        """The task's own reward, where it knows one."""
+        if self.judge is None:
+            return {}
+        texts = self.tokenizer.batch_decode(rollout.responses, skip_special_tokens=True)
+        pairs = zip(prompts.prompts, texts, strict=True)
+        rewards = [self.judge(prompt.messages[-1]["content"], text) for prompt, text in pairs]
+        return {"true_reward": sum(rewards) / len(rewards)}
+
+    def evaluate(self) -> dict[str, float]:
+        """The rollout figures on the held-out prompts, under the same noise each time."""
+        if not self.evaluation.prompts:
+            return {}
+        rollout = self.collect(self.evaluation.ids, self.evaluation.keys)
+        stats = _numbers(rollout_figures(rollout)) | self.true_reward(self.evaluation, rollout)
+        return {f"eval_{name}": value for name, value in stats.items()}
+
+    def conclude(self, iteration: int, stats: dict[str, Any], stop: bool) -> bool:
+        """Evaluate, record, keep the best, checkpoint; tells whether training is over."""
+        settings, total = self.settings, self.plan.iterations
+        beyond = settings.kl_limit is not None and stats["kl"] > settings.kl_limit
+        last = iteration == total or beyond
+        if iteration % settings.eval_every == 0 or last:
+            stats |= self.evaluate()
+            self.keep_best(stats.get("eval_rm_score", stats["rm_score"]))
+        stats["kl_coef"] = self.kl.coef
+        self.kl.update(stats["kl_per_token"], stats["responses"])
+        self.record(iteration, stats)
+        self.watch_segments(stats["segments_per_response"])
+        if iteration % settings.save_every == 0 or last:
+            self.save(iteration)
+        if beyond:
+            self.observer.notice(
+                f"stopped after iteration {iteration}: KL {stats['kl']:.1f} nats a response is "
+                f"beyond ppo.kl_limit {settings.kl_limit}"
+            )
+        if stop and not last:
+            raise self.interrupted(iteration)
+        return last
+
+    def record(self, iteration: int, stats: dict[str, Any]) -> None:
+        """Figures to metrics.jsonl and to the observer, samples to samples.jsonl."""
+        shown = stats.pop("samples", [])
+        self.run.log(STAGE, iteration, **stats)
+        for sample in shown:
+            self.run.log(STAGE, iteration, file="samples.jsonl", **sample)
+        headline = {name: stats[name] for name in HEADLINE if name in stats}
+        self.observer.advance(1 if iteration else 0, **headline)
+
+    def watch_segments(self, segments: float) -> None:
+        """Say so, once, when the policy earns by making more segments (method §8)."""
+        if self.start_segments is None:
+            self.start_segments = segments
+        elif not self.warned and segments > 1.5 * self.start_segments:
+            self.warned = True
+            self.observer.notice(
+                f"segments per response rose from {self.start_segments:.1f} to {segments:.1f}: "
+                "the policy may be paid for surprising text; try ppo.segment_total=mean or a "
+                "higher ppo.kl_coef"
+            )
+
+    def keep_best(self, score: float) -> None:
+        """Keep the policy with the highest reward on the held-out prompts."""
+        if self.best is None or score > self.best:
+            self.best = score
+            self.save_policy("policy_best")
+
+    def summary(self) -> dict[str, Any]:
+        """What the finished stage reports: the evaluations before and after training."""
+        lines = self.run.metrics(STAGE)
+        first, last = lines[0], lines[-1]
+        names = [name for name in last if name in first and name.startswith("eval_")]
+        evaluated = {name: {"start": first[name], "end": last[name]} for name in names}
+        return {"iterations": last["step"], **evaluated}
+
+    def interrupted(self, iteration: int) -> Interrupted:
+        """Checkpoint the state after `iteration`; returns the error that ends the command."""
+        self.save(iteration)
+        return Interrupted(
+            f"stopped after iteration {iteration} of {self.plan.iterations}; "
+            f"the state is in {self.run.path}",
+            hint="go on with --resume",
+        )
+
+    def save(self, iteration: int) -> None:
+        """Write everything that resuming needs; prompts and noise follow from the iteration."""
+        state = {
+            "actor": self.update.actor.state(),
+            "critic": self.update.critic.state(),
+            "random": random_state(),
+            "kl_coef": self.kl.coef,
+            "best": self.best,
+            "start_segments": self.start_segments,
+            "warned": self.warned,
+        }
+        self.run.save_checkpoint(STAGE, iteration, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `save` wrote."""
+        self.update.actor.restore(state["actor"])
+        self.update.critic.restore(state["critic"])
+        restore_random_state(state["random"])
+        self.kl.coef = state["kl_coef"]
+        self.best, self.start_segments = state["best"], state["start_segments"]
+        self.warned = state["warned"]
+
+
+def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
+    """One transfer for all figures."""
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+
+
+def _kept(rollout: Rollout) -> dict[str, Any]:
+    """A rollout in a form that torch.save keeps for inspection."""
+    kept = rollout._asdict()
+    for name in ("prompts", "responses"):
+        kept[name] = [torch.from_numpy(ids) for ids in kept[name]]
+    return kept

@@ -1,0 +1,146 @@
+"""The clipped updates of policy and critic over one rollout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denserl_cli.core.data import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.policy import response_logprobs
+from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
+from denserl_cli.core.reward_model import token_values
+
+if TYPE_CHECKING:
+    from denserl_cli.core.engine import TorchEngine
+    from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import PPOConfig
+
+
+class Updater:
+    """Trains actor and critic on rollouts in train batches, each split by length."""
+
+    def __init__(
+        self,
+        settings: PPOConfig,
+        *,
+        actor: TorchEngine,
+        critic: TorchEngine,
+        pad_id: int,
+        seed: int,
+    ) -> None:
+        self.settings, self.actor, self.critic = settings, actor, critic
+        self.pad_id, self.seed = pad_id, seed
+
+    def __call__(
+        self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
+    ) -> dict[str, float]:
+        """Take every optimizer step of one iteration; returns mean figures of the steps.
+
+        advantages, returns: (R, T). Raises NonFiniteError, with the weights of the last good step.
+        """
+        settings = self.settings
+        rates = {
+            "policy_learning_rate": self.actor.learning_rate,
+            "critic_learning_rate": self.critic.learning_rate,
+        }
+        policy_learns = iteration > settings.critic_warmup
+        steps = []
+        for epoch in range(settings.epochs):
+            rng = np.random.default_rng([self.seed, iteration, epoch])
+            order = rng.permutation(len(rollout.responses))
+            for rows in np.split(order, len(order) // settings.train_batch_size):
+                steps.append(self.step(rollout, advantages, returns, rows, policy_learns))
+        means = {name: torch.stack([s[name] for s in steps]).mean() for name in steps[0]}
+        return rates | dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+
+    def step(
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        returns: Tensor,
+        rows: np.ndarray,
+        policy_learns: bool,
+    ) -> dict[str, Tensor]:
+        """One optimizer step on the train batch `rows`; micro-batches weigh by their share."""
+        total: dict[str, Tensor] = {}
+        for part in self.parts(rollout, rows):
+            batch = self.collate(rollout, part)
+            share = self.share(rollout, part, rows)
+            outputs = {"value": self.value_loss(batch, rollout, returns, part)}
+            self.critic.backward(outputs["value"].loss * share)
+            if policy_learns:
+                outputs["policy"] = self.policy_loss(batch, rollout, advantages, part)
+                self.actor.backward(outputs["policy"].loss * share)
+            for name, output in outputs.items():
+                figures = {"loss": output.loss.detach(), **output.metrics}
+                for figure, value in figures.items():
+                    key = f"{name}_{figure}"
+                    total[key] = total.get(key, torch.zeros_like(value)) + value * share
+        total["critic_gradient_norm"] = self.critic.step()
+        if policy_learns:
+            total["policy_gradient_norm"] = self.actor.step()
+        return total
+
+    def policy_loss(
+        self, batch: SequenceBatch, rollout: Rollout, advantages: Tensor, part: np.ndarray
+    ) -> LossOutput:
+        """The clipped surrogate of one micro-batch."""
+        with self.actor.autocast():
+            logprobs = response_logprobs(
+                self.actor.model,
+                batch,
+                temperature=self.settings.temperature,
+                with_entropy=False,
+            ).logprobs
+        return clipped_policy_loss(
+            logprobs,
+            _window(rollout.logprobs, part, logprobs),
+            _window(advantages, part, logprobs),
+            _window(rollout.response_mask, part, logprobs),
+            clip=self.settings.policy_clip,
+            reduce=self.settings.loss_reduce,
+        )
+
+    def value_loss(
+        self, batch: SequenceBatch, rollout: Rollout, returns: Tensor, part: np.ndarray
+    ) -> LossOutput:
+        """The clipped value loss of one micro-batch."""
+        with self.critic.autocast():
+            values = token_values(self.critic.model, batch, before=True)
+        return clipped_value_loss(
+            values,
+            _window(rollout.values, part, values),
+            _window(returns, part, values),
+            _window(rollout.response_mask, part, values),
+            clip=self.settings.value_clip,
+            reduce=self.settings.loss_reduce,
+        )
+
+    def collate(self, rollout: Rollout, part: np.ndarray) -> SequenceBatch:
+        """The prompts and responses of some rows as one batch."""
+        return collate_sequences(
+            [rollout.prompts[i] for i in part],
+            [rollout.responses[i] for i in part],
+            self.pad_id,
+            rollout.response_mask.device,
+        )
+
+    def parts(self, rollout: Rollout, rows: np.ndarray) -> list[np.ndarray]:
+        """A train batch in micro-batches of similar length."""
+        lengths = [len(rollout.prompts[i]) + len(rollout.responses[i]) for i in rows]
+        return micro_batches(np.array(lengths), rows, self.settings.micro_batch_size)
+
+    def share(self, rollout: Rollout, part: np.ndarray, rows: np.ndarray) -> float:
+        """The weight of a micro-batch's mean loss in its train batch's mean loss."""
+        if self.settings.loss_reduce == "sequence":
+            return len(part) / len(rows)
+        tokens = [len(response) for response in rollout.responses]
+        return sum(tokens[i] for i in part) / sum(tokens[i] for i in rows)
+
+
+def _window(values: Tensor, part: np.ndarray, like: Tensor) -> Tensor:
+    """The rows `part` of a rollout's (R, T) tensor, cut to the width of `like`."""
+    return values[torch.from_numpy(part).to(values.device), : like.shape[1]]

@@ -1,0 +1,196 @@
+"""Values and combinations of a well-typed recipe that make no sense."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from denserl_cli.core.recipe.schema import Recipe, Source
+
+
+def _keys(block: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{block}.{name}" for name in names.split())
+
+
+_POSITIVE = (
+    *_keys("sandbox", "phrases phrase_length response_phrases pairs label_temperature"),
+    *_keys("sandbox", "hidden_size layers fit_steps"),
+    *_keys("data", "max_length max_prompt_length"),
+    *_keys("optimizer", "clip_norm"),
+    *_keys("reward_model", "epochs batch_size micro_batch_size learning_rate"),
+    *_keys("reward_model", "eval_every save_every"),
+    *_keys("normalizer", "pairs batch_size min_std"),
+    *_keys("ppo", "passes iterations rollout_batch_size samples_per_prompt"),
+    *_keys("ppo", "rollout_micro_batch_size train_batch_size micro_batch_size epochs"),
+    *_keys("ppo", "max_prompt_length max_new_tokens temperature top_p"),
+    *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
+    *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit eval_every save_every"),
+    *_keys("run", "keep_checkpoints"),
+)
+_ZERO_OR_MORE = (
+    "seed",
+    *_keys("segmentation", "cutoff"),
+    *_keys("data", "eval_pairs eval_prompts"),
+    *_keys("optimizer", "weight_decay"),
+    *_keys("normalizer", "seed"),
+    *_keys("ppo", "kl_coef critic_warmup"),
+    *_keys("run", "log_samples"),
+)
+_AT_MOST_ONE = (
+    *_keys("optimizer", "warmup_ratio min_lr_ratio"),
+    *_keys("ppo", "gamma lam top_p"),
+)
+_LOCAL_STARTS = ("/", "./", "../", "~")
+_LOCAL_ENDS = (".jsonl", ".json", ".parquet")
+
+
+class Problem(NamedTuple):
+    """Something that makes no sense: the key to change, what and what to do, and why.
+
+    rests_on: the other keys whose values the judgement depends on.
+    """
+
+    key: str
+    message: str
+    rests_on: tuple[str, ...] = ()
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield every value, combination and local path of the recipe that makes no sense.
+
+    Runs on a recipe whose optional choices are already filled in (see `schema.resolved`).
+    """
+    yield from _ranges(recipe)
+    yield from _source_ranges(recipe)
+    yield from _method(recipe)
+    yield from _batches(recipe)
+    yield from _origins(recipe)
+    yield from _missing_files(recipe)
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _ranges(recipe: Recipe) -> Iterator[Problem]:
+    for key in _POSITIVE:
+        value = _value(recipe, key)
+        if value is not None and not value > 0:
+            yield Problem(key, f"must be positive, not {value}")
+    for key in _ZERO_OR_MORE:
+        value = _value(recipe, key)
+        if value is not None and not value >= 0:
+            yield Problem(key, f"must be zero or more, not {value}")
+    for key in _AT_MOST_ONE:
+        value = _value(recipe, key)
+        if value > 1 or (value < 0 and key not in _POSITIVE):
+            yield Problem(key, f"must be between 0 and 1, not {value}")
+    for place, beta in enumerate(recipe.optimizer.betas):
+        if not 0 <= beta < 1:
+            yield Problem(
+                f"optimizer.betas[{place}]", f"must be at least 0 and below 1, not {beta}"
+            )
+    if not recipe.name or recipe.name.startswith(".") or set(recipe.name) & set("/\\"):
+        yield Problem("name", f"{recipe.name!r} cannot name a run folder; use a plain name")
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, Source]]:
+    for name in ("preferences", "evaluation", "prompts"):
+        for place, source in enumerate(getattr(recipe.data, name)):
+            yield f"data.{name}[{place}]", source
+
+
+def _source_ranges(recipe: Recipe) -> Iterator[Problem]:
+    for key, source in _sources(recipe):
+        if not source.path:
+            yield Problem(f"{key}.path", "is empty; name a hub data set or a path")
+        if not source.weight > 0:
+            yield Problem(f"{key}.weight", f"must be positive, not {source.weight}")
+        if source.max_samples is not None and not source.max_samples > 0:
+            yield Problem(f"{key}.max_samples", f"must be positive, not {source.max_samples}")
+
+
+def _method(recipe: Recipe) -> Iterator[Problem]:
+    """Choices of the method that contradict each other (method §2, §4, §5)."""
+    granularity, cutoff = recipe.segmentation.granularity, recipe.segmentation.cutoff
+    given = ("segmentation.granularity",)
+    if granularity == "segment" and cutoff is None:
+        advice = "`denserl segment --calibrate LENGTH` proposes one for your model and data"
+        yield Problem("segmentation.cutoff", f"segment needs a cutoff; {advice}", given)
+    if granularity != "segment" and cutoff is not None:
+        yield Problem("segmentation.cutoff", f"{granularity} has no cutoff; set it to null", given)
+    if granularity == "bandit" and recipe.normalizer.kind == "location":
+        yield Problem(
+            "normalizer.kind", "bandit has one segment, so no location; use global", given
+        )
+    if granularity == "bandit" and recipe.ppo.interpolation != "end":
+        advice = "bandit pays its one score on the last token; use end"
+        yield Problem("ppo.interpolation", advice, given)
+    limit, penalty = recipe.ppo.max_response_tokens, recipe.ppo.overlong_penalty
+    if (limit is None) != (penalty is None):
+        names = ["ppo.max_response_tokens", "ppo.overlong_penalty"]
+        absent, present = names if limit is None else reversed(names)
+        yield Problem(absent, f"belongs together with {present}; set both or neither", (present,))
+    if recipe.ppo.kl_target is not None and recipe.ppo.kl_coef == 0:
+        advice = "an adaptive coefficient cannot grow from 0; start it above"
+        yield Problem("ppo.kl_coef", advice, ("ppo.kl_target",))
+
+
+def _batches(recipe: Recipe) -> Iterator[Problem]:
+    """Lengths and batch sizes that do not fit into each other."""
+    data, rm, ppo = recipe.data, recipe.reward_model, recipe.ppo
+    if data.max_prompt_length >= data.max_length:
+        yield Problem(
+            "data.max_prompt_length",
+            f"{data.max_prompt_length} leaves no room for a response within data.max_length "
+            f"{data.max_length}; lower it",
+            ("data.max_length",),
+        )
+    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
+    if ppo.train_batch_size > 0 and responses % ppo.train_batch_size:
+        yield Problem(
+            "ppo.train_batch_size",
+            f"{ppo.train_batch_size} does not divide the {responses} responses of an iteration",
+            ("ppo.rollout_batch_size", "ppo.samples_per_prompt"),
+        )
+    for block, key, batch, micro in (
+        ("reward_model", "batch_size", rm.batch_size, rm.micro_batch_size),
+        ("ppo", "train_batch_size", ppo.train_batch_size, ppo.micro_batch_size),
+    ):
+        if micro > 0 and batch % micro:
+            yield Problem(
+                f"{block}.{key}",
+                f"{batch} is not a multiple of {block}.micro_batch_size {micro}",
+                (f"{block}.micro_batch_size",),
+            )
+
+
+def _origins(recipe: Recipe) -> Iterator[Problem]:
+    """Where model and data come from: a sandbox brings its own, everything else names them."""
+    if recipe.sandbox is None:
+        if not recipe.model.path:
+            yield Problem("model.path", "missing; name a hub model or a folder", ("sandbox",))
+        return
+    given = {f"data.{name}" for name in ("preferences", "evaluation", "prompts")}
+    for key in ("model.path", "model.tokenizer", *sorted(given)):
+        if _value(recipe, key):
+            advice = "remove this, or set sandbox to null"
+            yield Problem(key, f"the sandbox makes its own; {advice}", ("sandbox",))
+
+
+def _missing_files(recipe: Recipe) -> Iterator[Problem]:
+    named = [(f"{key}.path", source.path) for key, source in _sources(recipe)]
+    for key in ("model.path", "model.tokenizer"):
+        named.append((key, _value(recipe, key) or ""))
+    for key, path in named:
+        if looks_local(path) and not os.path.exists(os.path.expanduser(path)):
+            yield Problem(key, f"no such file or folder: {path}")
+
+
+def looks_local(path: str) -> bool:
+    """Whether the text can only be a path: a hub name has one slash and no data file's ending."""
+    return path.startswith(_LOCAL_STARTS) or path.endswith(_LOCAL_ENDS) or path.count("/") > 1

@@ -1,0 +1,194 @@
+"""From a name or path, its bases and the overrides to one checked recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_origin
+
+from denserl_cli.core.errors import DenserlError, RecipeError
+from denserl_cli.core.recipe.building import INVALID, Builder, field_types
+from denserl_cli.core.recipe.catalog import find_recipe
+from denserl_cli.core.recipe.checks import Problem, problems
+from denserl_cli.core.recipe.document import Node, given, read_document
+from denserl_cli.core.recipe.schema import Recipe, resolved
+
+_NOT_INHERITED = ("name", "description")
+
+
+class Override(NamedTuple):
+    """A value that a command-line option other than `--set` puts into the recipe.
+
+    option: the option as typed, for error texts. key: dotted. value: a scalar or a list of such.
+    """
+
+    option: str
+    key: str
+    value: Any
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str | Override] = ()) -> Recipe:
+    """Load, check and complete a recipe.
+
+    overrides: `a.b=c` with c in YAML, applied in order after the file and its bases.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, each problem with its place.
+        DenserlError: no such recipe, or it cannot be read.
+    """
+    path = find_recipe(name_or_path)
+    found: list[str] = []
+    tree = _read_file(path, found)
+    layers = [(override, _override(override, found)) for override in overrides]
+    if tree is None:
+        raise RecipeError(found)
+    place, builder = tree.place, Builder()
+    tree = merged(Node({"name": Node(path.stem, place)}, place), tree, Recipe)
+    for override, layer in layers:
+        if layer is not None:
+            tree = merged(tree, layer, Recipe)
+        elif isinstance(override, str):
+            builder.doubtful.add(override.partition("=")[0].strip())
+    return _checked(builder, Node(tree.value, place), found)
+
+
+def _checked(builder: Builder, tree: Node, found: list[str]) -> Recipe:
+    recipe = builder.build(Recipe, tree)
+    found += builder.problems
+    if recipe is INVALID:
+        raise RecipeError(found)
+    recipe = resolved(recipe)
+    for problem in problems(recipe):
+        if not _doubtful(problem, builder.doubtful):
+            found.append(f"{_place(tree, problem)}: {problem.key}: {problem.message}")
+    if found:
+        raise RecipeError(found)
+    return recipe
+
+
+def _read_file(path: Path, found: list[str], children: tuple[Path, ...] = ()) -> Node | None:
+    """Read a recipe file and, below it, its base; `children` are the files that led here."""
+    label = _label(path)
+    text = read_text(path)
+    if not text.strip():
+        found.append(f"{label}: empty; a recipe is a mapping of blocks")
+        return None
+    tree = read_document(text, lambda at: f"{label}:{at}", found)
+    if tree is None:
+        return None
+    if not isinstance(tree.value, dict):
+        found.append(f"{tree.place}: a recipe is a mapping of blocks, such as `ppo:`")
+        return None
+    own = Node({k: v for k, v in tree.value.items() if k != "extends"}, f"{label}:1")
+    if "extends" not in tree.value:
+        return own
+    base = _read_base(tree.value["extends"], (*children, path), found)
+    if base is None:
+        return None
+    inherited = {k: v for k, v in base.value.items() if k not in _NOT_INHERITED}
+    return merged(Node(inherited, base.place), own, Recipe)
+
+
+def _read_base(extends: Node, children: tuple[Path, ...], found: list[str]) -> Node | None:
+    if not isinstance(extends.value, str):
+        found.append(f"{extends.place}: extends: must be the name or path of one recipe")
+        return None
+    try:
+        path = find_recipe(extends.value, children[-1].parent)
+        if path.resolve() in [child.resolve() for child in children]:
+            circle = " -> ".join(_label(file) for file in (*children, path))
+            found.append(f"{extends.place}: extends: a circle: {circle}")
+            return None
+        return _read_file(path, found, children)
+    except DenserlError as error:
+        advice = f"; {error.hint}" if error.hint else ""
+        found.append(f"{extends.place}: extends: {error.message}{advice}")
+        return None
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        DenserlError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"{_label(path)} is not UTF-8 text (byte {error.start})"
+        raise DenserlError(message, hint="save the recipe as UTF-8") from error
+    except OSError as error:
+        raise DenserlError(f"cannot read {_label(path)}: {error.strerror}") from error
+
+
+def _label(path: Path) -> str:
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def _override(override: str | Override, found: list[str]) -> Node | None:
+    if isinstance(override, Override):
+        key, node = override.key, given(override.value, override.option)
+        return _nested(key.split("."), node)
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        found.append(f"--set {override}: must be KEY=VALUE, for example --set ppo.kl_coef=0.02")
+        return None
+    value = read_document(text, lambda _: f"--set {override}", found)
+    return value and _nested(names, value)
+
+
+def _nested(names: Sequence[str], node: Node) -> Node:
+    for name in reversed(names):
+        node = Node({name: node}, node.place)
+    return node
+
+
+def merged(base: Node, over: Node, expected: Any = None) -> Node:
+    """Lay one tree over another: mappings merge, everything else, lists included, replaces.
+
+    expected: the schema's type here; a lone mapping where a list belongs replaces like a list.
+    """
+    both = isinstance(base.value, dict) and isinstance(over.value, dict)
+    if not both or get_origin(expected) is tuple:
+        return over
+    hints: dict[str, Any] = field_types(expected) if is_dataclass(expected) else {}  # type: ignore[arg-type]
+    children = dict(base.value)
+    for name, child in over.value.items():
+        known = name in children
+        children[name] = merged(children[name], child, hints.get(name)) if known else child
+    return Node(children, over.place)
+
+
+def _doubtful(problem: Problem, doubtful: set[str]) -> bool:
+    """Whether the judgement rests on a key whose real value is unknown."""
+    return any(
+        (key + ".").startswith(doubt + ".") or (key + "[").startswith(doubt + "[")
+        for key in (problem.key, *problem.rests_on)
+        for doubt in doubtful
+    )
+
+
+def _place(tree: Node, problem: Problem) -> str:
+    """Return the place of the key or, where it was not given, of what makes its absence wrong."""
+    for key in (problem.key, *problem.rests_on):
+        place, exact = _nearest(tree, key)
+        if exact:
+            return place
+    return _nearest(tree, problem.key)[0]
+
+
+def _nearest(tree: Node, key: str) -> tuple[str, bool]:
+    """Return the place of the key or its nearest given parent, and whether it was the key."""
+    node = tree
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(node.value, list):
+            node = node.value[int(part)]
+        elif isinstance(node.value, dict) and part in node.value:
+            node = node.value[part]
+        elif part != "0" and not (part == "path" and isinstance(node.value, str)):
+            return node.place, False
+    return node.place, True

@@ -1,0 +1,179 @@
+"""The segment reward model: a scalar head at every token, segment rewards, the loss they train by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.files import write_text
+from denserl_cli.core.policy import (
+    attention_kernel,
+    compute_dtype,
+    hidden_states,
+    prepare,
+    readable_errors,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from denserl_cli.core.chat import ChatFormat
+    from denserl_cli.core.data import PairBatch, SequenceBatch
+    from denserl_cli.core.recipe.schema import Granularity, ModelConfig, Recipe
+
+RECORD = "denserl.json"
+"""File in a reward model's folder that holds its `RewardRecord`."""
+
+
+def aggregate_segments(
+    token_values: Tensor, ends: Tensor, how: Literal["mean", "sum", "last"] = "mean"
+) -> Tensor:
+    """Score each sequence by the rewards of its segments, the values at their ends (method §3).
+
+    token_values: (B, T), the reward head at every token. ends: (B, T) bool. Returns (B,), at least
+    float32; a row without ends scores 0, with gradient 0. Raises DenserlError for an unknown `how`.
+    """
+    values = token_values.to(torch.promote_types(token_values.dtype, torch.float32))
+    if how == "last":
+        ends = ends & (ends.cumsum(1) == ends.sum(1, keepdim=True))
+    elif how not in ("mean", "sum"):
+        raise DenserlError(f"unknown aggregation {how!r}", hint="use mean, sum or last")
+    total = values.masked_fill(~ends, 0).sum(1)
+    return total / ends.sum(1).clamp(min=1) if how == "mean" else total
+
+
+def preference_loss(
+    chosen_score: Tensor, rejected_score: Tensor, margin: Tensor | None = None
+) -> Tensor:
+    """Bradley-Terry loss -log σ(chosen - rejected - margin), mean over pairs (method §3).
+
+    chosen_score, rejected_score, margin: (pairs,). Returns a scalar.
+    """
+    difference = chosen_score - rejected_score
+    if margin is not None:
+        difference = difference - margin
+    return -logsigmoid(difference).mean()
+
+
+@dataclass(frozen=True)
+class RewardRecord:
+    """What belongs to a reward model beside its weights; travels in its folder."""
+
+    granularity: Granularity
+    cutoff: float | None
+    aggregate: str
+    reference: str
+    terminator_id: int
+    template_arguments: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the record into a reward model's folder."""
+        write_text(folder / RECORD, json.dumps({"schema": 1, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def of(cls, recipe: Recipe, chat: ChatFormat) -> RewardRecord:
+        """The record of a reward model trained by a recipe."""
+        return cls(
+            granularity=recipe.segmentation.granularity,
+            cutoff=recipe.segmentation.cutoff,
+            aggregate=recipe.reward_model.aggregate,
+            reference=recipe.model.path,
+            terminator_id=chat.terminator_id,
+            template_arguments=dict(recipe.chat.template_arguments),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> RewardRecord:
+        """Read a folder's record. Raises DenserlError when it is absent or damaged."""
+        file = folder / RECORD
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            schema = fields.pop("schema")
+            if schema != 1:
+                raise ValueError(f"schema {schema}, expected 1")
+            return cls(**fields)
+        except FileNotFoundError as error:
+            raise DenserlError(
+                f"no reward model in {folder}", hint="run denserl train-rm"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DenserlError(
+                f"{file} is damaged: {error}", hint="train the reward model again with --fresh"
+            ) from error
+
+    def check(self, recipe: Recipe, folder: Path) -> None:
+        """Raise DenserlError when the recipe contradicts what the model was trained with."""
+        asked = {
+            "segmentation.granularity": (self.granularity, recipe.segmentation.granularity),
+            "segmentation.cutoff": (self.cutoff, recipe.segmentation.cutoff),
+            "reward_model.aggregate": (self.aggregate, recipe.reward_model.aggregate),
+            "model.path": (self.reference, recipe.model.path),
+        }
+        wrong = [
+            f"{field} is {now}, the reward model was trained with {then}"
+            for field, (then, now) in asked.items()
+            if then != now
+        ]
+        if wrong:
+            raise DenserlError(
+                f"the recipe contradicts the reward model in {folder}: {'; '.join(wrong)}",
+                hint="change the recipe back, or train a reward model for it in another folder",
+            )
+
+
+def load_scalar_model(
+    model: ModelConfig, *, path: str | None = None, fresh_head: bool, trained: bool
+) -> PreTrainedModel:
+    """A backbone with a scalar head (`score`, no bias), as reward model or critic (method §3).
+
+    fresh_head: draw the head from torch's current seed, normal with std 1/(hidden+1); otherwise
+    the folder must hold one, and DenserlError is raised when it does not.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    path = path or model.path
+    with readable_errors(path, "reward model"):
+        loaded, report = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            revision=model.revision if path == model.path else None,
+            num_labels=1,
+            dtype=torch.float32 if trained else compute_dtype(model),
+            attn_implementation=attention_kernel(model),
+            output_loading_info=True,
+        )
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("score"))
+    if not fresh_head:
+        missing = sorted(report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        raise DenserlError(
+            f"{path} lacks weights of the reward model: {', '.join(missing[:5]) or 'wrong shapes'}",
+            hint="name a folder that denserl train-rm or export wrote",
+        )
+    loaded.score.float()
+    if fresh_head:
+        torch.nn.init.normal_(loaded.score.weight, std=1 / (loaded.score.in_features + 1))
+    prepare(loaded, model, trained=trained)
+    return loaded
+
+
+def token_values(
+    model: PreTrainedModel, batch: SequenceBatch | PairBatch, *, before: bool = False
+) -> Tensor:
+    """The scalar head's value at every response token: (R, T) float32, 0 where masked.
+
+    before: read at the position before each token, the state in which it is chosen (the critic).
+    """
+    start = batch.prompt_width
+    mask = batch.response_mask[:, start:]
+    states = hidden_states(model, batch)
+    window = states[:, start - 1 : -1] if before else states[:, start:]
+    with torch.autocast(states.device.type, enabled=False):  # the head stays float32
+        values = model.score(window[mask].float())[:, 0]
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -1,0 +1,222 @@
+"""train-rm: Bradley-Terry on segment rewards (method §3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denserl_cli.core.data import (
+    EncodedPairRow,
+    PairBatch,
+    collate_pairs,
+    global_batches,
+    micro_batches,
+)
+from denserl_cli.core.engine import (
+    NonFiniteError,
+    TorchEngine,
+    random_state,
+    restore_random_state,
+    seed_everything,
+)
+from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.files import replaced_folder
+from denserl_cli.core.materials import load_chat, load_pairs, with_sandbox
+from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
+from denserl_cli.core.reward_model import (
+    RewardRecord,
+    aggregate_segments,
+    load_scalar_model,
+    preference_loss,
+    token_values,
+)
+from denserl_cli.core.scoring import Scorer
+from denserl_cli.core.stopping import stop_requested
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.run import Mode, RunFolder
+    from denserl_cli.core.tracking import Observer
+
+STAGE = "train-rm"
+HEADLINE = ("loss", "accuracy", "segments_per_response", "tokens_per_second")
+"""The figures beside the progress bar; metrics.jsonl has them all."""
+
+
+def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Train the reward model of a recipe and leave it in the run folder."""
+    recipe = with_sandbox(recipe, run, observer)
+    tokenizer, chat = load_chat(recipe)
+    data = load_pairs(recipe, chat, run, STAGE, observer)
+    settings = recipe.reward_model
+    batches = global_batches(
+        len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
+    )
+    seed_everything(recipe.seed)
+    trainer = RewardTrainer(recipe, run, observer, data.train, data.evaluation, batches, chat.pad_id)
+    checkpoint = run.started(STAGE, mode, observer)
+    if checkpoint is not None:
+        trainer.restore(checkpoint.state)
+        observer.notice(f"resuming after step {checkpoint.step} of {len(batches)}")
+    trainer.train(start=checkpoint.step if checkpoint else 0)
+    summary = trainer.summary()
+    trainer.engine.model.config.pad_token_id = chat.pad_id
+    with replaced_folder(run.reward_model) as folder:
+        trainer.engine.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        RewardRecord.of(run.recipe, chat).save(folder)
+    run.finished(STAGE, summary)
+    observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
+
+
+class RewardTrainer:
+    """Holds the models and the data of one training; `train` is the algorithm."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        observer: Observer,
+        rows: Sequence[EncodedPairRow],
+        evaluation: Sequence[EncodedPairRow],
+        batches: Sequence[np.ndarray],
+        pad_id: int,
+    ) -> None:
+        self.settings = recipe.reward_model
+        self.run, self.observer = run, observer
+        self.rows, self.evaluation, self.batches = rows, evaluation, batches
+        self.pad_id = pad_id
+        segmented = recipe.segmentation.granularity == "segment"
+        reference = load_causal_lm(recipe.model, trained=False) if segmented else None
+        dtype = compute_dtype(recipe.model)
+        self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
+        self.engine = TorchEngine(
+            load_scalar_model(recipe.model, fresh_head=True, trained=True),
+            learning_rate=self.settings.learning_rate,
+            settings=recipe.optimizer,
+            total_steps=len(batches),
+            compute_dtype=dtype,
+        )
+        self.evaluated: dict[str, float] = {}
+
+    def train(self, start: int) -> None:
+        """Take every step from `start` on; checkpoint and evaluate on the way."""
+        total = len(self.batches)
+        self.observer.begin("train the reward model", total=total, done=start)
+        with stop_requested() as stopping:
+            for step in range(start + 1, total + 1):
+                began = time.perf_counter()
+                indices = self.batches[step - 1]
+                figures = self.update(step, indices)
+                figures["tokens_per_second"] = self.tokens(indices) / (time.perf_counter() - began)
+                if step % self.settings.eval_every == 0 or step == total:
+                    self.evaluated = self.evaluate()
+                    figures |= self.evaluated
+                self.run.log(STAGE, step, **figures)
+                self.observer.advance(**{name: figures[name] for name in HEADLINE})
+                stop = stopping()
+                if step % self.settings.save_every == 0 or step == total or stop:
+                    self.run.save_checkpoint(STAGE, step, self.state())
+                if stop and step < total:
+                    self.observer.end()
+                    raise Interrupted(
+                        f"stopped after step {step} of {total}; the state is in {self.run.path}",
+                        hint="go on with --resume",
+                    )
+        self.observer.end()
+
+    def update(self, step: int, indices: np.ndarray) -> dict[str, float]:
+        """One optimizer step on one global batch, in micro-batches of similar length."""
+        lengths = np.array([_length(self.rows[i]) for i in indices])
+        totals: list[Tensor] = []
+        learning_rate = self.engine.learning_rate
+        for part in micro_batches(lengths, indices, self.settings.micro_batch_size):
+            batch = collate_pairs([self.rows[i] for i in part], self.pad_id, device())
+            figures = self.forward(batch)
+            self.engine.backward(figures["loss"] * len(part) / len(indices))
+            totals.append(torch.stack([v.detach() for v in figures.values()]) * len(part))
+        try:
+            norm = self.engine.step()
+        except NonFiniteError as error:
+            raise self.run.nonfinite(
+                STAGE, step, str(error), {"rows": [self.rows[i].origin for i in indices]}
+            ) from error
+        means = _means(list(figures), totals, len(indices))
+        return {**means, "gradient_norm": norm.item(), "learning_rate": learning_rate}
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
+        ends = self.scorer(batch).ends
+        with self.engine.autocast():
+            values = token_values(self.engine.model, batch)
+        scores = aggregate_segments(values, ends, self.settings.aggregate)
+        chosen, rejected = scores.chunk(2)
+        return {
+            "loss": preference_loss(chosen, rejected, batch.margin),
+            "accuracy": (chosen > rejected).float().mean(),
+            "reward_mean": scores.mean(),
+            "reward_square": scores.square().mean(),
+            "segments_per_response": ends.sum(1).float().mean(),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The figures of `forward` over the evaluation pairs, and the accuracy of 'longer wins'."""
+        if not self.evaluation:
+            return {}
+        model = self.engine.model
+        lengths = np.array([_length(row) for row in self.evaluation])
+        parts = micro_batches(
+            lengths, np.arange(len(self.evaluation)), 2 * self.settings.micro_batch_size
+        )
+        self.observer.begin("evaluate", total=len(self.evaluation))
+        model.eval()
+        totals = []
+        for part in parts:
+            batch = collate_pairs([self.evaluation[i] for i in part], self.pad_id, device())
+            totals.append(torch.stack(list((figures := self.forward(batch)).values())) * len(part))
+            self.observer.advance(len(part))
+        model.train()
+        self.observer.end()
+        means = _means(list(figures), totals, len(self.evaluation))
+        longer = np.mean([len(row.chosen) > len(row.rejected) for row in self.evaluation])
+        named = {f"eval_{name}": value for name, value in means.items()}
+        return {**named, "eval_longer_accuracy": float(longer)}
+
+    def tokens(self, indices: np.ndarray) -> int:
+        """Real tokens in a global batch, both sides."""
+        return sum(
+            2 * len(row.prompt) + len(row.chosen) + len(row.rejected)
+            for row in (self.rows[i] for i in indices)
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What the finished stage reports."""
+        last = self.run.metrics(STAGE)[-1]
+        evaluated = {k: v for k, v in last.items() if k.startswith("eval_")}
+        return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that resuming needs; the data position is the step itself."""
+        return {"engine": self.engine.state(), "random": random_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.engine.restore(state["engine"])
+        restore_random_state(state["random"])
+
+
+def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[str, float]:
+    """Means from weighted sums of micro-batches; the mean square becomes a standard deviation."""
+    means = dict(zip(names, (torch.stack(totals).sum(0) / count).tolist(), strict=True))
+    variance = means.pop("reward_square") - means["reward_mean"] ** 2
+    return {**means, "reward_std": max(variance, 0.0) ** 0.5}
+
+
+def _length(row: EncodedPairRow) -> int:
+    return len(row.prompt) + max(len(row.chosen), len(row.rejected))

@@ -1,0 +1,271 @@
+"""A run is a folder: what was asked for, how far each stage got, metrics, checkpoints, results.
+
+    recipe.yaml         the resolved recipe of the latest command
+    run.json            recipe name; for each stage its status, the settings it read, its summary
+    metrics.jsonl       every figure of every step
+    sandbox/            model, tokenizer and data of the embedded task
+    checkpoints/STAGE/  full states to resume from
+    reward_model/       a Hugging Face folder + denserl.json + normalizer.json
+    policy/             a Hugging Face folder
+    replaced/           results that --fresh moved aside
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.files import replaced_folder, write_text
+from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
+
+if TYPE_CHECKING:
+    from denserl_cli.core.tracking import Observer
+
+Mode = Literal["start", "resume", "fresh"]
+
+_PAIRS = tuple(
+    f"data.{name}"
+    for name in ("preferences", "evaluation", "eval_pairs", "max_length", "max_prompt_length",
+                 "strict")
+)  # fmt: skip
+_COMMON = ("name", "seed", "sandbox", "model", "chat", "segmentation")
+READS: dict[str, tuple[str, ...]] = {
+    "train-rm": (*_COMMON, *_PAIRS, "optimizer", "reward_model"),
+    "fit-function": (*_COMMON, *_PAIRS, "normalizer"),
+    "train-ppo": (*_COMMON, "data.prompts", "data.eval_prompts", "data.strict", "optimizer",
+                  "normalizer.kind", "ppo"),
+}  # fmt: skip
+"""The settings that decide what a stage computes; in the order in which the stages run."""
+RESULTS = {
+    "train-rm": ("reward_model",),
+    "fit-function": ("reward_model/normalizer.json", "reward_model/normalizer.png"),
+    "train-ppo": ("policy", "policy_best"),
+}
+"""What each stage leaves in the run folder."""
+LOGS = ("metrics.jsonl", "samples.jsonl")
+"""One JSON object a line, each with `stage` and `step`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete state and the number of steps after which it was taken."""
+
+    step: int
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """The folder of one recipe's run."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.reward_model = path / "reward_model"
+        self.normalizer = self.reward_model / "normalizer.json"
+        self.policy = path / "policy"
+        self._book = self._read_book()
+
+    def _read_book(self) -> dict[str, Any]:
+        file = self.path / "run.json"
+        if not file.exists():
+            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+                raise DenserlError(
+                    f"{self.path} is not empty and not a denserl run",
+                    hint="name a new folder with --out",
+                )
+            return {"schema": 1, "recipe": self.recipe.name, "stages": {}}
+        try:
+            book = json.loads(file.read_text(encoding="utf-8"))
+            owner = book["recipe"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DenserlError(f"{file} is damaged: {error}", hint="name another --out") from error
+        if owner != self.recipe.name:
+            raise DenserlError(
+                f"{self.path} holds a run of recipe {owner}, not of {self.recipe.name}",
+                hint="name another folder with --out",
+            )
+        return book
+
+    def summary(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage reported; None while it is not finished."""
+        entry = self._book["stages"].get(stage, {})
+        return entry.get("summary") if entry.get("status") == "finished" else None
+
+    def admit(self, stage: str, mode: Mode) -> bool:
+        """Decide whether a stage has work to do here; nothing is written.
+
+        Returns False when it is finished. Raises DenserlError when an earlier attempt was
+        interrupted and the user said neither --resume nor --fresh, or when the folder holds the
+        stage's work under other settings.
+        """
+        entry = self._book["stages"].get(stage)
+        if entry is None or mode == "fresh":
+            return True
+        changed = list(_differences(entry["settings"], self._settings(stage)))
+        if changed:
+            raise DenserlError(
+                f"{self.path} holds {stage} under other settings: {'; '.join(changed)}",
+                hint="name another folder with --out, or replace that work with --fresh",
+            )
+        if entry["status"] == "finished":
+            return False
+        if mode == "start":
+            raise DenserlError(
+                f"{stage} in {self.path} was interrupted",
+                hint="go on with --resume, or start it again with --fresh",
+            )
+        return True
+
+    def claim(self) -> None:
+        """Make the folder this recipe's."""
+        write_text(self.path / "recipe.yaml", recipe_to_yaml(self.recipe))
+        self._write_book()
+
+    def started(self, stage: str, mode: Mode, observer: Observer) -> Checkpoint | None:
+        """Record that a stage is under way; returns the checkpoint to go on from.
+
+        Unless that is resumed, the results of this stage and of those after it are moved aside:
+        they belong to the work that is being replaced.
+        """
+        latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
+        if latest is None:
+            self._move_aside(stage)
+        entry = {"status": "interrupted", "settings": self._settings(stage)}
+        self._book["stages"][stage] = entry
+        self.claim()
+        for file in LOGS:
+            self._drop_lines(file, stage, after=latest.step if latest else -1)
+        return latest
+
+    def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
+        """Record that a stage is finished and what it reports; its checkpoints go."""
+        self._book["stages"][stage] |= {"status": "finished", "summary": dict(summary)}
+        self._write_book()
+
+    def log(self, stage: str, step: int, *, file: str = "metrics.jsonl", **figures: Any) -> None:
+        """Append one line to metrics.jsonl, or to another of `LOGS`."""
+        line = json.dumps({"stage": stage, "step": step, **figures}, ensure_ascii=False)
+        with (self.path / file).open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The logged lines of one stage."""
+        return [line for line in self._lines("metrics.jsonl") if line["stage"] == stage]
+
+    def save_checkpoint(self, stage: str, step: int, state: Mapping[str, Any]) -> None:
+        """Write a complete state aside, rename it into place and drop the oldest ones."""
+        import torch
+
+        folder = self.path / "checkpoints" / stage / f"step-{step:08d}"
+        with replaced_folder(folder) as aside:
+            torch.save(dict(state), aside / "state.pt")
+        for _, old in self._checkpoints(stage)[self.recipe.run.keep_checkpoints :]:
+            _remove(old)
+
+    def latest_checkpoint(self, stage: str, observer: Observer) -> Checkpoint | None:
+        """The newest checkpoint that can be read; damaged ones are passed over with a notice."""
+        import pickle
+
+        import torch
+
+        for step, folder in self._checkpoints(stage):
+            try:
+                state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                observer.notice(f"checkpoint {folder} is damaged ({error}); trying an older one")
+                continue
+            return Checkpoint(step, state)
+        return None
+
+    def nonfinite(
+        self, stage: str, step: int, reason: str, batch: Mapping[str, Any]
+    ) -> DenserlError:
+        """Keep the batch that made a number NaN or infinite; returns the error to raise."""
+        import torch
+
+        place = self.path / "nonfinite" / f"{stage}-{step:08d}"
+        with replaced_folder(place) as folder:
+            torch.save(dict(batch), folder / "batch.pt")
+        return DenserlError(
+            f"{stage} stopped at step {step}: {reason}; the batch is in {place}",
+            hint="lower the learning rate or look at the batch, then go on with --resume",
+        )
+
+    def _settings(self, stage: str) -> dict[str, Any]:
+        flat = _flat(recipe_to_dict(self.recipe))
+        return {
+            key: value
+            for key, value in flat.items()
+            if any(key == name or key.startswith(name + ".") for name in READS[stage])
+        }
+
+    def _checkpoints(self, stage: str) -> list[tuple[int, Path]]:
+        folders = (self.path / "checkpoints" / stage).glob("step-*")
+        return sorted(((int(f.name.removeprefix("step-")), f) for f in folders), reverse=True)
+
+    def _move_aside(self, stage: str) -> None:
+        stages = list(READS)
+        for name in stages[stages.index(stage) :]:
+            self._book["stages"].pop(name, None)
+            _remove(self.path / "checkpoints" / name)
+            for result in RESULTS[name]:
+                old = self.path / result
+                if old.exists():
+                    place = _unused(self.path / "replaced" / result)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    old.rename(place)
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        file = self.path / name
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed run may be torn
+
+    def _drop_lines(self, name: str, stage: str, after: int) -> None:
+        """Forget what a stage logged after a step: the steps that are about to be done again."""
+        kept = [
+            json.dumps(line, ensure_ascii=False) + "\n"
+            for line in self._lines(name)
+            if line["stage"] != stage or line["step"] <= after
+        ]
+        if kept or (self.path / name).exists():
+            write_text(self.path / name, "".join(kept))
+
+    def _write_book(self) -> None:
+        write_text(self.path / "run.json", json.dumps(self._book, indent=2) + "\n")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        before, now = json.dumps(old.get(key)), json.dumps(new.get(key))
+        if before != now:
+            yield f"{key} was {before}, is {now}"
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _unused(path: Path) -> Path:
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.{number}")

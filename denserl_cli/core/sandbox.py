@@ -1,0 +1,255 @@
+"""A controlled task whose true reward is known: its tokenizer, its model and its data.
+
+A prompt names a mood and a subject. A response strings together phrases; the first word of a phrase
+is a free choice, the words after it follow from it, so that a fitted model is surprised exactly at
+the phrase boundaries. Mood and subject decide what each phrase is worth, and the true reward of a
+response is the mean worth of its phrases. Only these three things are the sandbox's own: what
+learns from them are the stages that train any other model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from denserl_cli.core.files import replaced_folder, write_text
+from denserl_cli.core.tracking import Observer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from denserl_cli.core.recipe.schema import SandboxConfig
+
+MOODS = ("calm", "bright", "bitter", "proud", "gentle", "weary", "eager", "quiet")
+SUBJECTS = ("rivers", "winters", "journeys", "machines", "gardens", "cities", "letters", "harbours")
+STRAY_WORTH = -1.0
+HABIT = 0.5
+"""How far the habits of a prompt are from choosing its phrases evenly, in nats."""
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class Slots(NamedTuple):
+    """Where the sandbox keeps what it made."""
+
+    model: Path
+    preferences: Path
+    prompts: Path
+
+
+class Task:
+    """The language of the sandbox and the worth of its phrases.
+
+    worth: (moods, subjects, phrases), the true reward of a phrase. habit: of the same shape, how
+    often the starting model's own text has it; independent of the worth.
+    """
+
+    def __init__(self, config: SandboxConfig, seed: int) -> None:
+        self.config = config
+        words = [_word(index) for index in range(config.phrases * config.phrase_length)]
+        size = config.phrase_length
+        self.phrases = [tuple(words[k * size : (k + 1) * size]) for k in range(config.phrases)]
+        rng = np.random.default_rng([seed, 1])
+        self.worth = _table(rng, config.phrases)
+        habit = np.exp(HABIT * _table(rng, config.phrases))
+        self.habit = habit / habit.sum(-1, keepdims=True)
+        self._index = {phrase: k for k, phrase in enumerate(self.phrases)}
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt there is."""
+        return [f"write {mood} words about {subject}" for mood in MOODS for subject in SUBJECTS]
+
+    @property
+    def best(self) -> float:
+        """The true reward of always choosing the best phrase, mean over the prompts."""
+        return float(self.worth.max(-1).mean())
+
+    def compose(self, prompt: str, rng: np.random.Generator) -> str:
+        """A response as writers here write it, up to a sixth more than the least number long."""
+        least = self.config.response_phrases
+        size = rng.integers(least, least + least // 6 + 1)
+        chosen = rng.choice(len(self.phrases), size=size, p=self.habit[_place(prompt)])
+        return " ".join(" ".join(self.phrases[k]) for k in chosen)
+
+    def parse(self, response: str) -> list[tuple[int, int | None]]:
+        """Split a response into (number of words, phrase), left to right; None is a stray word."""
+        words, size, found, at = response.split(), self.config.phrase_length, [], 0
+        while at < len(words):
+            phrase = self._index.get(tuple(words[at : at + size]))
+            length = 1 if phrase is None else size
+            found.append((length, phrase))
+            at += length
+        return found
+
+    def true_reward(self, prompt: str, response: str) -> float:
+        """Mean worth of the response's phrases; a stray word counts -1, a missing phrase 0."""
+        worth = self.worth[_place(prompt)]
+        parts = self.parse(response)
+        total = sum(STRAY_WORTH if phrase is None else worth[phrase] for _, phrase in parts)
+        return float(total / max(len(parts), self.config.response_phrases))
+
+
+def _table(rng: np.random.Generator, phrases: int) -> np.ndarray:
+    """A number for each mood, subject and phrase, about standard normal, of mean 0 for a prompt."""
+    by_mood = rng.normal(size=(len(MOODS), 1, phrases))
+    by_subject = rng.normal(size=(1, len(SUBJECTS), phrases))
+    table = (by_mood + by_subject) / math.sqrt(2)
+    return table - table.mean(-1, keepdims=True)
+
+
+def _place(prompt: str) -> tuple[int, int]:
+    _, mood, *_, subject = prompt.split()
+    return MOODS.index(mood), SUBJECTS.index(subject)
+
+
+def _word(index: int) -> str:
+    """A pronounceable made-up word, different for every index."""
+    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    syllables = [c + v for v in vowels for c in consonants]
+    first, second = index % len(syllables), (index * 11 + index // len(syllables) * 7 + 3)
+    return syllables[first] + syllables[second % len(syllables)] + "nrsl"[index % 4]
+
+
+def build_tokenizer(task: Task) -> PreTrainedTokenizerBase:
+    """One token a word, with chat markers and a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|pad|>", "<|unknown|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    words = {"write", "words", "about", *MOODS, *SUBJECTS, *(w for p in task.phrases for w in p)}
+    vocabulary = {token: index for index, token in enumerate([*specials, *sorted(words)])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        unk_token="<|unknown|>",
+        eos_token="<|end|>",
+        extra_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(config: SandboxConfig, vocabulary: int) -> PreTrainedModel:
+    """A small Llama; its random weights come from torch's current seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.hidden_size,
+            intermediate_size=4 * config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=max(1, config.hidden_size // 16),
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=5,
+        )
+    )
+
+
+def fit_language_model(
+    model: PreTrainedModel,
+    sequences: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    steps: int,
+    batch_size: int = 32,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> None:
+    """Fit a small model to (prompt ids, response ids) in place: plain next-token training.
+
+    The loss covers the responses. Random weights have an entropy near log V everywhere, so a model
+    made from a configuration needs this before segments mean anything (method §2).
+    """
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    from denserl_cli.core.data import collate_sequences
+    from denserl_cli.core.policy import response_logprobs
+
+    observer = observer or Observer()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    rng = np.random.default_rng(seed)
+    observer.begin("fit the starting model", total=steps)
+    for _ in range(steps):
+        chosen = [sequences[i] for i in rng.integers(len(sequences), size=batch_size)]
+        batch = collate_sequences([p for p, _ in chosen], [r for _, r in chosen], pad_id=0)
+        logprobs = response_logprobs(model, batch, with_entropy=False).logprobs
+        loss = -logprobs.sum() / batch.response_mask.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        observer.advance(loss=loss.item())
+    observer.end()
+
+
+def make(config: SandboxConfig, folder: Path, *, seed: int, observer: Observer) -> Slots:
+    """Write model, tokenizer, preference pairs and prompts to `folder`, unless they are there."""
+    slots = Slots(folder / "model", folder / "preferences.jsonl", folder / "prompts.jsonl")
+    if folder.is_dir():
+        return slots
+    task = Task(config, seed)
+    with replaced_folder(folder) as aside:
+        _write_model(task, aside / slots.model.name, seed=seed, observer=observer)
+        rng = np.random.default_rng([seed, 2])
+        pairs = [_pair(task, rng) for _ in range(config.pairs)]
+        write_text(aside / slots.preferences.name, _jsonl(pairs))
+        prompts = [{"prompt": prompt} for prompt in task.prompts]
+        write_text(aside / slots.prompts.name, _jsonl(prompts))
+    return slots
+
+
+def _write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> None:
+    import torch
+
+    from denserl_cli.core.chat import ChatFormat
+
+    tokenizer = build_tokenizer(task)
+    chat = ChatFormat.of(tokenizer)
+    rng = np.random.default_rng([seed, 3])
+    texts = [(prompt, task.compose(prompt, rng)) for _ in range(32) for prompt in task.prompts]
+    sequences = [
+        (chat.encode_prompt([{"role": "user", "content": p}]), chat.encode_response(r))
+        for p, r in texts
+    ]
+    torch.manual_seed(seed)
+    model = build_model(task.config, len(tokenizer))
+    fit_language_model(
+        model, sequences, steps=task.config.fit_steps, seed=seed, observer=observer
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:
+    """Two responses to one prompt, ordered by a noisy Bradley-Terry choice on the true reward."""
+    prompt = task.prompts[rng.integers(len(task.prompts))]
+    first, second = task.compose(prompt, rng), task.compose(prompt, rng)
+    gap = task.true_reward(prompt, first) - task.true_reward(prompt, second)
+    if rng.random() > 1 / (1 + math.exp(-gap / task.config.label_temperature)):
+        first, second = second, first
+    user = {"role": "user", "content": prompt}
+    return {
+        "chosen": [user, {"role": "assistant", "content": first}],
+        "rejected": [user, {"role": "assistant", "content": second}],
+    }
+
+
+def _jsonl(rows: Sequence[dict[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

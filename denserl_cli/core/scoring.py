@@ -1,0 +1,78 @@
+"""The frozen reference and the reward model, run over responses: the one way to get segments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.engine import autocast
+from denserl_cli.core.policy import response_logprobs
+from denserl_cli.core.reward_model import token_values
+from denserl_cli.core.segmentation import segment_ends
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from denserl_cli.core.data import SequenceBatch
+    from denserl_cli.core.recipe.schema import SegmentationConfig
+
+
+class ScoredBatch(NamedTuple):
+    """(R, T) each, zero where masked: segment ends, the reference's entropy after each token and
+    its log-probability of each token, the reward model's value at each token. The last three are
+    None where they were not computed.
+    """
+
+    ends: Tensor
+    entropy: Tensor | None
+    reference_logprobs: Tensor | None
+    token_values: Tensor | None
+
+
+class Scorer:
+    """Segments responses with the reference and, when there is one, values them with the RM."""
+
+    def __init__(
+        self,
+        segmentation: SegmentationConfig,
+        *,
+        reference: PreTrainedModel | None,
+        reward_model: PreTrainedModel | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.segmentation = segmentation
+        self.reference = reference
+        self.reward_model = reward_model
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch: SequenceBatch,
+        terminated: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> ScoredBatch:
+        """Score a batch; one pass of the reference gives log-probabilities and entropies.
+
+        terminated: (R,) bool, whether each response ended by itself; default all.
+        """
+        mask = batch.response_mask[:, batch.prompt_width :]
+        logprobs = entropy = values = None
+        with autocast(mask.device, self.dtype):
+            if self.reference is not None:
+                logprobs, entropy = response_logprobs(
+                    self.reference, batch, temperature=temperature
+                )
+            if self.reward_model is not None:
+                values = token_values(self.reward_model, batch)
+        ends = segment_ends(
+            torch.zeros(mask.shape, device=mask.device) if entropy is None else entropy,
+            mask,
+            granularity=self.segmentation.granularity,
+            cutoff=self.segmentation.cutoff,
+            terminated=terminated,
+        )
+        return ScoredBatch(ends, entropy, logprobs, values)

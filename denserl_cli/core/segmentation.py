@@ -1,0 +1,93 @@
+"""Where one reward ends and the next begins: entropies to segment ends (method §2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.errors import DenserlError
+
+
+def segment_ends(
+    entropy: Tensor,
+    response_mask: Tensor,
+    *,
+    granularity: Literal["segment", "token", "bandit"],
+    cutoff: float | None = None,
+    terminated: Tensor | None = None,
+) -> Tensor:
+    """Mark the tokens that end a segment (method §2).
+
+    entropy: (B, T), nats, of the reference's next-token distribution after each response token.
+    response_mask: (B, T) bool; the response is wherever it is True, a row may be empty.
+    cutoff: nats, strict; needed by `segment`, ignored by the others.
+    terminated: (B,) bool, whether the last response token is a terminator; default all True. An
+    unterminated row's last token is an ordinary one and ends the last segment.
+    Returns (B, T) bool, False where masked. Raises DenserlError for an unknown granularity and for
+    `segment` without a cutoff.
+    """
+    assert entropy.shape == response_mask.shape
+    number, closing = _token_numbers(response_mask, terminated)
+    if granularity == "bandit":
+        return response_mask & (number == response_mask.sum(1, keepdim=True))
+    if granularity == "token":
+        return response_mask & (number <= closing)
+    if granularity != "segment":
+        raise DenserlError(
+            f"unknown granularity {granularity!r}", hint="use segment, token or bandit"
+        )
+    if cutoff is None or math.isnan(cutoff):
+        raise DenserlError(
+            f"granularity segment needs a cutoff in nats, not {cutoff}",
+            hint="choose one by hand, or with `denserl segment --calibrate LENGTH`",
+        )
+    surprising = (entropy > cutoff) & (number < closing)
+    return response_mask & (surprising | (number == closing))
+
+
+def segment_ids(ends: Tensor, response_mask: Tensor) -> Tensor:
+    """Number each token's segment from 0; -1 outside every segment (a terminator, a masked column).
+
+    ends, response_mask: (B, T) bool. Returns (B, T) int64.
+    """
+    ends_before = ends.cumsum(1) - ends.long()
+    inside = response_mask & (ends_before < ends.sum(1, keepdim=True))
+    return ends_before.masked_fill(~inside, -1)
+
+
+def calibrate_cutoff(
+    entropy: Tensor, response_mask: Tensor, length: float, terminated: Tensor | None = None
+) -> float:
+    """Find the cutoff whose mean segment length over the batch is closest to `length` tokens.
+
+    Shapes as in `segment_ends`. Each entropy that occurs, and 0, is a candidate: between two
+    neighbours the segments do not change. Raises DenserlError for a length below 1 and for a batch
+    without response tokens.
+    """
+    if not length >= 1:
+        raise DenserlError(
+            f"a segment cannot have {length} tokens", hint="use a length of 1 or more"
+        )
+    number, closing = _token_numbers(response_mask, terminated)
+    rows = response_mask.any(1).sum()
+    if rows == 0:
+        raise DenserlError("no response tokens to calibrate a cutoff on")
+    tokens = (response_mask & (number <= closing)).sum()
+    values = entropy[response_mask & (number < closing)].sort().values
+    candidates = torch.cat((values.new_zeros(1), values)).unique()
+    above = len(values) - torch.searchsorted(values, candidates, right=True)
+    mean_length = tokens / (rows + above)  # one segment per row, one more per token above
+    return float(candidates[(mean_length - length).abs().argmin()])
+
+
+def _token_numbers(response_mask: Tensor, terminated: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Number response tokens from 1, (B, T), and say which one closes the last segment, (B, 1)."""
+    number = response_mask.cumsum(1)
+    length = number[:, -1:]
+    if terminated is None:
+        terminated = torch.ones_like(length[:, 0], dtype=torch.bool)
+    excluded = terminated[:, None] & (length > 1)  # a lone token is its own segment
+    return number, length - excluded.long()

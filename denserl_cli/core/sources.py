@@ -1,0 +1,216 @@
+"""Rows of data sets: files read by ourselves, line by line, everything else through `datasets`.
+
+A row that is no row (broken JSON, not UTF-8, not an object) is reported in its place, so that the
+others can be used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.files import write_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from denserl_cli.core.recipe.schema import Source
+
+
+_PLACES = 3
+
+
+class Row(NamedTuple):
+    """One row and where it is: file:line, or a name with the row's number from 0."""
+
+    origin: str
+    fields: dict[str, Any]
+
+
+class Skipped(NamedTuple):
+    """A row that cannot be used, where it is and why."""
+
+    origin: str
+    reason: str
+    detail: str
+
+
+def read_source(source: Source, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+    """Yield the rows of a source in their order, or `max_samples` of them drawn with `rng`.
+
+    Raises DenserlError when the source as a whole cannot be read.
+    """
+    path = Path(source.path).expanduser()
+    reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}.get(path.suffix)
+    if path.is_file() and reader is None:
+        raise DenserlError(f"{path}: not a .jsonl, .json or .parquet file", hint="convert it")
+    if not path.exists() and (reader or source.path.startswith((".", "/", "~"))):
+        raise DenserlError(f"{path}: no such file or folder", hint="check the path")
+    if not path.is_file() or reader is None:
+        return _arrow(source, rng)
+    if source.subset or source.split not in (None, "train"):
+        raise DenserlError(
+            f"{path}: a file has no splits or subsets", hint="remove `split` and `subset`"
+        )
+    return _opened(path, reader(path, source.max_samples, rng))
+
+
+def _opened(path: Path, rows: Iterator[Row | Skipped]) -> Iterator[Row | Skipped]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise DenserlError(f"{path}: {error.strerror or error}", hint="check the file") from error
+
+
+def _jsonl(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+    wanted: Container[int] = range(1, 2**63)
+    if limit is not None:
+        with path.open("rb") as file:
+            filled = [number for number, line in enumerate(file, 1) if line.strip()]
+        wanted = {filled[place] for place in _drawn(len(filled), limit, rng)}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number in wanted and line.strip():
+                yield _parsed(f"{path}:{number}", line)
+
+
+def _parsed(origin: str, line: bytes) -> Row | Skipped:
+    """One line of JSON Lines."""
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return Skipped(origin, "not UTF-8", str(error))
+    except (ValueError, RecursionError) as error:
+        return Skipped(origin, "broken JSON", str(error))
+    return _checked(origin, value)
+
+
+def _checked(origin: str, value: object) -> Row | Skipped:
+    if isinstance(value, dict):
+        return Row(origin, value)
+    return Skipped(origin, "not an object", f"a row is {type(value).__name__}")
+
+
+def _json(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+    """A list of rows, {"data": [...]}, or JSON Lines under another name."""
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DenserlError(f"{path}: not UTF-8: {error}", hint="save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(path, limit, rng)
+            return
+        raise DenserlError(
+            f"{path}:{error.lineno}: broken JSON: {error.msg}",
+            hint="mend the file, or write one row a line in a .jsonl file",
+        ) from error
+    rows = rows.get("data") if isinstance(rows, dict) else rows
+    if not isinstance(rows, list):
+        raise DenserlError(f"{path}: neither a list of rows nor an object with such a list in data")
+    for place in _drawn(len(rows), limit, rng):
+        yield _checked(f"{path}[{place}]", rows[place])
+
+
+def _parquet(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        wanted = set(_drawn(file.metadata.num_rows, limit, rng))
+        place = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for fields in batch.to_pylist():
+                if place in wanted:
+                    yield Row(f"{path}[{place}]", fields)
+                place += 1
+    except ArrowException as error:
+        raise DenserlError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _arrow(source: Source, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+    """A folder saved by `datasets`, another folder it understands, or a data set of the hub."""
+    name, dataset = _split(source, _load(source))
+    places = _drawn(len(dataset), source.max_samples, rng)
+    rows = dataset.with_format(None).select(places)
+    for place, fields in zip(places, rows, strict=True):
+        yield Row(f"{name}[{place}]", fields)
+
+
+def _load(source: Source) -> Dataset | Mapping[str, Dataset]:
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    folder = Path(source.path).expanduser()
+    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    try:
+        if saved:
+            return load_from_disk(str(folder))
+        return load_dataset(str(folder) if folder.is_dir() else source.path, source.subset)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise DenserlError(f"cannot read {source.path}: {error}", hint=_advice(error)) from error
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ConnectionError):
+        return "check the network (data sets read before are kept), or name a file or folder"
+    if "gated" in str(error).lower():
+        return "accept the data set's terms on its hub page, then run: hf auth login"
+    return "check path and subset; files end in .jsonl, .json or .parquet"
+
+
+def _split(source: Source, loaded: Dataset | Mapping[str, Dataset]) -> tuple[str, Dataset]:
+    """The wanted split and its name: `train` or the only one where the source names none."""
+    if not isinstance(loaded, Mapping):
+        if source.split not in (None, "train"):
+            raise DenserlError(f"{source.path} has no splits", hint="remove `split`")
+        return source.path, loaded
+    names = [str(name) for name in loaded]
+    split = source.split or ("train" if "train" in names or len(names) != 1 else names[0])
+    if split not in names:
+        raise DenserlError(
+            f"{source.path} has no split {split}", hint=f"set `split` to one of: {', '.join(names)}"
+        )
+    return f"{source.path}:{split}", loaded[split]
+
+
+def _drawn(count: int, limit: int | None, rng: np.random.Generator) -> list[int]:
+    """Row numbers to read, ascending."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(rng.choice(count, size=limit, replace=False).tolist())
+
+
+def check_usable(usable: int, skipped: Sequence[Skipped], *, strict: bool) -> None:
+    """Raise DenserlError when no row is usable, or when `strict` and one row is not."""
+    if usable and not (strict and skipped):
+        return
+    what = f"{len(skipped)} rows cannot be used" if usable else "no usable row"
+    raise DenserlError(
+        "\n".join([what, *skipped_report(skipped)]),
+        hint="mend the rows, or set data.strict to false to skip them" if usable else "mend them",
+    )
+
+
+def skipped_report(skipped: Sequence[Skipped]) -> list[str]:
+    """One line a reason, the most frequent first: how many rows and where the first ones are."""
+    places = defaultdict(list)
+    for row in skipped:
+        places[row.reason].append(row.origin)
+    lines = []
+    for reason, origins in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(origins) - _PLACES} more" if len(origins) > _PLACES else ""
+        lines.append(f"{len(origins)} x {reason}: {', '.join(origins[:_PLACES])}{more}")
+    return lines
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Write the skipped rows as JSON Lines: origin, reason, detail."""
+    write_text(path, "".join(json.dumps(row._asdict()) + "\n" for row in skipped))

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+
+MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+
+
+def test_masked_mean_by_hand():
+    values = torch.tensor([[1.0, 3.0, math.nan], [5.0, math.nan, 0.0], [7.0, 7.0, 7.0]])
+    assert masked_mean(values, MASK, "sequence").item() == 3.5  # rows 2 and 5; row 3 is empty
+    assert masked_mean(values, MASK, "token").item() == 3.0
+    with pytest.raises(DenserlError, match="unknown reduce 'sum'"):
+        masked_mean(values, MASK, "sum")
+
+
+def policy(logprobs, old, advantages, mask=None, **settings):
+    logprobs = torch.tensor([logprobs], requires_grad=True)
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
+    output = clipped_policy_loss(
+        logprobs, torch.tensor([old]), torch.tensor([advantages]), mask, clip=0.2, **settings
+    )
+    output.loss.backward()
+    return output, logprobs.grad[0].tolist()
+
+
+def test_policy_loss_by_hand():
+    up, down = math.log(1.5), math.log(0.5)
+    # A > 0 is clipped above 1.2, A < 0 below 0.8; the pessimistic side is never clipped.
+    output, gradient = policy([up, up, down, down], [0.0] * 4, [1.0, -1.0, 1.0, -1.0])
+    assert output.loss.item() == pytest.approx(-(1.2 - 1.5 + 0.5 - 0.8) / 4)
+    assert gradient == pytest.approx([0, 1.5 / 4, -0.5 / 4, 0])
+
+
+def test_policy_metrics_by_hand():
+    output, _ = policy([math.log(1.5), 0.0, 0.0, 0.0], [0.0] * 4, [1.0] * 4)
+    metrics = output.metrics
+    assert metrics["clip_fraction"].item() == 0.25
+    assert metrics["approx_kl"].item() == pytest.approx((0.5 - math.log(1.5)) / 4)
+    assert metrics["ratio_max"].item() == pytest.approx(1.5)
+    assert not any(value.requires_grad or value.ndim for value in metrics.values())
+
+
+def value(values, old, returns, mask=None):
+    values = torch.tensor([values], requires_grad=True)
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+    output = clipped_value_loss(
+        values, torch.tensor([old]), torch.tensor([returns]), mask, clip=0.5
+    )
+    output.loss.backward()
+    return output, values.grad[0].tolist()
+
+
+def test_value_loss_by_hand():
+    # Token 1 moved 1.0 towards its return: the kept-near 0.5 has the larger error, no gradient.
+    # Token 2 moved 1.0 away: its own error is larger. Token 3 moved within the range.
+    output, gradient = value([1.0, 1.0, 0.25], [0.0, 0.0, 0.0], [1.0, -1.0, 1.0])
+    assert output.loss.item() == pytest.approx(0.5 * (0.25 + 4 + 0.5625) / 3)
+    assert gradient == pytest.approx([0, 2 / 3, -0.75 / 3])
+    assert output.metrics["clip_fraction"].item() == pytest.approx(2 / 3)
+
+
+def test_masked_columns_may_hold_anything():
+    mask = torch.tensor([[True, False, False]])
+    bad = [math.nan, math.inf]
+    output, gradient = policy([-1.0, *bad], [-1.0, 0.0, -math.inf], [2.0, *bad], mask)
+    assert output.loss.item() == -2
+    assert gradient == [-2, 0, 0]
+    assert output.metrics["ratio_max"].item() == 1
+    output, gradient = value([1.0, *bad], [1.0, *bad], [3.0, *bad], mask)
+    assert output.loss.item() == 2
+    assert gradient == [-2, 0, 0]
+
+
+@pytest.mark.parametrize("reduce", ["sequence", "token"])
+def test_nothing_counts_nothing_pulls(reduce):
+    empty = torch.zeros(1, 2, dtype=torch.bool)
+    output, gradient = policy([1.0, 2.0], [0.0, 0.0], [1.0, 1.0], empty, reduce=reduce)
+    assert output.loss.item() == 0
+    assert gradient == [0, 0]
+    assert all(torch.isfinite(metric) for metric in output.metrics.values())
+    output, gradient = value([1.0, 2.0], [0.0, 0.0], [1.0, 1.0], empty)
+    assert output.loss.item() == 0
+    assert gradient == [0, 0]
+
+
+@pytest.mark.parametrize("reduce", ["sequence", "token"])
+def test_micro_batches_weighted_by_their_share_make_the_batch(reduce):
+    generator = torch.Generator().manual_seed(2)
+    tensors = [torch.randn(6, 5, generator=generator) for _ in range(3)]
+    mask = torch.arange(5) < torch.tensor([0, 1, 5, 3, 0, 4])[:, None]
+    whole = clipped_policy_loss(*tensors, mask, clip=0.2, reduce=reduce).loss
+    count = mask.any(1).sum() if reduce == "sequence" else mask.sum()
+    parts = torch.zeros(())
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        part = mask[rows]
+        share = (part.any(1).sum() if reduce == "sequence" else part.sum()) / count
+        loss = clipped_policy_loss(*(t[rows] for t in tensors), part, clip=0.2, reduce=reduce).loss
+        parts = parts + share * loss
+    torch.testing.assert_close(parts, whole)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from denserl_cli.core.batches import (
+    EncodedPairRow,
+    collate_pairs,
+    collate_sequences,
+    global_batches,
+    micro_batches,
+)
+from denserl_cli.core.errors import DenserlError
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def row(
+    prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, margin: float | None = None
+) -> EncodedPairRow:
+    return EncodedPairRow(prompt, chosen, rejected, margin, "here:1")
+
+
+def test_an_epoch_shows_every_row_once() -> None:
+    batches = global_batches(6, 2, seed=3)
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    assert sorted(np.concatenate(batches)) == list(range(6))
+
+
+def test_the_rest_of_an_epoch_goes_into_the_next_and_the_last_rest_is_dropped() -> None:
+    batches = global_batches(5, 2, epochs=3, seed=3)
+    assert [len(batch) for batch in batches] == [2] * 7
+    order = np.concatenate(batches)
+    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
+    assert len(set(order[10:])) == 4
+
+
+def test_epochs_are_shuffled_differently_and_the_same_for_the_same_seed() -> None:
+    order = np.concatenate(global_batches(50, 50, epochs=2, seed=3))
+    assert order[:50].tolist() != order[50:].tolist()
+    assert order.tolist() == np.concatenate(global_batches(50, 50, epochs=2, seed=3)).tolist()
+    assert order.tolist() != np.concatenate(global_batches(50, 50, epochs=2, seed=4)).tolist()
+
+
+def test_part_of_an_epoch_is_its_beginning() -> None:
+    whole = np.concatenate(global_batches(10, 1, seed=3))
+    assert np.concatenate(global_batches(10, 1, epochs=0.3, seed=3)).tolist() == whole[:3].tolist()
+    more = np.concatenate(global_batches(10, 1, epochs=1.5, seed=3))
+    assert more[:10].tolist() == whole.tolist() and len(more) == 15
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(3, 1.0), (3, 5.0), (100, 0.03), (0, 1.0)])
+def test_too_few_rows_for_one_batch_are_an_error(count: int, epochs: float) -> None:
+    with pytest.raises(DenserlError, match=r"not enough data.*: \d rows, ppo\.size is 4"):
+        global_batches(count, 4, epochs=epochs, seed=3, field="ppo.size")
+
+
+def test_micro_batches_hold_rows_of_similar_length() -> None:
+    parts = micro_batches([3, 9, 1, 7, 5], np.array([10, 11, 12, 13, 14]), 2)
+    assert [part.tolist() for part in parts] == [[11, 13], [14, 10], [12]]
+
+
+def test_responses_start_in_one_column() -> None:
+    batch = collate_sequences([ints(1, 2, 3), ints(4)], [ints(5), ints(6, 7)], pad_id=0)
+    assert batch.prompt_width == 3
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5, 0], [0, 0, 4, 6, 7]]
+    assert batch.attention_mask.tolist() == [[True] * 4 + [False], [False] * 2 + [True] * 3]
+    assert batch.response_mask.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert batch.position_ids[batch.attention_mask].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    kinds = (batch.input_ids.dtype, batch.position_ids.dtype, batch.attention_mask.dtype)
+    assert kinds == (torch.int64, torch.int64, torch.bool)
+
+
+def test_chosen_sequences_come_before_rejected_ones() -> None:
+    rows = [row(ints(1, 2), ints(5), ints(6, 7)), row(ints(3), ints(8, 9, 9), ints(4))]
+    batch = collate_pairs(rows, pad_id=0)
+    assert batch.input_ids.tolist() == [
+        [1, 2, 5, 0, 0], [0, 3, 8, 9, 9], [1, 2, 6, 7, 0], [0, 3, 4, 0, 0],
+    ]  # fmt: skip
+    assert batch.response_mask.sum(1).tolist() == [1, 3, 2, 1]
+    assert batch.margin is None
+
+
+def test_a_pair_without_margin_beside_one_with_counts_as_zero() -> None:
+    rows = [row(ints(1), ints(2), ints(3), 1.5), row(ints(1), ints(2), ints(3))]
+    margin = collate_pairs(rows, pad_id=0).margin
+    assert margin is not None and margin.tolist() == [1.5, 0.0]
+
+
+def test_a_batch_is_its_rows_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, 9, size=n).astype(np.int32) for n in (4, 1, 6)]
+    responses = [rng.integers(1, 9, size=n).astype(np.int32) for n in (2, 5, 1)]
+    batch = collate_sequences(prompts, responses, pad_id=3)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        alone = collate_sequences([prompt], [response], pad_id=3)
+        kept = batch.attention_mask[i]
+        for name in ("input_ids", "response_mask", "position_ids"):
+            assert getattr(batch, name)[i][kept].tolist() == getattr(alone, name)[0].tolist()

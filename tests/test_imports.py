@@ -1,0 +1,96 @@
+"""Which way imports point, read from the source and seen in a fresh process."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "denserl_cli").rglob("*.py")
+}
+CORE = [name for name in FILES if name.startswith("denserl_cli.core")]
+GROUND = {"denserl_cli.core.errors", "denserl_cli.core.files"}
+MATHS = {
+    f"denserl_cli.core.{name}"
+    for name in (
+        "segmentation",
+        "likelihood",
+        "normalizer",
+        "ppo.rewards",
+        "ppo.advantages",
+        "ppo.losses",
+    )
+}
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those for the type checker alone."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield from statements(child)
+
+
+def imported(name: str) -> set[str]:
+    """Names of the modules that a module imports, anywhere in it."""
+    names = set()
+    for node in statements(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            assert node.module
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in FILES else node.module)
+    return names
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_knows_no_terminal_and_no_command(name: str):
+    for target in imported(name):
+        assert target.partition(".")[0] not in ("typer", "click", "rich"), target
+        if target.startswith("denserl_cli."):
+            assert target.startswith("denserl_cli.core"), target
+
+
+@pytest.mark.parametrize("name", sorted(MATHS & set(FILES)))
+def test_maths_imports_only_maths_and_what_imports_nothing(name: str):
+    own = {target for target in imported(name) if target.startswith("denserl_cli")}
+    assert own <= MATHS | GROUND
+
+
+@pytest.mark.parametrize("name", sorted(GROUND))
+def test_the_ground_imports_nothing_of_the_package(name: str):
+    assert not imported(name) & set(FILES)
+
+
+def test_there_is_no_circle():
+    graph = {name: imported(name) & set(FILES) for name in FILES}
+    TopologicalSorter(graph).prepare()
+
+
+def test_a_recipe_is_accepted_before_anything_heavy_is_imported(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("model: {path: a/b}\nsegmentation: {cutoff: 1.0}\n")
+    program = (
+        "import sys, denserl_cli.app\n"
+        "from denserl_cli.core.recipe import load_recipe\n"
+        "load_recipe('r.yaml')\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy', 'rich'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
