@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from denserl_cli import __version__
-from denserl_cli.commands import fit_function, recipes, train_ppo, train_rm, validate
+from denserl_cli.commands import (
+    demo,
+    export,
+    fit_function,
+    recipes,
+    segment,
+    train_ppo,
+    train_rm,
+    validate,
+)
 from denserl_cli.core.errors import DenserlError
 
 app = typer.Typer(
@@ -24,6 +33,9 @@ app = typer.Typer(
 app.command("train-rm", epilog=train_rm.EXAMPLE)(train_rm.train_rm)
 app.command("fit-function", epilog=fit_function.EXAMPLE)(fit_function.fit_function)
 app.command("train-ppo", epilog=train_ppo.EXAMPLE)(train_ppo.train_ppo)
+app.command("segment", epilog=segment.EXAMPLE)(segment.segment)
+app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)
 app.add_typer(recipes.app, name="recipes")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -19,6 +19,9 @@ from rich.text import Text
 
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.tracking import Observer
+
+if TYPE_CHECKING:
+    from denserl_cli.core.inspection import SegmentedResponse
 
 _UNBOUNDED = 100_000
 _SECONDS_BETWEEN_LINES = 5.0
@@ -60,6 +63,29 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     _console(sys.stdout).print(table)
+
+
+def print_segments(responses: Sequence[SegmentedResponse]) -> None:
+    """Print responses cut into segments: the text in alternating colours, then a table of them."""
+    console = _console(sys.stdout)
+    for response in responses:
+        text = Text()
+        for place, segment in enumerate(response.segments):
+            text.append("│" if place else "", style="dim")
+            text.append(segment.text, style=("cyan", "magenta")[place % 2])
+        heading = (
+            response.label
+            if response.score is None
+            else (f"{response.label}: score {response.score:.3f}")
+        )
+        console.print(Text(heading, style="bold"))
+        console.print(Text(response.prompt, style="dim"))
+        console.print(text)
+        rows = [
+            [k, s.end - s.start + 1, s.entropy, s.value, s.reward, s.text.strip()]
+            for k, s in enumerate(response.segments, 1)
+        ]
+        print_table("", ["#", "tokens", "entropy", "value", "reward", "text"], rows)
 
 
 def _cell(value: object) -> str:
@@ -141,7 +167,7 @@ class ConsoleObserver(Observer):
         """Start a piece of work, inside the current one if there is one."""
         self._work.append(Pace(title, total, done))
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **figures: float) -> None:
         """Count finished units of the innermost piece of work."""
         self._work[-1].advance(count, figures)
 
@@ -166,7 +192,7 @@ class PlainObserver(ConsoleObserver):
         super().begin(title, total, done)
         self._line()
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **figures: float) -> None:
         """Count finished units, with a line if the last one is some seconds ago."""
         super().advance(count, **figures)
         if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
@@ -227,7 +253,7 @@ class TerminalObserver(ConsoleObserver):
         pace = self._work[-1]
         self._bars.append(self._progress.add_task(title, total=total, completed=done, pace=pace))
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **figures: float) -> None:
         """Move the innermost bar."""
         super().advance(count, **figures)
         assert self._progress is not None

@@ -53,9 +53,11 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     """Show a segmentation, export both models, say what was learned and where everything is."""
     from denserl_cli.console import print_segments, print_table
     from denserl_cli.core.exporting import export
-    from denserl_cli.core.inspection import Inspector, answers_of, boundary_agreement
+    from denserl_cli.core.inspection import Inspector, answers_of, phrase_agreement
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.sandbox import Task
 
+    assert recipe.sandbox is not None
     run = RunFolder(folder, recipe)
     inspector = Inspector(recipe, run, observer)
     responses = inspector.segment(answers_of(inspector.recipe, 100, observer))
@@ -63,8 +65,8 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     for part in ("reward-model", "policy"):
         export(part, recipe, run, folder / "export" / part, replace=True)
     reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}
-    agreement = boundary_agreement(recipe, responses)
-    true, best = policy["eval_true_reward"], inspector.best_true_reward
+    agreement = phrase_agreement(recipe, responses)
+    true, best = policy["eval_true_reward"], Task(recipe.sandbox, recipe.seed).best
     print_table(
         "what was learned",
         ["figure", "value"],

@@ -1,1 +1,1 @@
-"""The method: maths, models, data and the stages that combine them. Knows neither typer nor rich."""
+"""The method: maths, models, data, and the stages that combine them."""

@@ -1,4 +1,4 @@
-"""One model in training: mixed precision, clipping, AdamW, the schedule, and the state of it all."""
+"""One model in training: mixed precision, clipping, AdamW, the schedule, and all their state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         learning_rate: float,
         settings: OptimizerConfig,
@@ -110,11 +110,17 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of every global random generator, as plain values and tensors."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     return {
         "python": [version, list(internal), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [
+            kind,
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -27,7 +27,7 @@ class RecipeError(DenserlError):
         self.problems = tuple(problems)
 
 
-class Interrupted(DenserlError):  # noqa: N818 - not an error of the user's, but it ends the command
+class Interrupted(DenserlError):
     """The user or the scheduler asked the run to stop; the state is in a checkpoint."""
 
     exit_code = 130

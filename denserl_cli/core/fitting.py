@@ -110,9 +110,10 @@ def segment_rewards(
     for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
         batch = collate_pairs([rows[i] for i in part], pad_id, device())
         scored = scorer(batch)
+        assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
         order = scored.ends.cumsum(1)
-        columns = (order / counts.clamp(min=1), scored.token_values, order == counts)
+        columns = (order.double() / counts.clamp(min=1), scored.token_values, order == counts)
         found.append(torch.stack([c[scored.ends].double() for c in columns]))
         observer.advance(len(part))
     observer.end()

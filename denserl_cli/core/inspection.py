@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from denserl_cli.core import sandbox
 from denserl_cli.core.data import collate_sequences, micro_batches, read_pairs
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.fitting import load_normalizer
@@ -165,6 +166,16 @@ def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
         for pair in pairs
         for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected))
     ]
+
+
+def phrase_agreement(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> sandbox.Agreement:
+    """How well the segments of sandbox responses match the true phrases."""
+    assert recipe.sandbox is not None
+    found = [
+        (" ".join(s.text.strip() for s in response.segments), [s.end for s in response.segments])
+        for response in responses
+    ]
+    return sandbox.boundary_agreement(sandbox.Task(recipe.sandbox, recipe.seed), found)
 
 
 def as_document(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:

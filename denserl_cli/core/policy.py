@@ -65,7 +65,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, revision=model.revision)
 
 
-class readable_errors:  # noqa: N801 - used as a statement
+class readable_errors:
     """Turn what transformers raises for an absent or unusable model into one DenserlError."""
 
     def __init__(self, path: str, what: str) -> None:
@@ -83,7 +83,9 @@ class readable_errors:  # noqa: N801 - used as a statement
             ) from error
 
 
-def load_causal_lm(model: ModelConfig, *, trained: bool, path: str | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    model: ModelConfig, *, trained: bool, path: str | None = None
+) -> PreTrainedModel:
     """Load a causal language model to this process's device.
 
     trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
@@ -150,7 +152,7 @@ def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
 
 
 def response_logprobs(
-    model: PreTrainedModel,
+    model: Any,
     batch: SequenceBatch,
     *,
     temperature: float = 1.0,
@@ -159,8 +161,8 @@ def response_logprobs(
     """Log-probabilities of the response tokens, and entropies, in one pass (method §1).
 
     The token in column j is predicted at the position before it, where the entropy that belongs to
-    column j-1 is found as well: both come from the same row of the head's product. Log-probabilities
-    are those of the tempered distribution, entropies always those at temperature 1.
+    column j-1 is found as well: both come from the same row of the head's product.
+    Log-probabilities are those of the tempered distribution, entropies those at temperature 1.
     """
     start, mask = batch.prompt_width, batch.response_mask[:, batch.prompt_width :]
     states = hidden_states(model, batch)[:, start - 1 : -1][mask]
@@ -173,7 +175,7 @@ def response_logprobs(
     if with_entropy and not both:
         _, entropy = logprob_and_entropy(states, weight, targets)
     logprobs = logprob.new_zeros(mask.shape).masked_scatter(mask, logprob)
-    if not with_entropy:
+    if entropy is None:
         return ResponseScores(logprobs, None)
     before = logprob.new_zeros(mask.shape).masked_scatter(mask, entropy)
     after = torch.cat([before[:, 1:], before.new_zeros(len(before), 1)], dim=1)

@@ -1,4 +1,4 @@
-"""The segment reward model: a scalar head at every token, segment rewards, the loss they train by."""
+"""The segment reward model: a scalar head at every token, segment rewards, their loss."""
 
 from __future__ import annotations
 
@@ -163,9 +163,7 @@ def load_scalar_model(
     return loaded
 
 
-def token_values(
-    model: PreTrainedModel, batch: SequenceBatch | PairBatch, *, before: bool = False
-) -> Tensor:
+def token_values(model: Any, batch: SequenceBatch | PairBatch, *, before: bool = False) -> Tensor:
     """The scalar head's value at every response token: (R, T) float32, 0 where masked.
 
     before: read at the position before each token, the state in which it is chosen (the critic).

@@ -58,7 +58,9 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
         len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
     )
     seed_everything(recipe.seed)
-    trainer = RewardTrainer(recipe, run, observer, data.train, data.evaluation, batches, chat.pad_id)
+    trainer = RewardTrainer(
+        recipe, run, observer, data.train, data.evaluation, batches, chat.pad_id
+    )
     checkpoint = run.started(STAGE, mode, observer)
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
@@ -117,7 +119,7 @@ class RewardTrainer:
                 if step % self.settings.eval_every == 0 or step == total:
                     self.evaluated = self.evaluate()
                     figures |= self.evaluated
-                self.run.log(STAGE, step, **figures)
+                self.run.log(STAGE, step, figures)
                 self.observer.advance(**{name: figures[name] for name in HEADLINE})
                 stop = stopping()
                 if step % self.settings.save_every == 0 or step == total or stop:
@@ -213,7 +215,7 @@ class RewardTrainer:
 
 def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[str, float]:
     """Means from weighted sums of micro-batches; the mean square becomes a standard deviation."""
-    means = dict(zip(names, (torch.stack(totals).sum(0) / count).tolist(), strict=True))
+    means = dict(zip(names, (torch.stack(list(totals)).sum(0) / count).tolist(), strict=True))
     variance = means.pop("reward_square") - means["reward_mean"] ** 2
     return {**means, "reward_std": max(variance, 0.0) ** 0.5}
 

@@ -1,13 +1,13 @@
 """A run is a folder: what was asked for, how far each stage got, metrics, checkpoints, results.
 
-    recipe.yaml         the resolved recipe of the latest command
-    run.json            recipe name; for each stage its status, the settings it read, its summary
-    metrics.jsonl       every figure of every step
-    sandbox/            model, tokenizer and data of the embedded task
-    checkpoints/STAGE/  full states to resume from
-    reward_model/       a Hugging Face folder + denserl.json + normalizer.json
-    policy/             a Hugging Face folder
-    replaced/           results that --fresh moved aside
+recipe.yaml         the resolved recipe of the latest command
+run.json            recipe name; for each stage its status, the settings it read, its summary
+metrics.jsonl       every figure of every step
+sandbox/            model, tokenizer and data of the embedded task
+checkpoints/STAGE/  full states to resume from
+reward_model/       a Hugging Face folder + denserl.json + normalizer.json
+policy/             a Hugging Face folder
+replaced/           results that --fresh moved aside
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ class RunFolder:
         self._book["stages"][stage] |= {"status": "finished", "summary": dict(summary)}
         self._write_book()
 
-    def log(self, stage: str, step: int, *, file: str = "metrics.jsonl", **figures: Any) -> None:
+    def log(
+        self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
+    ) -> None:
         """Append one line to metrics.jsonl, or to another of `LOGS`."""
         line = json.dumps({"stage": stage, "step": step, **figures}, ensure_ascii=False)
         with (self.path / file).open("a", encoding="utf-8") as out:

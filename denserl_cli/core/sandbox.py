@@ -2,16 +2,16 @@
 
 A prompt names a mood and a subject. A response strings together phrases; the first word of a phrase
 is a free choice, the words after it follow from it, so that a fitted model is surprised exactly at
-the phrase boundaries. Mood and subject decide what each phrase is worth, and the true reward of a
-response is the mean worth of its phrases. Only these three things are the sandbox's own: what
-learns from them are the stages that train any other model.
+the phrase boundaries. The mood decides what each phrase is worth (the subject matters to nobody),
+and the true reward of a response is the mean worth of its phrases. Only tokenizer, model and data
+are the sandbox's own: what learns from them are the stages that train any other model.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MOODS = ("calm", "bright", "bitter", "proud", "gentle", "weary", "eager", "quiet")
 SUBJECTS = ("rivers", "winters", "journeys", "machines", "gardens", "cities", "letters", "harbours")
 STRAY_WORTH = -1.0
-HABIT = 0.5
-"""How far the habits of a prompt are from choosing its phrases evenly, in nats."""
+TASTE = 1.0
+"""How unevenly one response uses the phrases: std of the log-odds of choosing each, in nats."""
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -47,8 +47,7 @@ class Slots(NamedTuple):
 class Task:
     """The language of the sandbox and the worth of its phrases.
 
-    worth: (moods, subjects, phrases), the true reward of a phrase. habit: of the same shape, how
-    often the starting model's own text has it; independent of the worth.
+    worth: (moods, phrases), the true reward of a phrase; mean 0 for each mood.
     """
 
     def __init__(self, config: SandboxConfig, seed: int) -> None:
@@ -57,9 +56,8 @@ class Task:
         size = config.phrase_length
         self.phrases = [tuple(words[k * size : (k + 1) * size]) for k in range(config.phrases)]
         rng = np.random.default_rng([seed, 1])
-        self.worth = _table(rng, config.phrases)
-        habit = np.exp(HABIT * _table(rng, config.phrases))
-        self.habit = habit / habit.sum(-1, keepdims=True)
+        worth = rng.normal(size=(len(MOODS), config.phrases))
+        self.worth = worth - worth.mean(1, keepdims=True)
         self._index = {phrase: k for k, phrase in enumerate(self.phrases)}
 
     @property
@@ -70,13 +68,14 @@ class Task:
     @property
     def best(self) -> float:
         """The true reward of always choosing the best phrase, mean over the prompts."""
-        return float(self.worth.max(-1).mean())
+        return float(self.worth.max(1).mean())
 
-    def compose(self, prompt: str, rng: np.random.Generator) -> str:
-        """A response as writers here write it, up to a sixth more than the least number long."""
+    def compose(self, rng: np.random.Generator) -> str:
+        """A response with a taste of its own, up to a sixth more than the least number long."""
         least = self.config.response_phrases
         size = rng.integers(least, least + least // 6 + 1)
-        chosen = rng.choice(len(self.phrases), size=size, p=self.habit[_place(prompt)])
+        taste = np.exp(TASTE * rng.normal(size=len(self.phrases)))
+        chosen = rng.choice(len(self.phrases), size=size, p=taste / taste.sum())
         return " ".join(" ".join(self.phrases[k]) for k in chosen)
 
     def parse(self, response: str) -> list[tuple[int, int | None]]:
@@ -91,31 +90,39 @@ class Task:
 
     def true_reward(self, prompt: str, response: str) -> float:
         """Mean worth of the response's phrases; a stray word counts -1, a missing phrase 0."""
-        worth = self.worth[_place(prompt)]
+        worth = self.worth[MOODS.index(prompt.split()[1])]
         parts = self.parse(response)
         total = sum(STRAY_WORTH if phrase is None else worth[phrase] for _, phrase in parts)
         return float(total / max(len(parts), self.config.response_phrases))
 
 
-def _table(rng: np.random.Generator, phrases: int) -> np.ndarray:
-    """A number for each mood, subject and phrase, about standard normal, of mean 0 for a prompt."""
-    by_mood = rng.normal(size=(len(MOODS), 1, phrases))
-    by_subject = rng.normal(size=(1, len(SUBJECTS), phrases))
-    table = (by_mood + by_subject) / math.sqrt(2)
-    return table - table.mean(-1, keepdims=True)
+class Agreement(NamedTuple):
+    """How well found segment ends match the true phrase boundaries inside responses."""
+
+    precision: float
+    recall: float
 
 
-def _place(prompt: str) -> tuple[int, int]:
-    _, mood, *_, subject = prompt.split()
-    return MOODS.index(mood), SUBJECTS.index(subject)
+def boundary_agreement(task: Task, responses: Sequence[tuple[str, Sequence[int]]]) -> Agreement:
+    """Compare segment ends (word numbers, one word a token) with the ends of true phrases.
+
+    responses: text and ends of each. The last end of a response is given, so it does not count.
+    """
+    right = found = true = 0
+    for text, ends in responses:
+        boundaries = set(np.cumsum([length for length, _ in task.parse(text)])[:-1] - 1)
+        inner = set(ends[:-1])
+        right += len(boundaries & inner)
+        found, true = found + len(inner), true + len(boundaries)
+    return Agreement(right / max(found, 1), right / max(true, 1))
 
 
 def _word(index: int) -> str:
-    """A pronounceable made-up word, different for every index."""
-    consonants, vowels = "bdfgklmnprstvz", "aeiou"
-    syllables = [c + v for v in vowels for c in consonants]
-    first, second = index % len(syllables), (index * 11 + index // len(syllables) * 7 + 3)
-    return syllables[first] + syllables[second % len(syllables)] + "nrsl"[index % 4]
+    """A pronounceable made-up word of two syllables, different for every index below 4225."""
+    syllables = [c + v for v in "aeiou" for c in "bdfgklmnprstv"]
+    first = index % len(syllables)
+    second = (17 * first + index // len(syllables) + 5) % len(syllables)
+    return syllables[first] + syllables[second]
 
 
 def build_tokenizer(task: Task) -> PreTrainedTokenizerBase:
@@ -147,7 +154,7 @@ def build_model(config: SandboxConfig, vocabulary: int) -> PreTrainedModel:
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=config.hidden_size,
-            intermediate_size=4 * config.hidden_size,
+            intermediate_size=2 * config.hidden_size,
             num_hidden_layers=config.layers,
             num_attention_heads=max(1, config.hidden_size // 16),
             max_position_embeddings=4096,
@@ -161,7 +168,7 @@ def build_model(config: SandboxConfig, vocabulary: int) -> PreTrainedModel:
 
 def fit_language_model(
     model: PreTrainedModel,
-    sequences: Sequence[tuple[np.ndarray, np.ndarray]],
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     steps: int,
     batch_size: int = 32,
@@ -185,7 +192,7 @@ def fit_language_model(
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     rng = np.random.default_rng(seed)
     observer.begin("fit the starting model", total=steps)
-    for _ in range(steps):
+    for step in range(steps):
         chosen = [sequences[i] for i in rng.integers(len(sequences), size=batch_size)]
         batch = collate_sequences([p for p, _ in chosen], [r for _, r in chosen], pad_id=0)
         logprobs = response_logprobs(model, batch, with_entropy=False).logprobs
@@ -195,7 +202,10 @@ def fit_language_model(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        observer.advance(loss=loss.item())
+        if step % 20 == 0:
+            observer.advance(loss=loss.item())
+        else:
+            observer.advance()
     observer.end()
 
 
@@ -223,16 +233,14 @@ def _write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> 
     tokenizer = build_tokenizer(task)
     chat = ChatFormat.of(tokenizer)
     rng = np.random.default_rng([seed, 3])
-    texts = [(prompt, task.compose(prompt, rng)) for _ in range(32) for prompt in task.prompts]
+    texts = [(prompt, task.compose(rng)) for _ in range(32) for prompt in task.prompts]
     sequences = [
         (chat.encode_prompt([{"role": "user", "content": p}]), chat.encode_response(r))
         for p, r in texts
     ]
     torch.manual_seed(seed)
     model = build_model(task.config, len(tokenizer))
-    fit_language_model(
-        model, sequences, steps=task.config.fit_steps, seed=seed, observer=observer
-    )
+    fit_language_model(model, sequences, steps=task.config.fit_steps, seed=seed, observer=observer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -240,7 +248,7 @@ def _write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> 
 def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:
     """Two responses to one prompt, ordered by a noisy Bradley-Terry choice on the true reward."""
     prompt = task.prompts[rng.integers(len(task.prompts))]
-    first, second = task.compose(prompt, rng), task.compose(prompt, rng)
+    first, second = task.compose(rng), task.compose(rng)
     gap = task.true_reward(prompt, first) - task.true_reward(prompt, second)
     if rng.random() > 1 / (1 + math.exp(-gap / task.config.label_temperature)):
         first, second = second, first
@@ -251,5 +259,5 @@ def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:
     }
 
 
-def _jsonl(rows: Sequence[dict[str, object]]) -> str:
+def _jsonl(rows: Sequence[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class ScoredBatch(NamedTuple):
-    """(R, T) each, zero where masked: segment ends, the reference's entropy after each token and
-    its log-probability of each token, the reward model's value at each token. The last three are
-    None where they were not computed.
+    """What reference and reward model say about responses; (R, T) each, zero where masked.
+
+    ends: of the segments. entropy: the reference's, after each token. reference_logprobs: of each
+    token. token_values: the reward model's. The last three are None where they were not computed.
     """
 
     ends: Tensor

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 INCOMPLETE = "�"
 
 
-def segment_texts(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> list[str]:
-    """The text of each segment of one response: [0 … ends[0]], [ends[0]+1 … ends[1]], …
+def segment_texts(tokenizer: Any, ids: Iterable[int], ends: Sequence[int]) -> list[str]:
+    """The text of each segment of one response, given the segments' last tokens.
 
     The texts join to the text of the response up to the last end. A character whose bytes are split
     over two segments belongs to the segment that completes it.
     """
-    ids, texts, done, before = list(ids), [], 0, ""
+    tokens, texts, before = list(ids), list[str](), ""
     for place, end in enumerate(ends):
-        text = tokenizer.decode(ids[: end + 1], skip_special_tokens=False)
+        text = tokenizer.decode(tokens[: end + 1], skip_special_tokens=False)
         whole = text if place == len(ends) - 1 else text.rstrip(INCOMPLETE)
         if not whole.startswith(before):  # a decoder that rewrites earlier text, e.g. spaces
             before = whole[: len(before)]
         texts.append(whole[len(before) :])
-        before, done = whole, end + 1
+        before = whole
     return texts

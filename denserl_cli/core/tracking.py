@@ -1,4 +1,4 @@
-"""What a stage tells the outside while it works: an observer for people, metrics.jsonl for programs."""
+"""What a stage tells people while it works."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Observer:
     def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
         """A piece of work of `total` units starts, `done` of which an earlier run has finished."""
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **figures: float) -> None:
         """`count` more units are done; `figures` are the values worth showing beside the bar."""
 
     def end(self) -> None:

@@ -33,27 +33,33 @@ class Collector:
         micro_batch_size: int,
         pad_id: int,
         dtype: torch.dtype,
-        progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.policy, self.critic, self.scorer = policy, critic, scorer
         self.sampling, self.micro_batch_size = sampling, micro_batch_size
-        self.pad_id, self.dtype, self.progress = pad_id, dtype, progress
+        self.pad_id, self.dtype = pad_id, dtype
         self.device = policy.device
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[np.ndarray], keys: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[np.ndarray],
+        keys: Sequence[Sequence[int]],
+        *,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> Rollout:
         """Sample one response for each prompt and score all of them.
 
-        keys: the name of each response, from which its randomness comes (see `noise`).
+        keys: the name of each response, from which its randomness comes (see `noise`). progress:
+        called with the number of responses that have just been sampled.
         """
         with evaluating(self.policy, self.critic):
-            responses = self.sample(prompts, keys)
-            return self.score(prompts, responses)
+            return self.score(prompts, self.sample(prompts, keys, progress))
 
     def sample(
-        self, prompts: Sequence[np.ndarray], keys: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[np.ndarray],
+        keys: Sequence[Sequence[int]],
+        progress: Callable[[int], None] = lambda _: None,
     ) -> list[Response]:
         """Responses in the order of the prompts, drawn in batches of similar prompt length."""
         uniform = noise(keys, self.sampling.max_new_tokens)
@@ -69,7 +75,7 @@ class Collector:
                 )
             for i, response in zip(part, drawn, strict=True):
                 responses[i] = response
-            self.progress(len(part))
+            progress(len(part))
         return [response for response in responses if response is not None]
 
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
@@ -84,7 +90,10 @@ class Collector:
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
         for part in self.parts(lengths):
             batch = collate_sequences(
-                [prompts[i] for i in part], [responses[i].ids for i in part], self.pad_id, self.device
+                [prompts[i] for i in part],
+                [responses[i].ids for i in part],
+                self.pad_id,
+                self.device,
             )
             rows = torch.from_numpy(part).to(self.device)
             temperature = self.sampling.temperature

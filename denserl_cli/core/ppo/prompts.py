@@ -43,7 +43,7 @@ class PromptPlan:
         return len(self.batches)
 
     def batch(self, iteration: int) -> PromptBatch:
-        """The prompts of iteration 1, 2, …"""
+        """The prompts of an iteration, counted from 1."""
         chosen = [(row, n) for row in self.batches[iteration - 1] for n in range(self.samples)]
         return PromptBatch(
             [self.prompts[row] for row, _ in chosen],

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from denserl_cli.core import sandbox
 from denserl_cli.core.chat import ChatFormat

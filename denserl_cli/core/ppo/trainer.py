@@ -204,9 +204,9 @@ class PPOTrainer:
     def record(self, iteration: int, stats: dict[str, Any]) -> None:
         """Figures to metrics.jsonl and to the observer, samples to samples.jsonl."""
         shown = stats.pop("samples", [])
-        self.run.log(STAGE, iteration, **stats)
+        self.run.log(STAGE, iteration, stats)
         for sample in shown:
-            self.run.log(STAGE, iteration, file="samples.jsonl", **sample)
+            self.run.log(STAGE, iteration, sample, file="samples.jsonl")
         headline = {name: stats[name] for name in HEADLINE if name in stats}
         self.observer.advance(1 if iteration else 0, **headline)
 

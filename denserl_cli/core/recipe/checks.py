@@ -170,16 +170,9 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _origins(recipe: Recipe) -> Iterator[Problem]:
-    """Where model and data come from: a sandbox brings its own, everything else names them."""
-    if recipe.sandbox is None:
-        if not recipe.model.path:
-            yield Problem("model.path", "missing; name a hub model or a folder", ("sandbox",))
-        return
-    given = {f"data.{name}" for name in ("preferences", "evaluation", "prompts")}
-    for key in ("model.path", "model.tokenizer", *sorted(given)):
-        if _value(recipe, key):
-            advice = "remove this, or set sandbox to null"
-            yield Problem(key, f"the sandbox makes its own; {advice}", ("sandbox",))
+    """Without a sandbox, which fills in what a recipe leaves open, a model must be named."""
+    if recipe.sandbox is None and not recipe.model.path:
+        yield Problem("model.path", "missing; name a hub model or a folder", ("sandbox",))
 
 
 def _missing_files(recipe: Recipe) -> Iterator[Problem]:

@@ -49,7 +49,7 @@ class SandboxConfig:
     """Width of the model."""
     layers: int = 2
     """Depth of the model."""
-    fit_steps: int = 300
+    fit_steps: int = 150
     """Language-model steps on the sandbox's own text before anything else."""
 
 

@@ -283,12 +283,8 @@ def test_other_options_are_named_and_taken_literally():
     assert recipe.data.prompts == (Source("./a: {b"),)
 
 
-def test_a_sandbox_recipe_names_no_model_and_no_data():
-    text = "sandbox: {}\nsegmentation: {cutoff: 1}\n"
-    write("r.yaml", text)
+def test_a_sandbox_recipe_may_name_data_of_its_own():
+    write("r.yaml", "sandbox: {}\nsegmentation: {cutoff: 1}\n")
     assert load_recipe("r.yaml").sandbox is not None
-    advice = "the sandbox makes its own; remove this, or set sandbox to null"
-    assert found("r.yaml", ["model.path=a/b", "data.prompts=c/d"]) == [
-        f"--set model.path=a/b: model.path: {advice}",
-        f"--set data.prompts=c/d: data.prompts: {advice}",
-    ]
+    recipe = load_recipe("r.yaml", ["data.prompts=c/d"])
+    assert recipe.data.prompts == (Source("c/d"),)
