@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.run import Mode, RunFolder
 from denserl_cli.core.tracking import Observer
@@ -18,7 +19,11 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
         observer.notice(f"{stage} in {folder} is finished; nothing to do (--fresh does it again)")
         return
     quiet_libraries()
-    _stage(stage)(recipe, run, mode, observer)
+    try:
+        _stage(stage)(recipe, run, mode, observer)
+    except DenserlError:
+        run.abandon()
+        raise
 
 
 def quiet_libraries() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from tests import tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -15,3 +18,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no shared fixtures at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def _scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored") / "run"
+    tiny.make_run(folder)
+    return folder
+
+
+@pytest.fixture
+def scored(_scored: Path, tmp_path: Path) -> Path:
+    """A run of `tiny.recipe()` that has a reward model and a normaliser, and is yours to change."""
+    return Path(shutil.copytree(_scored, tmp_path / "scored"))

@@ -66,17 +66,17 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
         export(part, recipe, run, folder / "export" / part, replace=True)
     reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}
     agreement = phrase_agreement(recipe, responses)
-    true, best = policy["eval_true_reward"], Task(recipe.sandbox, recipe.seed).best
+    true, best = policy.get("eval_true_reward", {}), Task(recipe.sandbox, recipe.seed).best
     print_table(
         "what was learned",
         ["figure", "value"],
         [
             ["phrase boundaries found (precision)", agreement.precision],
             ["phrase boundaries found (recall)", agreement.recall],
-            ["reward model accuracy", reward["eval_accuracy"]],
-            ["accuracy of 'prefer the longer'", reward["eval_longer_accuracy"]],
-            ["true reward before PPO", true["start"]],
-            ["true reward after PPO", true["end"]],
+            ["reward model accuracy", reward.get("eval_accuracy")],
+            ["accuracy of 'prefer the longer'", reward.get("eval_longer_accuracy")],
+            ["true reward before PPO", true.get("start")],
+            ["true reward after PPO", true.get("end")],
             ["best possible true reward", best],
         ],
     )

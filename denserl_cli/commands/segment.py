@@ -72,7 +72,8 @@ def segment(
 
     quiet_libraries()
     with make_observer() as observer:
-        inspector = Inspector(loaded, RunFolder(folder, loaded), observer)
+        run = RunFolder(folder, loaded)
+        inspector = Inspector(loaded, run, observer, rewards=calibrate is None)
         pairs = limit if calibrate is None else CALIBRATION_PAIRS
         answers = _answers(inspector.recipe, text, file, prompt, pairs, observer)
         if calibrate is not None:

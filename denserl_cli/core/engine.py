@@ -49,7 +49,7 @@ class TorchEngine:
         )
         self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self.optimizer,
-            num_warmup_steps=max(1, round(settings.warmup_ratio * total_steps)),
+            num_warmup_steps=round(settings.warmup_ratio * total_steps),
             num_training_steps=total_steps,
             min_lr_rate=settings.min_lr_ratio,
         )

@@ -28,21 +28,24 @@ _CLASS_OF = {
 def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace: bool) -> None:
     """Write one part of a finished run to `target`, which transformers loads without denserl.
 
-    Raises DenserlError when the part is not trained yet, or when `target` holds something and
-    `replace` is not set.
+    Raises DenserlError when the part is not trained yet, or under other settings, and when `target`
+    holds something: `replace` allows a model there, which an earlier export may have left.
     """
     stage = _STAGE_OF[part]
     source = run.path / part.replace("-", "_")
+    run.admit(stage, "resume")  # the card's recipe must be the one that made the model
     summary = run.summary(stage)
     if summary is None or not source.is_dir():
         raise DenserlError(
             f"{run.path} has no finished {part.replace('-', ' ')}",
             hint=f"run: denserl {stage} --recipe {recipe.name} --out {run.path}",
         )
-    if target.exists() and not replace and (target.is_file() or any(target.iterdir())):
-        raise DenserlError(
-            f"{target} is not empty", hint="name another folder with --to, or pass --fresh"
-        )
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        if not (target / "config.json").exists():
+            raise DenserlError(f"{target} holds no model", hint="name another folder with --to")
+        if not replace:
+            hint = "name another folder with --to, or pass --fresh"
+            raise DenserlError(f"{target} is not empty", hint=hint)
     with replaced_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         (folder / "README.md").write_text(model_card(part, recipe, summary), encoding="utf-8")

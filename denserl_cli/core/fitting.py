@@ -13,7 +13,7 @@ import torch
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.materials import load_chat, load_pairs, with_sandbox
+from denserl_cli.core.materials import list_skipped, load_chat, load_pairs, with_sandbox
 from denserl_cli.core.normalizer import (
     LocationNormalizer,
     LocationTable,
@@ -47,13 +47,14 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     RewardRecord.load(run.reward_model).check(recipe, run.reward_model)
     recipe = with_sandbox(recipe, run, observer)
     _, chat = load_chat(recipe)
-    data = load_pairs(recipe, chat, run, STAGE, observer)
+    data = load_pairs(recipe, chat, observer)
     rng = np.random.default_rng(recipe.normalizer.seed)
     everything = [*data.train, *data.evaluation]
     order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
     seed_everything(recipe.seed)
     scorer = _scorer(recipe, run)
     run.started(STAGE, mode, observer)
+    list_skipped(data.skipped, run, STAGE, observer)
     rewards = segment_rewards(
         [everything[i] for i in order], scorer, recipe.normalizer.batch_size, chat.pad_id, observer
     )
@@ -85,7 +86,7 @@ def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None
             hint=f"run: denserl fit-function --recipe {recipe.name} --out {run.path}",
         )
     normalizer = LocationNormalizer.load(run.normalizer)
-    record = json.loads(run.normalizer.read_text(encoding="utf-8"))["record"]
+    record = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
     asked = {
         "kind": recipe.normalizer.kind,
         "granularity": recipe.segmentation.granularity,

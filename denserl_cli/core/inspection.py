@@ -41,8 +41,8 @@ class Answer:
 class Segment:
     """One segment: response tokens start … end (inclusive).
 
-    entropy: nats after its last token, None where the granularity does not ask for it. value: the
-    reward model's, reward: normalised by location; None without a reward model or normaliser.
+    entropy: nats after its last token, None where the response is over. value: the reward model's,
+    reward: normalised by location; None without a reward model or normaliser.
     """
 
     text: str
@@ -64,15 +64,20 @@ class SegmentedResponse:
 
 
 class Inspector:
-    """The reference of a recipe with, once it is trained, the run's reward model."""
+    """The reference of a recipe with, once it is trained, the run's reward model.
 
-    def __init__(self, recipe: Recipe, run: RunFolder, observer: Observer) -> None:
+    rewards: False leaves the reward model out, and with it what it demands of the recipe.
+    """
+
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, observer: Observer, *, rewards: bool = True
+    ) -> None:
         asked, recipe = recipe, with_sandbox(recipe, run, observer)
         self.recipe = recipe
         self.tokenizer, self.chat = load_chat(recipe)
         self.normalizer: LocationNormalizer | None = None
         reward_model = None
-        if run.reward_model.is_dir():
+        if rewards and run.reward_model.is_dir():
             RewardRecord.load(run.reward_model).check(asked, run.reward_model)
             reward_model = load_scalar_model(
                 recipe.model, path=str(run.reward_model), fresh_head=False, trained=False
@@ -110,7 +115,8 @@ class Inspector:
             entropy[rows, : scored.entropy.shape[1]] = scored.entropy.float().cpu()
             for i in part:
                 mask[i, : len(encoded[i][1])] = True
-        return calibrate_cutoff(entropy, mask, length)
+        terminated = torch.tensor([self._terminated(response) for _, response in encoded])
+        return calibrate_cutoff(entropy, mask, length, terminated)
 
     def _encode(self, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
         """Prompt and response ids, truncated as reward-model data is."""
@@ -130,8 +136,12 @@ class Inspector:
             self.chat.pad_id,
             device(),
         )
-        ended = [int(response[-1]) == self.chat.terminator_id for _, response in encoded]
-        return self.scorer(batch, torch.tensor(ended, device=device()))
+        terminated = [self._terminated(response) for _, response in encoded]
+        return self.scorer(batch, torch.tensor(terminated, device=device()))
+
+    def _terminated(self, response: np.ndarray) -> bool:
+        """Whether a response has kept its terminator."""
+        return int(response[-1]) == self.chat.terminator_id
 
     def _describe(
         self, answer: Answer, ids: np.ndarray, scored: ScoredBatch, row: int
@@ -148,7 +158,7 @@ class Inspector:
             if value is not None and self.normalizer is not None:
                 p = (k + 1) / len(ends)
                 reward = (value - self.normalizer.mean(p)) / self.normalizer.std(p)
-            surprise = entropy[end] if entropy is not None else None
+            surprise = entropy[end] if entropy is not None and end < len(ids) - 1 else None
             segments.append(Segment(text, start, end, surprise, value, reward))
         score = None if values is None else float(np.mean([values[end] for end in ends]))
         return SegmentedResponse(answer.label, answer.messages[-2]["content"], segments, score)

@@ -38,17 +38,19 @@ SPLIT_SEED = 42
 
 
 class PairData(NamedTuple):
-    """Encoded preference pairs for training and for evaluation."""
+    """Encoded preference pairs for training and for evaluation, and the rows that are none."""
 
     train: list[EncodedPairRow]
     evaluation: list[EncodedPairRow]
+    skipped: list[Skipped]
 
 
 class PromptData(NamedTuple):
-    """Encoded prompts for training and for evaluation."""
+    """Encoded prompts for training and for evaluation, and the rows that are none."""
 
     train: list[Prompt]
     evaluation: list[Prompt]
+    skipped: list[Skipped]
 
 
 def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
@@ -66,7 +68,8 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
             f"the sandbox in {folder} was made with other settings or another seed",
             hint="name another folder with --out",
         )
-    run.claim()
+    if not made.exists():
+        run.claim()
     slots = sandbox.make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
     if not made.exists():
         write_text(made, json.dumps(settings) + "\n")
@@ -94,10 +97,8 @@ def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
     return tokenizer, chat
 
 
-def load_pairs(
-    recipe: Recipe, chat: ChatFormat, run: RunFolder, stage: str, observer: Observer
-) -> PairData:
-    """Read, encode and split the recipe's preference pairs; report the rows that were skipped.
+def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData:
+    """Read, encode and split the recipe's preference pairs; count the rows that are skipped.
 
     Without evaluation sources, a part of the pairs is held out.
     """
@@ -121,17 +122,15 @@ def load_pairs(
     rows, skipped = encoded(data.preferences)
     if data.evaluation:
         held, more = encoded(data.evaluation)
-        pairs, skipped = PairData(rows, held), [*skipped, *more]
+        skipped = [*skipped, *more]
     else:
-        pairs = PairData(*split_pairs(rows, data.eval_pairs, SPLIT_SEED))
-    _report(skipped, run, stage, observer)
-    return pairs
+        rows, held = split_pairs(rows, data.eval_pairs, SPLIT_SEED)
+    _count(skipped, observer)
+    return PairData(rows, held, skipped)
 
 
-def load_prompts(
-    recipe: Recipe, chat: ChatFormat, run: RunFolder, stage: str, observer: Observer
-) -> PromptData:
-    """Read, encode and split the recipe's prompts; report the rows that were skipped."""
+def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PromptData:
+    """Read, encode and split the recipe's prompts; count the rows that are skipped."""
     data = recipe.data
     found = read_prompts(data.prompts, seed=recipe.seed, strict=data.strict)
     limit = recipe.ppo.max_prompt_length
@@ -140,17 +139,24 @@ def load_prompts(
         observer.notice(
             f"{encoded.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
         )
-    _report([*found.skipped, *encoded.skipped], run, stage, observer)
-    return PromptData(*split_prompts(encoded.prompts, data.eval_prompts, SPLIT_SEED))
+    skipped = [*found.skipped, *encoded.skipped]
+    _count(skipped, observer)
+    train, held = split_prompts(encoded.prompts, data.eval_prompts, SPLIT_SEED)
+    return PromptData(train, held, skipped)
 
 
-def _report(skipped: list[Skipped], run: RunFolder, stage: str, observer: Observer) -> None:
-    """Say how many rows were skipped and why; list every one of them in the run folder."""
+def list_skipped(
+    skipped: Sequence[Skipped], run: RunFolder, stage: str, observer: Observer
+) -> None:
+    """List every row that a stage skipped in the run folder."""
     if not skipped:
         return
-    for line in skipped_report(skipped):
-        observer.notice(line)
     file = run.path / f"skipped-{stage}.jsonl"
-    run.claim()
     write_skipped(file, skipped)
     observer.notice(f"all skipped rows are listed in {file}")
+
+
+def _count(skipped: Sequence[Skipped], observer: Observer) -> None:
+    """Say how many rows were skipped and why."""
+    for line in skipped_report(skipped):
+        observer.notice(f"skipped {line}")

@@ -75,7 +75,9 @@ class readable_errors:
         """Nothing to prepare."""
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError, ImportError)):
+        from safetensors import SafetensorError
+
+        if isinstance(error, (OSError, ValueError, KeyError, ImportError, SafetensorError)):
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise DenserlError(
                 f"cannot load the {self.what} {self.path}: {first_line}",
@@ -89,25 +91,60 @@ def load_causal_lm(
     """Load a causal language model to this process's device.
 
     trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
-    Raises DenserlError for a model that is absent, is not causal, or whose head does more than a
-    matrix product, which the streamed likelihood would get wrong.
+    Raises DenserlError for a model that is absent, incomplete or not causal, or whose head does
+    more than a matrix product, which the streamed likelihood would get wrong.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import AutoModelForCausalLM
 
     path = path or model.path
-    with readable_errors(path, "model"):
-        config = AutoConfig.from_pretrained(path, revision=model.revision)
+    loaded = load_weights(AutoModelForCausalLM, model, path, trained=trained, what="model")
+    refuse_unusual_head(loaded, path)
+    return loaded
+
+
+def load_weights(
+    kind: Any,
+    model: ModelConfig,
+    path: str,
+    *,
+    trained: bool,
+    what: str,
+    fresh: str | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load one of transformers' auto classes (`kind`), ready to train or frozen.
+
+    what: the model's part, for errors. fresh: name of a layer that the folder need not have.
+    options: for `from_pretrained`. Raises DenserlError when the model is absent, not causal, or
+    lacks weights, which transformers would fill with random numbers.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    revision = model.revision if path == model.path else None
+    with readable_errors(path, what):
+        config = AutoConfig.from_pretrained(path, revision=revision)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ValueError(f"a {config.model_type} model is not a causal language model")
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = kind.from_pretrained(
             path,
-            revision=model.revision,
+            revision=revision,
             dtype=torch.float32 if trained else compute_dtype(model),
             attn_implementation=attention_kernel(model),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
         )
     prepare(loaded, model, trained=trained)
-    refuse_unusual_head(loaded, path)
+    refuse_two_way_attention(loaded, path)
+    lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
+    if lacking:
+        raise DenserlError(
+            f"{path} lacks weights of the {what}, or has them in other shapes: "
+            f"{', '.join(lacking[:5])}",
+            hint="name a folder that holds a whole model of this kind",
+        )
     return loaded
 
 
@@ -121,6 +158,23 @@ def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
 
 
 @torch.no_grad()
+def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
+    """Raise DenserlError when a token's hidden state depends on the tokens after it."""
+    ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
+    training = model.training
+    model.eval()
+    long = model.base_model(input_ids=ids).last_hidden_state[:, :4].float()
+    short = model.base_model(input_ids=ids[:, :4]).last_hidden_state.float()
+    model.train(training)
+    if (long - short).abs().max() > _tolerance(model) * long.abs().max():
+        raise DenserlError(
+            f"{path}: a {model.config.model_type} model that reads in both directions is not a "
+            "causal language model",
+            hint="name a causal language model: --set model.path=FOLDER",
+        )
+
+
+@torch.no_grad()
 def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
     """Raise DenserlError unless the model's logits are `hidden @ W.T` and nothing else."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -131,13 +185,17 @@ def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     plain = hidden.float() @ model.get_output_embeddings().weight.float().T
     model.train(training)
-    tolerance = 0.05 if model.dtype == torch.bfloat16 else 1e-3
     capped = getattr(model.config, "final_logit_softcapping", None)
-    if capped or (logits - plain).abs().max() > tolerance * plain.abs().max():
+    if capped or (logits - plain).abs().max() > _tolerance(model) * plain.abs().max():
         raise DenserlError(
             f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
             hint="denserl supports heads that are a plain matrix product",
         )
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """How far equal results of two forward passes may be apart, as a share of the largest."""
+    return 0.05 if model.dtype == torch.bfloat16 else 1e-4
 
 
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:

@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
-from denserl_cli.core.policy import (
-    attention_kernel,
-    compute_dtype,
-    hidden_states,
-    prepare,
-    readable_errors,
-)
+from denserl_cli.core.policy import hidden_states, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,28 +132,18 @@ def load_scalar_model(
     """
     from transformers import AutoModelForSequenceClassification
 
-    path = path or model.path
-    with readable_errors(path, "reward model"):
-        loaded, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            revision=model.revision if path == model.path else None,
-            num_labels=1,
-            dtype=torch.float32 if trained else compute_dtype(model),
-            attn_implementation=attention_kernel(model),
-            output_loading_info=True,
-        )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("score"))
-    if not fresh_head:
-        missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        raise DenserlError(
-            f"{path} lacks weights of the reward model: {', '.join(missing[:5]) or 'wrong shapes'}",
-            hint="name a folder that denserl train-rm or export wrote",
-        )
-    loaded.score.float()
+    loaded = load_weights(
+        AutoModelForSequenceClassification,
+        model,
+        path or model.path,
+        trained=trained,
+        what="reward model",
+        fresh="score" if fresh_head else None,
+        num_labels=1,
+    )
+    head = cast(nn.Linear, loaded.score).float()
     if fresh_head:
-        torch.nn.init.normal_(loaded.score.weight, std=1 / (loaded.score.in_features + 1))
-    prepare(loaded, model, trained=trained)
+        nn.init.normal_(head.weight, std=1 / (head.in_features + 1))
     return loaded
 
 

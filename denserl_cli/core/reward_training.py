@@ -26,7 +26,7 @@ from denserl_cli.core.engine import (
 )
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.files import replaced_folder
-from denserl_cli.core.materials import load_chat, load_pairs, with_sandbox
+from denserl_cli.core.materials import list_skipped, load_chat, load_pairs, with_sandbox
 from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
 from denserl_cli.core.reward_model import (
     RewardRecord,
@@ -52,7 +52,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     """Train the reward model of a recipe and leave it in the run folder."""
     recipe = with_sandbox(recipe, run, observer)
     tokenizer, chat = load_chat(recipe)
-    data = load_pairs(recipe, chat, run, STAGE, observer)
+    data = load_pairs(recipe, chat, observer)
     settings = recipe.reward_model
     batches = global_batches(
         len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
@@ -62,6 +62,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
         recipe, run, observer, data.train, data.evaluation, batches, chat.pad_id
     )
     checkpoint = run.started(STAGE, mode, observer)
+    list_skipped(data.skipped, run, STAGE, observer)
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
         observer.notice(f"resuming after step {checkpoint.step} of {len(batches)}")
@@ -146,7 +147,7 @@ class RewardTrainer:
             norm = self.engine.step()
         except NonFiniteError as error:
             raise self.run.nonfinite(
-                STAGE, step, str(error), {"rows": [self.rows[i].origin for i in indices]}
+                STAGE, step, str(error), _kept([self.rows[i] for i in indices])
             ) from error
         means = _means(list(figures), totals, len(indices))
         return {**means, "gradient_norm": norm.item(), "learning_rate": learning_rate}
@@ -218,6 +219,13 @@ def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[s
     means = dict(zip(names, (torch.stack(list(totals)).sum(0) / count).tolist(), strict=True))
     variance = means.pop("reward_square") - means["reward_mean"] ** 2
     return {**means, "reward_std": max(variance, 0.0) ** 0.5}
+
+
+def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:
+    """A batch in a form that torch.save keeps for inspection."""
+    names = ("prompt", "chosen", "rejected")
+    ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
+    return {"origin": [row.origin for row in rows], **ids}
 
 
 def _length(row: EncodedPairRow) -> int:

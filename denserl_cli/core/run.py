@@ -67,6 +67,7 @@ class RunFolder:
         self.reward_model = path / "reward_model"
         self.normalizer = self.reward_model / "normalizer.json"
         self.policy = path / "policy"
+        self._new = not path.exists()
         self._book = self._read_book()
 
     def _read_book(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class RunFolder:
             return {"schema": 1, "recipe": self.recipe.name, "stages": {}}
         try:
             book = json.loads(file.read_text(encoding="utf-8"))
-            owner = book["recipe"]
+            owner, _ = book["recipe"], book["stages"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DenserlError(f"{file} is damaged: {error}", hint="name another --out") from error
         if owner != self.recipe.name:
@@ -122,8 +123,13 @@ class RunFolder:
 
     def claim(self) -> None:
         """Make the folder this recipe's."""
-        write_text(self.path / "recipe.yaml", recipe_to_yaml(self.recipe))
         self._write_book()
+        write_text(self.path / "recipe.yaml", recipe_to_yaml(self.recipe))
+
+    def abandon(self) -> None:
+        """Remove the folder if this command made it and no stage got as far as to start."""
+        if self._new and not self._book["stages"]:
+            _remove(self.path)
 
     def started(self, stage: str, mode: Mode, observer: Observer) -> Checkpoint | None:
         """Record that a stage is under way; returns the checkpoint to go on from.
@@ -145,6 +151,7 @@ class RunFolder:
         """Record that a stage is finished and what it reports; its checkpoints go."""
         self._book["stages"][stage] |= {"status": "finished", "summary": dict(summary)}
         self._write_book()
+        _remove(self.path / "checkpoints" / stage)
 
     def log(
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"

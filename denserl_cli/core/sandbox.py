@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.recipe.schema import SandboxConfig
 
-MOODS = ("calm", "bright", "bitter", "proud", "gentle", "weary", "eager", "quiet")
-SUBJECTS = ("rivers", "winters", "journeys", "machines", "gardens", "cities", "letters", "harbours")
+MOODS = ("calm", "bright", "bitter", "proud")
+SUBJECTS = (
+    *("rivers", "winters", "journeys", "machines", "gardens", "cities", "letters", "harbours"),
+    *("mountains", "songs", "markets", "storms", "islands", "bridges", "forests", "stars"),
+)
 STRAY_WORTH = -1.0
-TASTE = 1.0
-"""How unevenly one response uses the phrases: std of the log-odds of choosing each, in nats."""
+HABIT, TASTE = 0.8, 1.5
+"""How unevenly phrases are used by all responses of a mood, and by one response beside them: std of
+the log-odds of choosing each phrase, in nats."""
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -47,7 +51,8 @@ class Slots(NamedTuple):
 class Task:
     """The language of the sandbox and the worth of its phrases.
 
-    worth: (moods, phrases), the true reward of a phrase; mean 0 for each mood.
+    worth: (moods, phrases), the true reward of a phrase; mean 0 for each mood. habit: of the same
+    shape, log-odds with which a mood's responses use the phrases, independent of their worth.
     """
 
     def __init__(self, config: SandboxConfig, seed: int) -> None:
@@ -58,6 +63,7 @@ class Task:
         rng = np.random.default_rng([seed, 1])
         worth = rng.normal(size=(len(MOODS), config.phrases))
         self.worth = worth - worth.mean(1, keepdims=True)
+        self.habit = HABIT * rng.normal(size=worth.shape)
         self._index = {phrase: k for k, phrase in enumerate(self.phrases)}
 
     @property
@@ -70,11 +76,11 @@ class Task:
         """The true reward of always choosing the best phrase, mean over the prompts."""
         return float(self.worth.max(1).mean())
 
-    def compose(self, rng: np.random.Generator) -> str:
+    def compose(self, prompt: str, rng: np.random.Generator) -> str:
         """A response with a taste of its own, up to a sixth more than the least number long."""
         least = self.config.response_phrases
         size = rng.integers(least, least + least // 6 + 1)
-        taste = np.exp(TASTE * rng.normal(size=len(self.phrases)))
+        taste = np.exp(self.habit[_mood(prompt)] + TASTE * rng.normal(size=len(self.phrases)))
         chosen = rng.choice(len(self.phrases), size=size, p=taste / taste.sum())
         return " ".join(" ".join(self.phrases[k]) for k in chosen)
 
@@ -90,10 +96,14 @@ class Task:
 
     def true_reward(self, prompt: str, response: str) -> float:
         """Mean worth of the response's phrases; a stray word counts -1, a missing phrase 0."""
-        worth = self.worth[MOODS.index(prompt.split()[1])]
+        worth = self.worth[_mood(prompt)]
         parts = self.parse(response)
         total = sum(STRAY_WORTH if phrase is None else worth[phrase] for _, phrase in parts)
         return float(total / max(len(parts), self.config.response_phrases))
+
+
+def _mood(prompt: str) -> int:
+    return MOODS.index(prompt.split()[1])
 
 
 class Agreement(NamedTuple):
@@ -233,7 +243,7 @@ def _write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> 
     tokenizer = build_tokenizer(task)
     chat = ChatFormat.of(tokenizer)
     rng = np.random.default_rng([seed, 3])
-    texts = [(prompt, task.compose(rng)) for _ in range(32) for prompt in task.prompts]
+    texts = [(prompt, task.compose(prompt, rng)) for _ in range(32) for prompt in task.prompts]
     sequences = [
         (chat.encode_prompt([{"role": "user", "content": p}]), chat.encode_response(r))
         for p, r in texts
@@ -248,7 +258,7 @@ def _write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> 
 def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:
     """Two responses to one prompt, ordered by a noisy Bradley-Terry choice on the true reward."""
     prompt = task.prompts[rng.integers(len(task.prompts))]
-    first, second = task.compose(rng), task.compose(rng)
+    first, second = task.compose(prompt, rng), task.compose(prompt, rng)
     gap = task.true_reward(prompt, first) - task.true_reward(prompt, second)
     if rng.random() > 1 / (1 + math.exp(-gap / task.config.label_temperature)):
         first, second = second, first

@@ -18,8 +18,8 @@ def segment_texts(tokenizer: Any, ids: Iterable[int], ends: Sequence[int]) -> li
     for place, end in enumerate(ends):
         text = tokenizer.decode(tokens[: end + 1], skip_special_tokens=False)
         whole = text if place == len(ends) - 1 else text.rstrip(INCOMPLETE)
-        if not whole.startswith(before):  # a decoder that rewrites earlier text, e.g. spaces
-            before = whole[: len(before)]
+        if len(whole) < len(before):  # an unfinished character can hide finished ones before it
+            whole = before
         texts.append(whole[len(before) :])
         before = whole
     return texts

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.reward_model import aggregate_segments
+from denserl_cli.core.segmentation import segment_ids
 from denserl_cli.core.text import segment_texts
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def rollout_figures(rollout: Rollout) -> dict[str, Tensor]:
     """Means over the responses of a rollout, each 0-d.
 
-    kl: nats a response, the k1 estimate summed over its tokens. segment_length: tokens.
+    kl: nats a response, the k1 estimate summed over its tokens. segment_length: tokens; a
+    terminator that belongs to no segment does not count.
     """
     mask = rollout.response_mask
     lengths, segments = mask.sum(1).float(), rollout.ends.sum(1).float()
@@ -32,7 +34,7 @@ def rollout_figures(rollout: Rollout) -> dict[str, Tensor]:
         "response_length": lengths.mean(),
         "terminated": rollout.terminated.float().mean(),
         "segments_per_response": segments.mean(),
-        "segment_length": lengths.sum() / segments.sum(),
+        "segment_length": (segment_ids(rollout.ends, mask) >= 0).sum() / segments.sum(),
     }
 
 

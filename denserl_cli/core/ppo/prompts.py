@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -44,11 +45,13 @@ class PromptPlan:
 
     def batch(self, iteration: int) -> PromptBatch:
         """The prompts of an iteration, counted from 1."""
-        chosen = [(row, n) for row in self.batches[iteration - 1] for n in range(self.samples)]
-        return PromptBatch(
-            [self.prompts[row] for row, _ in chosen],
-            [(self.seed, iteration, int(row), n) for row, n in chosen],
-        )
+        rows = [int(row) for row in self.batches[iteration - 1] for _ in range(self.samples)]
+        seen = Counter[int]()  # the end of one pass and the start of the next may share a prompt
+        keys: list[tuple[int, ...]] = []
+        for row in rows:
+            keys.append((self.seed, iteration, row, seen[row]))
+            seen[row] += 1
+        return PromptBatch([self.prompts[row] for row in rows], keys)
 
 
 def evaluation_batch(prompts: Sequence[Prompt], seed: int) -> PromptBatch:

@@ -11,7 +11,7 @@ from denserl_cli.core.data import Prompt, global_batches
 from denserl_cli.core.engine import TorchEngine, seed_everything
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.fitting import load_normalizer
-from denserl_cli.core.materials import load_chat, load_prompts, with_sandbox
+from denserl_cli.core.materials import list_skipped, load_chat, load_prompts, with_sandbox
 from denserl_cli.core.policy import compute_dtype, load_causal_lm
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
@@ -33,12 +33,12 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     normalizer = load_normalizer(recipe, run)
     asked, recipe = recipe, with_sandbox(recipe, run, observer)
     tokenizer, chat = load_chat(recipe)
-    prompts = load_prompts(recipe, chat, run, STAGE, observer)
+    prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
     collect, update = _models(recipe, run, chat, plan)
     policy = update.actor.model
-    policy.generation_config.eos_token_id = list(chat.stop_ids)
+    _stop_generation(policy, chat)
     trainer = PPOTrainer(
         recipe,
         run,
@@ -53,6 +53,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         save_policy=partial(_save, policy, tokenizer, run),
     )
     checkpoint = run.started(STAGE, mode, observer)
+    list_skipped(prompts.skipped, run, STAGE, observer)
     if checkpoint is not None:
         trainer.restore(checkpoint.state)
         observer.notice(f"resuming after iteration {checkpoint.step} of {plan.iterations}")
@@ -134,6 +135,20 @@ def _judge(recipe: Recipe) -> Judge | None:
     if recipe.sandbox is None or recipe.data.prompts:
         return None
     return sandbox.Task(recipe.sandbox, recipe.seed).true_reward
+
+
+def _stop_generation(policy: Any, chat: ChatFormat) -> None:
+    """Let plain `generate` end at the stop ids; settings that cannot be saved go."""
+    from transformers import GenerationConfig
+
+    stops, old = list(chat.stop_ids), policy.generation_config
+    old.eos_token_id = stops
+    try:
+        old.validate(strict=True)
+    except ValueError:  # such as a temperature without do_sample
+        policy.generation_config = GenerationConfig(
+            bos_token_id=old.bos_token_id, eos_token_id=stops, pad_token_id=chat.pad_id
+        )
 
 
 def _save(policy: Any, tokenizer: Any, run: RunFolder, name: str) -> None:

@@ -66,12 +66,15 @@ class PPOTrainer:
         self.best: float | None = None
         self.start_segments: float | None = None
         self.warned = False
+        self.beyond = False
 
     def train(self, start: int) -> None:
         """Run the iterations after `start`, as many as are planned or the KL limit allows."""
+        if self.beyond:  # killed between its last checkpoint and its end
+            return
         settings = self.settings
         self.observer.begin("train the policy", total=self.plan.iterations, done=start)
-        if start == 0:
+        if not self.run.metrics(STAGE):  # a run that was stopped in its first iteration has them
             self.record(0, self.evaluate())
         with stop_requested() as stopping:
             for iteration in range(start + 1, self.plan.iterations + 1):
@@ -181,8 +184,8 @@ class PPOTrainer:
     def conclude(self, iteration: int, stats: dict[str, Any], stop: bool) -> bool:
         """Evaluate, record, keep the best, checkpoint; tells whether training is over."""
         settings, total = self.settings, self.plan.iterations
-        beyond = settings.kl_limit is not None and stats["kl"] > settings.kl_limit
-        last = iteration == total or beyond
+        self.beyond = settings.kl_limit is not None and stats["kl"] > settings.kl_limit
+        last = iteration == total or self.beyond
         if iteration % settings.eval_every == 0 or last:
             stats |= self.evaluate()
             self.keep_best(stats.get("eval_rm_score", stats["rm_score"]))
@@ -192,7 +195,7 @@ class PPOTrainer:
         self.watch_segments(stats["segments_per_response"])
         if iteration % settings.save_every == 0 or last:
             self.save(iteration)
-        if beyond:
+        if self.beyond:
             self.observer.notice(
                 f"stopped after iteration {iteration}: KL {stats['kl']:.1f} nats a response is "
                 f"beyond ppo.kl_limit {settings.kl_limit}"
@@ -255,6 +258,7 @@ class PPOTrainer:
             "best": self.best,
             "start_segments": self.start_segments,
             "warned": self.warned,
+            "beyond": self.beyond,
         }
         self.run.save_checkpoint(STAGE, iteration, state)
 
@@ -265,7 +269,7 @@ class PPOTrainer:
         restore_random_state(state["random"])
         self.kl.coef = state["kl_coef"]
         self.best, self.start_segments = state["best"], state["start_segments"]
-        self.warned = state["warned"]
+        self.warned, self.beyond = state["warned"], state["beyond"]
 
 
 def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:

@@ -39,7 +39,8 @@ class Updater:
     ) -> dict[str, float]:
         """Take every optimizer step of one iteration; returns mean figures of the steps.
 
-        advantages, returns: (R, T). Raises NonFiniteError, with the weights of the last good step.
+        advantages, returns: (R, T). Raises NonFiniteError; the model whose gradient is not finite
+        keeps the weights of its last good step.
         """
         settings = self.settings
         rates = {
@@ -68,17 +69,18 @@ class Updater:
         total: dict[str, Tensor] = {}
         for part in self.parts(rollout, rows):
             batch = self.collate(rollout, part)
-            share = self.share(rollout, part, rows)
+            tokens = _share(rollout, part, rows)
+            share = tokens if self.settings.loss_reduce == "token" else len(part) / len(rows)
             outputs = {"value": self.value_loss(batch, rollout, returns, part)}
             self.critic.backward(outputs["value"].loss * share)
             if policy_learns:
                 outputs["policy"] = self.policy_loss(batch, rollout, advantages, part)
                 self.actor.backward(outputs["policy"].loss * share)
             for name, output in outputs.items():
-                figures = {"loss": output.loss.detach(), **output.metrics}
-                for figure, value in figures.items():
-                    key = f"{name}_{figure}"
-                    total[key] = total.get(key, torch.zeros_like(value)) + value * share
+                loss = output.loss.detach() * share
+                total[f"{name}_loss"] = total.get(f"{name}_loss", 0) + loss
+                for figure, value in output.metrics.items():
+                    _gather(total, f"{name}_{figure}", value, tokens)
         total["critic_gradient_norm"] = self.critic.step()
         if policy_learns:
             total["policy_gradient_norm"] = self.actor.step()
@@ -133,12 +135,19 @@ class Updater:
         lengths = [len(rollout.prompts[i]) + len(rollout.responses[i]) for i in rows]
         return micro_batches(np.array(lengths), rows, self.settings.micro_batch_size)
 
-    def share(self, rollout: Rollout, part: np.ndarray, rows: np.ndarray) -> float:
-        """The weight of a micro-batch's mean loss in its train batch's mean loss."""
-        if self.settings.loss_reduce == "sequence":
-            return len(part) / len(rows)
-        tokens = [len(response) for response in rollout.responses]
-        return sum(tokens[i] for i in part) / sum(tokens[i] for i in rows)
+
+def _share(rollout: Rollout, part: np.ndarray, rows: np.ndarray) -> float:
+    """The share of a micro-batch in the response tokens of its train batch."""
+    tokens = [len(response) for response in rollout.responses]
+    return sum(tokens[i] for i in part) / sum(tokens[i] for i in rows)
+
+
+def _gather(total: dict[str, Tensor], figure: str, value: Tensor, share: float) -> None:
+    """Add a micro-batch's mean over tokens, or take over its maximum."""
+    if figure.endswith("_max"):
+        total[figure] = torch.maximum(total.get(figure, value), value)
+    else:
+        total[figure] = total.get(figure, 0) + value * share
 
 
 def _window(values: Tensor, part: np.ndarray, like: Tensor) -> Tensor:

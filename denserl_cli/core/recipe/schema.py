@@ -43,7 +43,7 @@ class SandboxConfig:
     """Least number of phrases in a response."""
     pairs: int = 4000
     """Preference pairs to write, labelled by noisy Bradley-Terry on the true reward."""
-    label_temperature: float = 0.1
+    label_temperature: float = 0.2
     """Noise of the preference labels: true-reward difference at which an odds of e is given."""
     hidden_size: int = 64
     """Width of the model."""
@@ -112,7 +112,7 @@ class DataConfig:
     max_prompt_length: int = 1728
     """Tokens the prompt keeps (its last ones) when prompt + response exceed `max_length`."""
     strict: bool = False
-    """Stop at the first unusable row instead of skipping and counting it."""
+    """Stop when a row is unusable, instead of skipping and counting it."""
 
 
 @dataclass(frozen=True)

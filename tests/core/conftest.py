@@ -1,0 +1,107 @@
+"""A tiny sandbox, made once, and recipes on it that train in a second."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from denserl_cli.core import sandbox
+from denserl_cli.core.recipe import Recipe, load_recipe
+from denserl_cli.core.recipe.schema import SandboxConfig
+from denserl_cli.core.tracking import Observer
+from denserl_cli.worker import run_stage
+
+TASK = SandboxConfig(
+    phrases=5,
+    phrase_length=3,
+    response_phrases=6,
+    pairs=64,
+    hidden_size=32,
+    layers=1,
+    fit_steps=150,
+)
+
+MakeRecipe = Callable[..., Recipe]
+
+
+class Ears(Observer):
+    """Keeps what it is told, and calls `at_step` with the number of training steps done."""
+
+    def __init__(self, at_step: Callable[[int], None] = lambda done: None) -> None:
+        self.notices: list[str] = []
+        self.titles: list[str] = []
+        self.tables: list[str] = []
+        self.at_step = at_step
+        self._work: list[tuple[str, int]] = []
+
+    def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
+        self.titles.append(title)
+        self._work.append((title, done))
+
+    def advance(self, count: int = 1, /, **figures: float) -> None:
+        title, done = self._work.pop()
+        self._work.append((title, done + count))
+        if title == "train the reward model":
+            self.at_step(done + count)
+
+    def end(self) -> None:
+        self._work.pop()
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        self.tables += [title, *(" ".join(map(str, row)) for row in rows)]
+
+
+@pytest.fixture(scope="session")
+def slots(tmp_path_factory: pytest.TempPathFactory) -> sandbox.Slots:
+    """Model, tokenizer and data of a tiny sandbox."""
+    folder = tmp_path_factory.mktemp("tiny") / "sandbox"
+    return sandbox.make(TASK, folder, seed=1, observer=Observer())
+
+
+@pytest.fixture(scope="session")
+def settings(slots: sandbox.Slots) -> list[str]:
+    """Overrides of `sandbox-segment` that name the tiny sandbox's files like a user's own."""
+    return [
+        "sandbox=null",
+        f"model.path={slots.model}",
+        f"data.preferences=[{slots.preferences}]",
+        f"data.prompts=[{slots.prompts}]",
+        "data.eval_pairs=8",
+        "data.max_length=256",
+        "data.max_prompt_length=64",
+        "segmentation.cutoff=1.0",
+        "optimizer={betas: [0.9, 0.99], clip_norm: 10.0}",
+        "reward_model.learning_rate=2e-3",
+        "reward_model.batch_size=8",
+        "reward_model.micro_batch_size=4",
+        "reward_model.epochs=1",
+        "reward_model.save_every=2",
+        "normalizer.pairs=24",
+        "normalizer.batch_size=8",
+    ]
+
+
+@pytest.fixture(scope="session")
+def recipe(settings: list[str]) -> MakeRecipe:
+    """Makes a recipe on the tiny sandbox; further overrides come last."""
+    return lambda *more: load_recipe("sandbox-segment", [*settings, *more])
+
+
+@pytest.fixture(scope="session")
+def trained(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a finished reward model; to be read, never written to."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run_stage("train-rm", recipe(), folder, "start", Observer())
+    return folder
+
+
+@pytest.fixture
+def run_with_model(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a run folder with a finished reward model."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))

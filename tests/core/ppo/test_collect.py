@@ -1,0 +1,164 @@
+"""A rollout holds what each model says about each token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from denserl_cli.core.ppo.collect import Collector, evaluating
+from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise
+from denserl_cli.core.recipe.schema import SegmentationConfig
+from denserl_cli.core.scoring import Scorer
+from tests import tiny
+from tests.core.ppo.conftest import PROMPTS
+
+SAMPLING = Sampling(max_new_tokens=8, stop_ids=(5, 11), temperature=0.7)
+KEYS = [(0, 1, row, 0) for row in range(len(PROMPTS))]
+CUTOFF = 2.0
+
+
+def collector(micro_batch_size: int = 2, sampling: Sampling = SAMPLING) -> Collector:
+    return Collector(
+        policy=tiny.causal_lm(0),
+        critic=tiny.scalar_model(1),
+        scorer=Scorer(
+            SegmentationConfig(cutoff=CUTOFF),
+            reference=tiny.causal_lm(2),
+            reward_model=tiny.scalar_model(3),
+        ),
+        sampling=sampling,
+        micro_batch_size=micro_batch_size,
+        pad_id=5,
+        dtype=torch.float32,
+    )
+
+
+@pytest.fixture(scope="module")
+def collect() -> Collector:
+    return collector()
+
+
+@pytest.fixture(scope="module")
+def collected(collect: Collector) -> Rollout:
+    return collect(PROMPTS, KEYS)
+
+
+def logits(model, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
+    """(T + 1, V): before each response token and after the last."""
+    ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
+    return model(ids).logits[0, len(prompt) - 1 :].detach()
+
+
+def token_scores(model, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
+    """(T + 1,): the scalar head before each response token and after the last."""
+    ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
+    states = model.model(ids).last_hidden_state[0, len(prompt) - 1 :]
+    return model.score(states)[:, 0].detach()
+
+
+def rows(rollout: Rollout):
+    for row, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True)):
+        yield row, len(response), prompt, response
+
+
+def test_shapes_and_masks(collected: Rollout):
+    lengths = [len(response) for response in collected.responses]
+    shape = (len(PROMPTS), max(lengths))
+    mask = collected.response_mask
+    assert mask.dtype == collected.ends.dtype == torch.bool
+    assert mask.tolist() == [[column < n for column in range(max(lengths))] for n in lengths]
+    assert len(set(lengths)) > 1
+    for name in ("logprobs", "reference_logprobs", "entropy", "values", "token_values", "ends"):
+        values = getattr(collected, name)
+        assert values.shape == shape, name
+        assert not values[~mask].any(), name
+    assert all(a is b for a, b in zip(collected.prompts, PROMPTS, strict=True))
+    stopped = [int(response[-1]) in SAMPLING.stop_ids for response in collected.responses]
+    assert collected.terminated.tolist() == stopped
+    assert set(stopped) == {True, False}
+
+
+def test_logprobs_are_those_of_the_distribution_that_was_sampled(
+    collect: Collector, collected: Rollout
+):
+    for name, model in (
+        ("logprobs", collect.policy),
+        ("reference_logprobs", collect.scorer.reference),
+    ):
+        for row, count, prompt, response in rows(collected):
+            tempered = (logits(model, prompt, response)[:-1] / 0.7).log_softmax(-1)
+            expected = tempered.gather(1, torch.from_numpy(response).long()[:, None])[:, 0]
+            found = getattr(collected, name)[row, :count]
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_entropies_are_the_references_after_each_token_at_temperature_1(
+    collect: Collector, collected: Rollout
+):
+    for row, count, prompt, response in rows(collected):
+        after = logits(collect.scorer.reference, prompt, response)[1:].log_softmax(-1)
+        expected = -(after.exp() * after).sum(-1)
+        found = collected.entropy[row, :count]
+        torch.testing.assert_close(found[:-1], expected[:-1], rtol=0, atol=1e-5)
+        closing = count - 2 if collected.terminated[row] else count - 1
+        ends = {j for j in range(closing) if expected[j] > CUTOFF} | {max(closing, 0)}
+        assert torch.nonzero(collected.ends[row])[:, 0].tolist() == sorted(ends)
+
+
+def test_the_critic_is_read_before_a_token_and_the_reward_model_at_it(
+    collect: Collector, collected: Rollout
+):
+    for row, count, prompt, response in rows(collected):
+        before = token_scores(collect.critic, prompt, response)[:-1]
+        at = token_scores(collect.scorer.reward_model, prompt, response)[1:]
+        torch.testing.assert_close(collected.values[row, :count], before, rtol=0, atol=1e-5)
+        torch.testing.assert_close(collected.token_values[row, :count], at, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_the_micro_batch_size_does_not_matter(size: int, collected: Rollout):
+    other = collector(size)(PROMPTS, KEYS)
+    for name, expected in collected._asdict().items():
+        found = getattr(other, name)
+        if name in ("prompts", "responses"):
+            assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected], name
+        else:
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=name)
+
+
+def test_every_response_has_the_noise_of_its_key(collect: Collector, collected: Rollout):
+    (alone,) = collect.sample(PROMPTS[3:4], KEYS[3:4])
+    assert alone.ids.tolist() == collected.responses[3].tolist()
+    assert not torch.equal(noise(KEYS[3:4], 4), noise(KEYS[:1], 4))
+
+
+def test_a_truncated_response_ends_its_last_segment_on_its_last_token(collect: Collector):
+    ids = np.array([3, 4, 6], np.int32)
+    scored = collect.score(PROMPTS[:2], [Response(ids, True), Response(ids, False)])
+    assert scored.ends[0, 1:].tolist() == [True, False]
+    assert scored.ends[1, 2].item() is True
+    assert scored.response_mask.all()
+
+
+def test_progress_counts_responses(collect: Collector):
+    counts: list[int] = []
+    collect(PROMPTS[:5], KEYS[:5], progress=counts.append)
+    assert counts == [2, 2, 1]
+
+
+def test_models_are_evaluated_for_the_while_only(collect: Collector):
+    collect.policy.train()
+    seen: list[bool] = []
+
+    def stop(_: int) -> None:
+        seen.append(collect.policy.training)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(PROMPTS, KEYS, progress=stop)
+    assert seen == [False]
+    assert collect.policy.training and not collect.critic.training
+    collect.policy.eval()
+    with evaluating(collect.policy):
+        assert not collect.policy.training

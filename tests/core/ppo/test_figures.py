@@ -1,0 +1,85 @@
+"""The numbers and the samples of a rollout, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from denserl_cli.core.ppo.figures import explained_variance, rollout_figures, samples
+from denserl_cli.core.ppo.rollout import Rollout
+
+
+@pytest.fixture
+def two() -> Rollout:
+    """A terminated response of three tokens in two segments and an unterminated one of one."""
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    nothing = torch.zeros(2, 3)
+    return Rollout(
+        prompts=[np.array([1]), np.array([2])],
+        responses=[np.array([65, 66, 0]), np.array([67])],
+        terminated=torch.tensor([True, False]),
+        response_mask=mask,
+        logprobs=torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 9.0, 9.0]]),
+        reference_logprobs=torch.tensor([[-2.0, -2.5, -3.0], [-0.5, 0.0, 0.0]]),
+        entropy=nothing,
+        values=nothing,
+        token_values=torch.tensor([[2.0, 4.0, 100.0], [-1.0, 0.0, 0.0]]),
+        ends=torch.tensor([[True, True, False], [True, False, False]]),
+    )
+
+
+def test_figures(two: Rollout):
+    figures = {name: value.item() for name, value in rollout_figures(two).items()}
+    assert figures == pytest.approx(
+        {
+            "rm_score": (3 - 1) / 2,
+            "rm_score_std": 2.0,
+            "kl": (1.5 - 0.5) / 2,
+            "kl_per_token": 1.0 / 4,
+            "response_length": 2.0,
+            "terminated": 0.5,
+            "segments_per_response": 1.5,
+            "segment_length": 3 / 3,  # the terminator belongs to no segment
+        }
+    )
+
+
+def test_explained_variance():
+    returns = torch.tensor([[1.0, 3.0, 99.0]])
+    mask = torch.tensor([[True, True, False]])
+    half = torch.tensor([[0.0, 1.0, 0.0]])  # errors 1 and 2: variance 1/4 of a variance of 1
+    assert explained_variance(half, returns, mask).item() == pytest.approx(0.75)
+    assert explained_variance(returns, returns, mask).item() == 1.0
+    assert explained_variance(torch.zeros(1, 3), returns, mask).item() == 0.0
+    constant = torch.ones(1, 3)
+    assert explained_variance(constant, constant, mask).item() == 1.0
+
+
+class Letters:
+    def decode(self, ids, **_: object) -> str:
+        return "".join(chr(i) for i in ids)
+
+
+def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
+    earned = torch.tensor([[0.5, 0.25, -7.0], [-1.5, 0.0, 0.0]])
+    assert samples(two, earned, Letters(), ["one", "two"], 5) == [
+        {
+            "prompt": "one",
+            "segments": [
+                {"text": "A", "tokens": 1, "value": 2.0, "reward": 0.5},
+                {"text": "B", "tokens": 1, "value": 4.0, "reward": 0.25},
+            ],
+        },
+        {"prompt": "two", "segments": [{"text": "C", "tokens": 1, "value": -1.0, "reward": -1.5}]},
+    ]
+    assert [shown["prompt"] for shown in samples(two, earned, Letters(), ["one", "two"], 1)] == [
+        "one"
+    ]
+
+
+def test_the_reward_of_a_segment_is_the_sum_over_its_tokens(two: Rollout):
+    whole = two._replace(ends=torch.tensor([[False, False, True], [True, False, False]]))
+    earned = torch.tensor([[0.5, 0.25, -7.0], [-1.5, 0.0, 0.0]])
+    (shown, _) = samples(whole, earned, Letters(), ["one", "two"], 2)
+    assert shown["segments"] == [{"text": "AB\x00", "tokens": 3, "value": 100.0, "reward": -6.25}]

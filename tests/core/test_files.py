@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from denserl_cli.core import files
+from denserl_cli.core.files import replaced_folder, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_text_is_replaced_in_one_piece(tmp_path: Path):
+    file = tmp_path / "new" / "file.txt"
+    for text in ("first", "zweites – ü\n"):
+        write_text(file, text)
+        assert file.read_text(encoding="utf-8") == text
+    assert names(file.parent) == ["file.txt"]
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
+    file = tmp_path / "file.txt"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "new \ud800")
+    assert file.read_text() == "old"
+
+
+def test_a_folder_takes_its_place_when_it_is_filled(tmp_path: Path):
+    folder = tmp_path / "a" / "folder"
+    for name in ("first", "second"):
+        with replaced_folder(folder) as aside:
+            assert names(aside) == []
+            (aside / name).write_text(name)
+            assert name == "first" or names(folder) == ["first"]
+        assert names(folder) == [name]
+    assert names(folder.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_old_folder_stays_when_filling_fails(tmp_path: Path, error: type[BaseException]):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    with pytest.raises(error), replaced_folder(folder) as aside:
+        (aside / "new").write_text("half")
+        raise error
+    assert names(tmp_path) == ["folder"] and names(folder) == ["old"]
+
+
+def test_what_a_killed_process_left_aside_is_cleared(tmp_path: Path):
+    for name in (".folder.tmp", ".folder.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rest").write_text("rest")
+    with replaced_folder(tmp_path / "folder") as aside:
+        (aside / "new").write_text("new")
+    with replaced_folder(tmp_path / "folder") as aside:
+        (aside / "newer").write_text("newer")
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["newer"]
+
+
+def test_files_are_on_the_disk_before_they_are_renamed(tmp_path: Path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr(files.os, "fsync", synced.append)
+    write_text(tmp_path / "file", "x")
+    with replaced_folder(tmp_path / "folder") as aside:
+        (aside / "inner").mkdir()
+        for name in ("a", "inner/b"):
+            (aside / name).write_text(name)
+    assert len(synced) == 3
