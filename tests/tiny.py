@@ -34,6 +34,7 @@ SETTINGS = (
     "ppo.train_batch_size=4",
     "ppo.micro_batch_size=4",
     "ppo.max_new_tokens=20",
+    "ppo.missing_eos_penalty=null",
     "ppo.eval_every=2",
     "ppo.save_every=2",
 )

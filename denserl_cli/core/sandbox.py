@@ -31,7 +31,7 @@ SUBJECTS = (
     *("mountains", "songs", "markets", "storms", "islands", "bridges", "forests", "stars"),
 )
 STRAY_WORTH = -1.0
-HABIT, TASTE = 0.8, 1.5
+HABIT, TASTE = 0.8, 1.0
 """How unevenly phrases are used by all responses of a mood, and by one response beside them: std of
 the log-odds of choosing each phrase, in nats."""
 TEMPLATE = (

@@ -54,6 +54,9 @@ class PromptPlan:
         return PromptBatch([self.prompts[row] for row in rows], keys)
 
 
-def evaluation_batch(prompts: Sequence[Prompt], seed: int) -> PromptBatch:
-    """One sample for each evaluation prompt, with the same noise at every evaluation."""
-    return PromptBatch(list(prompts), [(seed, EVALUATION, row) for row in range(len(prompts))])
+def evaluation_batch(prompts: Sequence[Prompt], seed: int, samples: int = 1) -> PromptBatch:
+    """`samples` responses for each evaluation prompt, with the same noise at every evaluation."""
+    chosen = [(row, n) for row in range(len(prompts)) for n in range(samples)]
+    return PromptBatch(
+        [prompts[row] for row, _ in chosen], [(seed, EVALUATION, row, n) for row, n in chosen]
+    )

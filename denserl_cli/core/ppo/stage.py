@@ -44,7 +44,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         run,
         observer,
         plan=plan,
-        evaluation=evaluation_batch(prompts.evaluation, recipe.seed),
+        evaluation=evaluation_batch(prompts.evaluation, recipe.seed, recipe.ppo.eval_samples),
         update=update,
         collect=collect,
         normalizer=normalizer,

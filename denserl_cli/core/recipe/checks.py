@@ -25,7 +25,8 @@ _POSITIVE = (
     *_keys("ppo", "rollout_micro_batch_size train_batch_size micro_batch_size epochs"),
     *_keys("ppo", "max_prompt_length max_new_tokens temperature top_p"),
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
-    *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit eval_every save_every"),
+    *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
+    *_keys("ppo", "eval_samples eval_every save_every"),
     *_keys("run", "keep_checkpoints"),
 )
 _ZERO_OR_MORE = (

@@ -43,13 +43,13 @@ class SandboxConfig:
     """Least number of phrases in a response."""
     pairs: int = 4000
     """Preference pairs to write, labelled by noisy Bradley-Terry on the true reward."""
-    label_temperature: float = 0.2
+    label_temperature: float = 0.15
     """Noise of the preference labels: true-reward difference at which an odds of e is given."""
     hidden_size: int = 64
     """Width of the model."""
     layers: int = 2
     """Depth of the model."""
-    fit_steps: int = 150
+    fit_steps: int = 300
     """Language-model steps on the sandbox's own text before anything else."""
 
 
@@ -235,6 +235,8 @@ class PPOConfig:
     """Horizon of the adaptive controller, in responses."""
     kl_limit: float | None = None
     """Stop when the mean KL of a response (nats, summed over its tokens) exceeds this."""
+    eval_samples: int = 1
+    """Responses sampled for each held-out prompt in an evaluation."""
     eval_every: int = 10
     """Iterations between evaluations on held-out prompts; the last iteration always evaluates."""
     save_every: int = 5

@@ -241,9 +241,10 @@ def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
 
 
 def test_dense_training_with_one_segment_is_bandit_training(scored: Path):
-    """Nothing terminates within four tokens, so one segment ends where bandit's does."""
+    """Nothing terminates within two tokens, so one segment ends where bandit's does."""
     settings = (
-        "ppo.max_new_tokens=4",
+        "ppo.max_new_tokens=2",
+        "ppo.actor_learning_rate=1e-4",
         "normalizer.kind=none",
         "ppo.interpolation=end",
     )
