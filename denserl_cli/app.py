@@ -60,9 +60,12 @@ def main() -> None:
     """Run the command line; an error that the user can mend becomes a message and exit code."""
     try:
         app(prog_name="denserl")
-    except DenserlError as error:
+    except (DenserlError, OSError) as error:
         from denserl_cli.console import print_error
 
+        if isinstance(error, OSError):  # a disk that is full, a folder that cannot be written
+            place = f"{error.filename}: " if error.filename else ""
+            error = DenserlError(f"{place}{error.strerror or error}")
         print_error(error)
         sys.exit(error.exit_code)
 

@@ -154,7 +154,10 @@ def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
     loaded.requires_grad_(trained)
     loaded.train(trained)
     if trained and model.gradient_checkpointing:
-        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(  # its name in newer releases of transformers
+            loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
 
 
 @torch.no_grad()

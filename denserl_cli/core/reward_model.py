@@ -109,6 +109,10 @@ class RewardRecord:
             "segmentation.cutoff": (self.cutoff, recipe.segmentation.cutoff),
             "reward_model.aggregate": (self.aggregate, recipe.reward_model.aggregate),
             "model.path": (self.reference, recipe.model.path),
+            "chat.template_arguments": (
+                self.template_arguments,
+                dict(recipe.chat.template_arguments),
+            ),
         }
         wrong = [
             f"{field} is {now}, the reward model was trained with {then}"

@@ -230,11 +230,12 @@ class RunFolder:
 
     def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         file = self.path / name
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        for line in text.split("\n"):  # not splitlines: a sample may hold other line separators
             try:
                 yield json.loads(line)
             except ValueError:
-                continue  # the last line of a killed run may be torn
+                continue  # the end of the file, or a line torn by a kill
 
     def _drop_lines(self, name: str, stage: str, after: int) -> None:
         """Forget what a stage logged after a step: the steps that are about to be done again."""
