@@ -40,7 +40,7 @@ from denserl_cli.core.sandbox import fit_language_model
 
 FAMILIES = {"phi3": (Phi3Config, Phi3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 SEGMENT_LENGTH = 6
-FULL = {"pairs": 2000, "fit_steps": 400, "ppo_iterations": 4, "limit": 384}
+FULL = {"pairs": 1000, "fit_steps": 250, "ppo_iterations": 4, "limit": 256}
 QUICK = {"pairs": 200, "fit_steps": 40, "ppo_iterations": 1, "limit": 192}
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
@@ -112,8 +112,8 @@ def fit(
             model,
             sequences,
             steps=size["fit_steps"],
-            batch_size=16,
-            learning_rate=2e-3,
+            batch_size=8,
+            learning_rate=3e-3,
             observer=observer,
         )
     model.save_pretrained(folder)
@@ -151,8 +151,8 @@ def write_recipe(
         "segmentation": {"granularity": "segment", "cutoff": cutoff},
         "data": {
             "preferences": [pairs],
-            "evaluation": [{"path": str(arguments.evaluation), "max_samples": size["pairs"] // 4}],
-            "prompts": [pairs],
+            "evaluation": [{"path": str(arguments.evaluation)}],
+            "prompts": [dict(pairs)],
             "eval_prompts": 16,
             "max_length": size["limit"],
             "max_prompt_length": 96,

@@ -188,9 +188,10 @@ class PlainObserver(ConsoleObserver):
         self._printed = 0.0
 
     def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
-        """Start a piece of work with a line."""
+        """Start a piece of work, with a line unless it is inside another."""
         super().begin(title, total, done)
-        self._line()
+        if len(self._work) == 1:
+            self._line()
 
     def advance(self, count: int = 1, /, **figures: float) -> None:
         """Count finished units, with a line if the last one is some seconds ago."""
@@ -199,9 +200,10 @@ class PlainObserver(ConsoleObserver):
             self._line()
 
     def end(self) -> None:
-        """Finish the piece of work with a line."""
+        """Finish the piece of work, with a line unless it is inside another."""
         pace = self._work[-1]
-        self._say(pace.title, pace.count, f"took {pace.elapsed}", pace.rate, pace.latest)
+        if len(self._work) == 1:
+            self._say(pace.title, pace.count, f"took {pace.elapsed}", pace.rate, pace.latest)
         super().end()
 
     def notice(self, message: str) -> None:

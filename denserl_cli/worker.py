@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +27,6 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and chatter out of ours; their errors still show."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
     import transformers
 

@@ -44,9 +44,11 @@ class SegmentRewards(NamedTuple):
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Fit the normaliser of a run's reward model and leave it beside the model."""
-    RewardRecord.load(run.reward_model).check(recipe, run.reward_model)
+    trained = RewardRecord.load(run.reward_model)
+    trained.check(recipe, run.reward_model)
     recipe = with_sandbox(recipe, run, observer)
     _, chat = load_chat(recipe)
+    trained.check_terminator(chat, run.reward_model)
     data = load_pairs(recipe, chat, observer)
     rng = np.random.default_rng(recipe.normalizer.seed)
     everything = [*data.train, *data.evaluation]
@@ -93,6 +95,9 @@ def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None
         "cutoff": recipe.segmentation.cutoff,
     }
     wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
+    floor = recipe.normalizer.min_std
+    if floor is not None and floor != normalizer.min_std:
+        wrong.append(f"min_std {normalizer.min_std} instead of {floor}")
     if wrong:
         raise DenserlError(
             f"{run.normalizer} was fitted for {', '.join(wrong)}",

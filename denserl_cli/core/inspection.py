@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,11 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.fitting import load_normalizer
 from denserl_cli.core.materials import load_chat, with_sandbox
 from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
-from denserl_cli.core.reward_model import RewardRecord, load_scalar_model
+from denserl_cli.core.reward_model import (
+    RewardRecord,
+    aggregate_segments,
+    load_scalar_model,
+)
 from denserl_cli.core.scoring import ScoredBatch, Scorer
 from denserl_cli.core.segmentation import calibrate_cutoff
 from denserl_cli.core.text import segment_texts
@@ -78,7 +82,9 @@ class Inspector:
         self.normalizer: LocationNormalizer | None = None
         reward_model = None
         if rewards and run.reward_model.is_dir():
-            RewardRecord.load(run.reward_model).check(asked, run.reward_model)
+            record = RewardRecord.load(run.reward_model)
+            record.check(asked, run.reward_model)
+            record.check_terminator(self.chat, run.reward_model)
             reward_model = load_scalar_model(
                 recipe.model, path=str(run.reward_model), fresh_head=False, trained=False
             )
@@ -119,7 +125,7 @@ class Inspector:
         return calibrate_cutoff(entropy, mask, length, terminated)
 
     def _encode(self, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt and response ids, truncated as reward-model data is."""
+        """Prompt and response ids within the limits; a response that is cut keeps no terminator."""
         data = self.recipe.data
         *prompt, last = answer.messages
         response = self.chat.encode_response(last["content"])
@@ -160,16 +166,23 @@ class Inspector:
                 reward = (value - self.normalizer.mean(p)) / self.normalizer.std(p)
             surprise = entropy[end] if entropy is not None and end < len(ids) - 1 else None
             segments.append(Segment(text, start, end, surprise, value, reward))
-        score = None if values is None else float(np.mean([values[end] for end in ends]))
+        score = None
+        if scored.token_values is not None:
+            how = self.recipe.reward_model.aggregate
+            score = aggregate_segments(scored.token_values, scored.ends, how)[row].item()
         return SegmentedResponse(answer.label, answer.messages[-2]["content"], segments, score)
 
 
 def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
-    """Both sides of the first `limit` usable pairs of the recipe's preference data."""
+    """Both sides of up to `limit` usable pairs, drawn from each source of preference data."""
     if not recipe.data.preferences:
         raise DenserlError("no data to segment", hint="give --text, --file or --data")
+    drawn = [
+        replace(source, max_samples=min(4 * limit, source.max_samples or 4 * limit))
+        for source in recipe.data.preferences
+    ]
     pairs = read_pairs(
-        recipe.data.preferences, seed=recipe.seed, strict=recipe.data.strict, notice=observer.notice
+        drawn, seed=recipe.seed, strict=recipe.data.strict, notice=observer.notice
     ).pairs[:limit]
     return [
         Answer(f"{pair.origin} {side}", messages)

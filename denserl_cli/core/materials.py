@@ -23,7 +23,6 @@ from denserl_cli.core.data import (
     write_skipped,
 )
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.files import write_text
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
 
@@ -62,7 +61,7 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
     if recipe.sandbox is None:
         return recipe
     folder, settings = run.path / "sandbox", {"seed": recipe.seed, **asdict(recipe.sandbox)}
-    made = folder / "settings.json"
+    made = sandbox.Slots.of(folder).settings
     if made.exists() and json.loads(made.read_text(encoding="utf-8")) != settings:
         raise DenserlError(
             f"the sandbox in {folder} was made with other settings or another seed",
@@ -71,8 +70,6 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
     if not made.exists():
         run.claim()
     slots = sandbox.make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
-    if not made.exists():
-        write_text(made, json.dumps(settings) + "\n")
     data = recipe.data
     return replace(
         recipe,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from denserl_cli.core.engine import autocast
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.likelihood import logprob_and_entropy
 
@@ -32,10 +33,11 @@ class ResponseScores(NamedTuple):
 
 
 def device() -> torch.device:
-    """The device of this process."""
+    """The device of this process: a GPU of CUDA's kind, or the CPU."""
     from accelerate import PartialState
 
-    return PartialState().device
+    found = PartialState().device
+    return found if found.type == "cuda" else torch.device("cpu")
 
 
 def compute_dtype(model: ModelConfig) -> torch.dtype:
@@ -62,7 +64,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
     path = model.tokenizer or model.path
     with readable_errors(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, revision=model.revision)
+        revision = model.revision if path == model.path else None
+        return AutoTokenizer.from_pretrained(path, revision=revision)
 
 
 class readable_errors:
@@ -98,7 +101,8 @@ def load_causal_lm(
 
     path = path or model.path
     loaded = load_weights(AutoModelForCausalLM, model, path, trained=trained, what="model")
-    refuse_unusual_head(loaded, path)
+    with autocast(loaded.device, compute_dtype(model)):
+        refuse_unusual_head(loaded, path)
     return loaded
 
 
@@ -110,11 +114,13 @@ def load_weights(
     trained: bool,
     what: str,
     fresh: str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Load one of transformers' auto classes (`kind`), ready to train or frozen.
 
     what: the model's part, for errors. fresh: name of a layer that the folder need not have.
+    dtype: of the weights; None: float32 to train, the compute type otherwise.
     options: for `from_pretrained`. Raises DenserlError when the model is absent, not causal, or
     lacks weights, which transformers would fill with random numbers.
     """
@@ -126,17 +132,22 @@ def load_weights(
         config = AutoConfig.from_pretrained(path, revision=revision)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ValueError(f"a {config.model_type} model is not a causal language model")
+        for name, value in vars(config).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(config, name, 0.0)  # or a policy's ratio to itself would not be 1
         loaded, report = kind.from_pretrained(
             path,
+            config=config,
             revision=revision,
-            dtype=torch.float32 if trained else compute_dtype(model),
+            dtype=dtype or (torch.float32 if trained else compute_dtype(model)),
             attn_implementation=attention_kernel(model),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **options,
         )
     prepare(loaded, model, trained=trained)
-    refuse_two_way_attention(loaded, path)
+    with autocast(loaded.device, compute_dtype(model)):  # FlashAttention takes half types alone
+        refuse_two_way_attention(loaded, path)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
     if lacking:
@@ -166,10 +177,10 @@ def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
     ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
     training = model.training
     model.eval()
-    long = model.base_model(input_ids=ids).last_hidden_state[:, :4].float()
-    short = model.base_model(input_ids=ids[:, :4]).last_hidden_state.float()
+    long = model.base_model(input_ids=ids).last_hidden_state[:, :4]
+    short = model.base_model(input_ids=ids[:, :4]).last_hidden_state
     model.train(training)
-    if (long - short).abs().max() > _tolerance(model) * long.abs().max():
+    if (long - short).abs().max() > _tolerance(long) * long.abs().max():
         raise DenserlError(
             f"{path}: a {model.config.model_type} model that reads in both directions is not a "
             "causal language model",
@@ -184,21 +195,22 @@ def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
     ids = torch.arange(8, device=model.device).remainder(vocabulary)[None]
     training = model.training
     model.eval()
-    logits = model(input_ids=ids, use_cache=False).logits.float()
+    output = model(input_ids=ids, use_cache=False).logits
+    logits = output.float()
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     plain = hidden.float() @ model.get_output_embeddings().weight.float().T
     model.train(training)
     capped = getattr(model.config, "final_logit_softcapping", None)
-    if capped or (logits - plain).abs().max() > _tolerance(model) * plain.abs().max():
+    if capped or (logits - plain).abs().max() > _tolerance(output) * plain.abs().max():
         raise DenserlError(
             f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
             hint="denserl supports heads that are a plain matrix product",
         )
 
 
-def _tolerance(model: PreTrainedModel) -> float:
+def _tolerance(output: Tensor) -> float:
     """How far equal results of two forward passes may be apart, as a share of the largest."""
-    return 0.05 if model.dtype == torch.bfloat16 else 1e-4
+    return 0.05 if output.dtype == torch.bfloat16 else 1e-4
 
 
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
-from denserl_cli.core.policy import hidden_states, load_weights
+from denserl_cli.core.policy import compute_dtype, hidden_states, load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +64,8 @@ class RewardRecord:
     cutoff: float | None
     aggregate: str
     reference: str
+    revision: str | None
+    tokenizer: str | None
     terminator_id: int
     template_arguments: dict[str, Any]
 
@@ -79,6 +81,8 @@ class RewardRecord:
             cutoff=recipe.segmentation.cutoff,
             aggregate=recipe.reward_model.aggregate,
             reference=recipe.model.path,
+            revision=recipe.model.revision,
+            tokenizer=recipe.model.tokenizer,
             terminator_id=chat.terminator_id,
             template_arguments=dict(recipe.chat.template_arguments),
         )
@@ -109,6 +113,8 @@ class RewardRecord:
             "segmentation.cutoff": (self.cutoff, recipe.segmentation.cutoff),
             "reward_model.aggregate": (self.aggregate, recipe.reward_model.aggregate),
             "model.path": (self.reference, recipe.model.path),
+            "model.revision": (self.revision, recipe.model.revision),
+            "model.tokenizer": (self.tokenizer, recipe.model.tokenizer),
             "chat.template_arguments": (
                 self.template_arguments,
                 dict(recipe.chat.template_arguments),
@@ -123,6 +129,15 @@ class RewardRecord:
             raise DenserlError(
                 f"the recipe contradicts the reward model in {folder}: {'; '.join(wrong)}",
                 hint="change the recipe back, or train a reward model for it in another folder",
+            )
+
+    def check_terminator(self, chat: ChatFormat, folder: Path) -> None:
+        """Raise DenserlError when responses end with another token than in training."""
+        if chat.terminator_id != self.terminator_id:
+            raise DenserlError(
+                f"responses end with token {chat.terminator_id}, those that the reward model in "
+                f"{folder} was trained on with {self.terminator_id}",
+                hint="change chat.terminator back, or train another reward model",
             )
 
 
@@ -143,9 +158,13 @@ def load_scalar_model(
         trained=trained,
         what="reward model",
         fresh="score" if fresh_head else None,
+        dtype=torch.float32,
         num_labels=1,
     )
-    head = cast(nn.Linear, loaded.score).float()
+    head = cast(nn.Linear, loaded.score)
+    if not trained:
+        for weight in loaded.base_model.parameters():  # buffers, such as RoPE's, stay float32
+            weight.data = weight.data.to(compute_dtype(model))
     if fresh_head:
         nn.init.normal_(head.weight, std=1 / (head.in_features + 1))
     return loaded

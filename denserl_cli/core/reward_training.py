@@ -63,10 +63,13 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     )
     checkpoint = run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
+    start = 0
     if checkpoint is not None:
+        start = checkpoint.step
         trainer.restore(checkpoint.state)
-        observer.notice(f"resuming after step {checkpoint.step} of {len(batches)}")
-    trainer.train(start=checkpoint.step if checkpoint else 0)
+        observer.notice(f"resuming after step {start} of {len(batches)}")
+        del checkpoint  # a copy of all weights and optimizer states
+    trainer.train(start)
     summary = trainer.summary()
     trainer.engine.model.config.pad_token_id = chat.pad_id
     with replaced_folder(run.reward_model) as folder:

@@ -13,6 +13,7 @@ replaced/           results that --fresh moved aside
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,8 @@ class RunFolder:
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
     ) -> None:
         """Append one line to metrics.jsonl, or to another of `LOGS`."""
-        line = json.dumps({"stage": stage, "step": step, **figures}, ensure_ascii=False)
+        known = {name: _null_if_nan(value) for name, value in figures.items()}
+        line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
         with (self.path / file).open("a", encoding="utf-8") as out:
             out.write(line + "\n")
 
@@ -201,7 +203,8 @@ class RunFolder:
             torch.save(dict(batch), folder / "batch.pt")
         return DenserlError(
             f"{stage} stopped at step {step}: {reason}; the batch is in {place}",
-            hint="lower the learning rate or look at the batch, then go on with --resume",
+            hint="look at the batch; a lower learning rate needs --fresh or another --out, and the "
+            "last checkpoint is intact",
         )
 
     def _settings(self, stage: str) -> dict[str, Any]:
@@ -266,6 +269,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
         before, now = json.dumps(old.get(key)), json.dumps(new.get(key))
         if before != now:
             yield f"{key} was {before}, is {now}"
+
+
+def _null_if_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _remove(path: Path) -> None:

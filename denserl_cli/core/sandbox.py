@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,6 +47,13 @@ class Slots(NamedTuple):
     model: Path
     preferences: Path
     prompts: Path
+    settings: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Slots:
+        """The files of the sandbox in `folder`."""
+        names = ("model", "preferences.jsonl", "prompts.jsonl", "settings.json")
+        return cls(*(folder / name for name in names))
 
 
 class Task:
@@ -221,11 +229,13 @@ def fit_language_model(
 
 def make(config: SandboxConfig, folder: Path, *, seed: int, observer: Observer) -> Slots:
     """Write model, tokenizer, preference pairs and prompts to `folder`, unless they are there."""
-    slots = Slots(folder / "model", folder / "preferences.jsonl", folder / "prompts.jsonl")
+    slots = Slots.of(folder)
     if folder.is_dir():
         return slots
     task = Task(config, seed)
     with replaced_folder(folder) as aside:
+        settings = {"seed": seed, **asdict(config)}
+        write_text(aside / slots.settings.name, json.dumps(settings) + "\n")
         _write_model(task, aside / slots.model.name, seed=seed, observer=observer)
         rng = np.random.default_rng([seed, 2])
         pairs = [_pair(task, rng) for _ in range(config.pairs)]
@@ -260,7 +270,8 @@ def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:
     prompt = task.prompts[rng.integers(len(task.prompts))]
     first, second = task.compose(prompt, rng), task.compose(prompt, rng)
     gap = task.true_reward(prompt, first) - task.true_reward(prompt, second)
-    if rng.random() > 1 / (1 + math.exp(-gap / task.config.label_temperature)):
+    odds = gap / task.config.label_temperature
+    if rng.random() > 0.5 * (1 + math.tanh(odds / 2)):  # the logistic function, without overflow
         first, second = second, first
     user = {"role": "user", "content": prompt}
     return {

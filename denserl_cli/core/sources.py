@@ -103,6 +103,8 @@ def _json(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[R
         rows = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DenserlError(f"{path}: not UTF-8: {error}", hint="save it as UTF-8") from error
+    except RecursionError as error:
+        raise DenserlError(f"{path}: nested too deeply", hint="mend the file") from error
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             yield from _jsonl(path, limit, rng)

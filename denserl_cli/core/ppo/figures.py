@@ -14,18 +14,19 @@ from denserl_cli.core.text import segment_texts
 
 if TYPE_CHECKING:
     from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import Aggregate
 
 
-def rollout_figures(rollout: Rollout) -> dict[str, Tensor]:
+def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
     """Means over the responses of a rollout, each 0-d.
 
-    kl: nats a response, the k1 estimate summed over its tokens. segment_length: tokens; a
-    terminator that belongs to no segment does not count.
+    aggregate: how the reward model scores a response. kl: nats a response, the k1 estimate summed
+    over its tokens. segment_length: tokens; a terminator that belongs to no segment does not count.
     """
     mask = rollout.response_mask
     lengths, segments = mask.sum(1).float(), rollout.ends.sum(1).float()
     kl = ((rollout.logprobs - rollout.reference_logprobs) * mask).sum(1)
-    scores = aggregate_segments(rollout.token_values, rollout.ends)
+    scores = aggregate_segments(rollout.token_values, rollout.ends, aggregate)
     return {
         "rm_score": scores.mean(),
         "rm_score_std": scores.std(correction=0),

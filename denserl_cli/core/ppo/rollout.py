@@ -70,7 +70,8 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -
     cumulative = probabilities.double().cumsum(-1)
     # kept a hair below the total, so that rounding never lands on a token of probability 0
     target = uniform.to(cumulative)[:, None] * (cumulative[:, -1:] * (1 - 1e-12))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    place = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return place.clamp(max=logits.shape[1] - 1)  # NaN logits: the rewards will be NaN and say so
 
 
 @torch.no_grad()

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
-    RewardRecord.load(run.reward_model).check(recipe, run.reward_model)
+    record = RewardRecord.load(run.reward_model)
+    record.check(recipe, run.reward_model)
     normalizer = load_normalizer(recipe, run)
     asked, recipe = recipe, with_sandbox(recipe, run, observer)
     tokenizer, chat = load_chat(recipe)
+    record.check_terminator(chat, run.reward_model)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
@@ -54,10 +56,13 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     )
     checkpoint = run.started(STAGE, mode, observer)
     list_skipped(prompts.skipped, run, STAGE, observer)
+    start = 0
     if checkpoint is not None:
+        start = checkpoint.step
         trainer.restore(checkpoint.state)
-        observer.notice(f"resuming after iteration {checkpoint.step} of {plan.iterations}")
-    trainer.train(start=checkpoint.step if checkpoint else 0)
+        observer.notice(f"resuming after iteration {start} of {plan.iterations}")
+        del checkpoint  # a copy of all weights and optimizer states
+    trainer.train(start)
     _save(policy, tokenizer, run, "policy")
     summary = trainer.summary()
     run.finished(STAGE, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,9 @@ class PPOTrainer:
         settings = self.settings
         self.observer.begin("train the policy", total=self.plan.iterations, done=start)
         if not self.run.metrics(STAGE):  # a run that was stopped in its first iteration has them
-            self.record(0, self.evaluate())
+            before = self.evaluate()
+            self.record(0, before)
+            self.keep_best(before)
         with stop_requested() as stopping:
             for iteration in range(start + 1, self.plan.iterations + 1):
                 began = time.perf_counter()
@@ -108,15 +111,24 @@ class PPOTrainer:
     ) -> Rollout:
         """Collect a rollout; on Ctrl-C, checkpoint the iteration before and leave."""
 
-        def leave_if_asked(_: int) -> None:
+        def leave_if_asked(sampled: int) -> None:
+            self.observer.advance(sampled)
             if stopping():
                 raise self.interrupted(iteration - 1)
 
-        return self.collect(prompts.ids, prompts.keys, progress=leave_if_asked)
+        self.observer.begin("sample responses", total=len(prompts.prompts))
+        rollout = self.collect(prompts.ids, prompts.keys, progress=leave_if_asked)
+        self.observer.end()
+        return rollout
 
     def dense_rewards(self, iteration: int, rollout: Rollout) -> Tensor:
         """Each token's reward before the KL penalty: (R, T) (method §5)."""
         settings = self.settings
+        measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
+        if not all(torch.isfinite(values).all() for values in measured):
+            raise self.run.nonfinite(
+                STAGE, iteration, "a reward or log-probability is not finite", _kept(rollout)
+            )
         rewards = spread_rewards(
             rollout.token_values,
             rollout.ends,
@@ -127,7 +139,7 @@ class PPOTrainer:
             length_normalize=settings.length_normalize,
             clip=settings.reward_clip,
         )
-        rewards = replace_penalized(
+        return replace_penalized(
             rewards,
             rollout.response_mask,
             rollout.terminated,
@@ -136,9 +148,6 @@ class PPOTrainer:
             overlong_penalty=settings.overlong_penalty,
             last_token_only=self.recipe.segmentation.granularity == "bandit",
         )
-        if not torch.isfinite(rewards).all():
-            raise self.run.nonfinite(STAGE, iteration, "a reward is not finite", _kept(rollout))
-        return rewards
 
     def learn(
         self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
@@ -155,7 +164,7 @@ class PPOTrainer:
     ) -> dict[str, Any]:
         """The figures of a rollout, and its first samples."""
         mask = rollout.response_mask
-        figures = rollout_figures(rollout) | {
+        figures = rollout_figures(rollout, self.recipe.reward_model.aggregate) | {
             "dense_reward": earned.sum(1).mean(),
             "explained_variance": explained_variance(rollout.values, returns, mask),
         }
@@ -178,7 +187,8 @@ class PPOTrainer:
         if not self.evaluation.prompts:
             return {}
         rollout = self.collect(self.evaluation.ids, self.evaluation.keys)
-        stats = _numbers(rollout_figures(rollout)) | self.true_reward(self.evaluation, rollout)
+        figures = rollout_figures(rollout, self.recipe.reward_model.aggregate)
+        stats = _numbers(figures) | self.true_reward(self.evaluation, rollout)
         return {f"eval_{name}": value for name, value in stats.items()}
 
     def conclude(self, iteration: int, stats: dict[str, Any], stop: bool) -> bool:
@@ -187,8 +197,9 @@ class PPOTrainer:
         self.beyond = settings.kl_limit is not None and stats["kl"] > settings.kl_limit
         last = iteration == total or self.beyond
         if iteration % settings.eval_every == 0 or last:
-            stats |= self.evaluate()
-            self.keep_best(stats.get("eval_rm_score", stats["rm_score"]))
+            after = self.evaluate()
+            stats |= after
+            self.keep_best(after)
         stats["kl_coef"] = self.kl.coef
         self.kl.update(stats["kl_per_token"], stats["responses"])
         self.record(iteration, stats)
@@ -225,9 +236,10 @@ class PPOTrainer:
                 "higher ppo.kl_coef"
             )
 
-    def keep_best(self, score: float) -> None:
-        """Keep the policy with the highest reward on the held-out prompts."""
-        if self.best is None or score > self.best:
+    def keep_best(self, evaluated: dict[str, float]) -> None:
+        """Keep the policy with the highest reward on the held-out prompts, if there are any."""
+        score = evaluated.get("eval_rm_score", math.nan)
+        if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score
             self.save_policy("policy_best")
 

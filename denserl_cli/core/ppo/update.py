@@ -117,7 +117,7 @@ class Updater:
             _window(rollout.values, part, values),
             _window(returns, part, values),
             _window(rollout.response_mask, part, values),
-            clip=self.settings.value_clip,
+            clip=self.settings.value_clip or 0.25,
             reduce=self.settings.loss_reduce,
         )
 

@@ -95,6 +95,12 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(
                 f"optimizer.betas[{place}]", f"must be at least 0 and below 1, not {beta}"
             )
+    for key in ("seed", "normalizer.seed"):
+        if _value(recipe, key) >= 2**32:
+            yield Problem(key, f"must be below {2**32}, not {_value(recipe, key)}")
+    hidden = _value(recipe, "sandbox.hidden_size")
+    if hidden is not None and hidden % 16:
+        yield Problem("sandbox.hidden_size", f"must be a multiple of 16, not {hidden}")
     if not recipe.name or recipe.name.startswith(".") or set(recipe.name) & set("/\\"):
         yield Problem("name", f"{recipe.name!r} cannot name a run folder; use a plain name")
 

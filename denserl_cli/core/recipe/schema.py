@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Granularity = Literal["segment", "token", "bandit"]
 Interpolation = Literal["even", "repeat", "end"]
+Aggregate = Literal["mean", "sum", "last"]
 NormalizerKind = Literal["location", "global", "last", "none"]
 
 
@@ -143,7 +144,7 @@ class RewardModelConfig:
     """Pairs per forward pass on one device."""
     learning_rate: float = 1e-6
     """Peak learning rate."""
-    aggregate: Literal["mean", "sum", "last"] = "mean"
+    aggregate: Aggregate = "mean"
     """How segment rewards become the sequence score of the Bradley-Terry loss."""
     eval_every: int = 512
     """Optimizer steps between evaluations; the last step always evaluates."""
@@ -194,7 +195,7 @@ class PPOConfig:
     temperature: float = 1.0
     """Sampling temperature; log-probabilities are taken at the same."""
     top_p: float = 1.0
-    """Nucleus sampling; 1 samples from the whole distribution."""
+    """Nucleus sampling; below 1, log-probabilities stay those of the whole distribution."""
     actor_learning_rate: float = 5e-7
     """Peak learning rate of the policy."""
     critic_learning_rate: float = 9e-6
@@ -209,8 +210,8 @@ class PPOConfig:
     """GAE's lambda."""
     policy_clip: float = 0.2
     """Clip range of the probability ratio."""
-    value_clip: float = 0.25
-    """Clip range of the value update."""
+    value_clip: float | None = None
+    """Clip range of the value update; null: 0.25, with bandit 0.2."""
     loss_reduce: Literal["sequence", "token"] = "sequence"
     """sequence: mean of the rows' token means; token: mean over all tokens of the batch."""
     interpolation: Interpolation | None = None
@@ -281,6 +282,9 @@ def resolved(recipe: Recipe) -> Recipe:
     bandit = recipe.segmentation.granularity == "bandit"
     kind = recipe.normalizer.kind or ("global" if bandit else "location")
     interpolation = recipe.ppo.interpolation or ("end" if bandit else "even")
+    value_clip = recipe.ppo.value_clip
+    if value_clip is None:
+        value_clip = 0.2 if bandit else 0.25
     data, model = recipe.data, recipe.model
     return replace(
         recipe,
@@ -296,7 +300,7 @@ def resolved(recipe: Recipe) -> Recipe:
             prompts=_at_home(data.prompts),
         ),
         normalizer=replace(recipe.normalizer, kind=kind),
-        ppo=replace(recipe.ppo, interpolation=interpolation),
+        ppo=replace(recipe.ppo, interpolation=interpolation, value_clip=value_clip),
     )
 
 
