@@ -148,10 +148,6 @@ def test_pieces_of_work_nest_and_all_end_with_the_context(capsys):
     lines = [line[10:] for line in capsys.readouterr().err.splitlines()]
     assert [" ".join(line.split()[:2]) for line in lines] == [
         "outer 0/2",
-        "inner 0/1",
-        "inner 1/1",
-        "inner 0/1",
-        "inner 0/1",
         "outer 1/2",
     ]
 

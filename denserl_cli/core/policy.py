@@ -115,14 +115,14 @@ def load_weights(
     what: str,
     fresh: str | None = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
+    num_labels: int | None = None,
 ) -> PreTrainedModel:
     """Load one of transformers' auto classes (`kind`), ready to train or frozen.
 
     what: the model's part, for errors. fresh: name of a layer that the folder need not have.
     dtype: of the weights; None: float32 to train, the compute type otherwise.
-    options: for `from_pretrained`. Raises DenserlError when the model is absent, not causal, or
-    lacks weights, which transformers would fill with random numbers.
+    num_labels: of a classification head; None for other kinds. Raises DenserlError when the model
+    is absent, not causal, or lacks weights, which transformers would fill with random numbers.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -132,6 +132,8 @@ def load_weights(
         config = AutoConfig.from_pretrained(path, revision=revision)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ValueError(f"a {config.model_type} model is not a causal language model")
+        if num_labels is not None:
+            config.num_labels = num_labels
         for name, value in vars(config).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
                 setattr(config, name, 0.0)  # or a policy's ratio to itself would not be 1
@@ -143,7 +145,6 @@ def load_weights(
             attn_implementation=attention_kernel(model),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **options,
         )
     prepare(loaded, model, trained=trained)
     with autocast(loaded.device, compute_dtype(model)):  # FlashAttention takes half types alone

@@ -64,8 +64,12 @@ def test_data(scored: Path, tmp_path: Path):
 def test_the_recipes_data(scored: Path):
     found = document(scored, "--limit", "1")
     assert (found["granularity"], found["cutoff"], len(found["responses"])) == ("segment", 1.0, 2)
-    first = json.loads((scored / "sandbox" / "preferences.jsonl").read_text().splitlines()[0])
-    assert joined(found["responses"][0]) == first["chosen"][-1]["content"]
+    chosen, rejected = found["responses"]
+    place, side = chosen["label"].split()
+    rows = (scored / "sandbox" / "preferences.jsonl").read_text().splitlines()
+    row = json.loads(rows[int(place.rsplit(":", 1)[1]) - 1])
+    assert side == "chosen" and joined(chosen) == row["chosen"][-1]["content"]
+    assert joined(rejected) == row["rejected"][-1]["content"]
 
 
 def test_for_people(scored: Path):

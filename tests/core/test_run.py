@@ -258,7 +258,7 @@ def test_a_bad_batch_is_kept_and_the_error_says_where(interrupted: RunFolder):
     error = interrupted.nonfinite(STAGE, 4, "the loss is nan", {"ids": torch.arange(3)})
     place = interrupted.path / "nonfinite" / "train-rm-00000004"
     assert error.message == f"train-rm stopped at step 4: the loss is nan; the batch is in {place}"
-    assert error.hint and "--resume" in error.hint
+    assert error.hint and "--fresh" in error.hint
     assert torch.load(place / "batch.pt")["ids"].tolist() == [0, 1, 2]
     checkpoint = interrupted.latest_checkpoint(STAGE, Observer())
     assert checkpoint is not None and checkpoint.step == 3

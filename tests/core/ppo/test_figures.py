@@ -30,7 +30,7 @@ def two() -> Rollout:
 
 
 def test_figures(two: Rollout):
-    figures = {name: value.item() for name, value in rollout_figures(two).items()}
+    figures = {name: value.item() for name, value in rollout_figures(two, "mean").items()}
     assert figures == pytest.approx(
         {
             "rm_score": (3 - 1) / 2,

@@ -41,6 +41,10 @@ def test_a_prompt_that_two_passes_put_into_one_batch_is_answered_twice():
 
 def test_evaluation_has_the_same_keys_each_time_and_shares_none_with_training():
     batch = evaluation_batch(prompts(2), seed=7)
-    assert batch.keys == [(7, EVALUATION, 0), (7, EVALUATION, 1)]
+    assert batch.keys == [(7, EVALUATION, 0, 0), (7, EVALUATION, 1, 0)]
+    assert evaluation_batch(prompts(1), 7, samples=2).keys == [
+        (7, EVALUATION, 0, 0),
+        (7, EVALUATION, 0, 1),
+    ]
     assert [ids.tolist() for ids in batch.ids] == [[0], [1]]
     assert evaluation_batch([], seed=7).prompts == []

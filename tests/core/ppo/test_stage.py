@@ -52,9 +52,10 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Everything a finished run leaves that must not depend on how it got there."""
+    best = folder / "policy_best" / "model.safetensors"
     return {
         "policy": (folder / "policy" / "model.safetensors").read_bytes(),
-        "best": (folder / "policy_best" / "model.safetensors").read_bytes(),
+        "best": best.read_bytes() if best.exists() else None,
         "metrics": lines(folder),
         "samples": lines(folder, "samples.jsonl"),
         "summary": json.loads((folder / "run.json").read_text())["stages"][STAGE]["summary"],
@@ -128,7 +129,7 @@ def test_the_policy_is_a_plain_model_that_stops_by_itself(
 
 
 def test_the_metrics_of_the_issue_are_there(scored: Path):
-    train(scored, "ppo.train_batch_size=8")  # one step an iteration
+    train(scored, "ppo.train_batch_size=8", "ppo.epochs=1")  # one step an iteration
     start, *iterations = lines(scored)
     assert [line["step"] for line in (start, *iterations)] == [0, 1, 2, 3, 4]
     for line in iterations:
@@ -247,6 +248,7 @@ def test_dense_training_with_one_segment_is_bandit_training(scored: Path):
         "ppo.actor_learning_rate=1e-4",
         "normalizer.kind=none",
         "ppo.interpolation=end",
+        "ppo.value_clip=0.2",
     )
     one = (*settings, "segmentation.cutoff=1000.0")
     bandit = (*settings, "segmentation.granularity=bandit", "segmentation.cutoff=null")
@@ -353,7 +355,7 @@ def test_a_nan_in_the_reward_model_stops_with_the_rollout_kept(scored: Path):
     weights = load_file(file)
     weights["score.weight"][:] = float("nan")
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(DenserlError, match="stopped at step 1: a reward is not finite") as caught:
+    with pytest.raises(DenserlError, match="stopped at step 1: a reward or") as caught:
         train(scored, mode="fresh")
     assert caught.value.exit_code == 2
     assert (scored / "nonfinite" / "train-ppo-00000001" / "batch.pt").exists()

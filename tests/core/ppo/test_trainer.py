@@ -263,15 +263,15 @@ def test_the_policy_with_the_best_evaluation_is_kept(tmp_path: Path):
         evaluation=[rollout(score=score, ends=(0,)) for score in scores],
     )
     made.train(0)
-    assert made.saved == ["policy_best"] * 2
+    assert made.saved == ["policy_best"] * 3  # the start, then 1.0 and 3.0
     assert made.best == 3.0
     assert made.summary()["eval_rm_score"] == {"start": 0.0, "end": 3.0}
 
 
-def test_without_evaluation_prompts_the_rollouts_decide(tmp_path: Path):
+def test_without_evaluation_prompts_no_policy_is_the_best(tmp_path: Path):
     made = trainer(tmp_path, [rollout(score=2.0, ends=(0,)), rollout(score=1.0, ends=(0,))])
     made.train(0)
-    assert made.saved == ["policy_best"] and made.best == 2.0
+    assert made.saved == [] and made.best is None
     assert made.summary() == {"iterations": 2}
 
 
@@ -317,7 +317,7 @@ def test_a_reward_that_is_not_finite_stops_with_the_rollout_kept(tmp_path: Path)
     bad = rollout()
     bad.token_values[0, 1] = float("nan")
     made = trainer(tmp_path, [rollout(), bad], save_every=1)
-    with pytest.raises(DenserlError, match="stopped at step 2: a reward is not finite") as caught:
+    with pytest.raises(DenserlError, match="stopped at step 2: a reward or log-probability is not finite") as caught:
         made.train(0)
     assert caught.value.exit_code == 2
     kept = torch.load(tmp_path / "nonfinite" / f"{STAGE}-00000002" / "batch.pt")
