@@ -317,7 +317,9 @@ def test_a_reward_that_is_not_finite_stops_with_the_rollout_kept(tmp_path: Path)
     bad = rollout()
     bad.token_values[0, 1] = float("nan")
     made = trainer(tmp_path, [rollout(), bad], save_every=1)
-    with pytest.raises(DenserlError, match="stopped at step 2: a reward or log-probability is not finite") as caught:
+    with pytest.raises(
+        DenserlError, match="stopped at step 2: a reward or log-probability is not finite"
+    ) as caught:
         made.train(0)
     assert caught.value.exit_code == 2
     kept = torch.load(tmp_path / "nonfinite" / f"{STAGE}-00000002" / "batch.pt")
