@@ -6,6 +6,14 @@ import pytest
 from denserl_cli.core.stopping import stop_requested
 
 
+@pytest.fixture(autouse=True)
+def _pythons_own_handler():
+    """A shell starts background jobs with Ctrl-C ignored; the tests are about the usual case."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_is_remembered_and_a_second_one_interrupts():
     with stop_requested() as stopping:
         assert not stopping()
