@@ -88,9 +88,7 @@ class readable_errors:
             ) from error
 
 
-def load_causal_lm(
-    model: ModelConfig, *, trained: bool, path: str | None = None
-) -> PreTrainedModel:
+def load_causal_lm(model: ModelConfig, *, trained: bool) -> PreTrainedModel:
     """Load a causal language model to this process's device.
 
     trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
@@ -99,10 +97,9 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    path = path or model.path
-    loaded = load_weights(AutoModelForCausalLM, model, path, trained=trained, what="model")
+    loaded = load_weights(AutoModelForCausalLM, model, model.path, trained=trained, what="model")
     with autocast(loaded.device, compute_dtype(model)):
-        refuse_unusual_head(loaded, path)
+        refuse_unusual_head(loaded, model.path)
     return loaded
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from denserl_cli.core.recipe import (
     load_recipe,
-    recipe_differences,
     recipe_to_dict,
     recipe_to_yaml,
 )
@@ -12,7 +11,6 @@ from denserl_cli.core.recipe.schema import (
     ChatConfig,
     ModelConfig,
     Recipe,
-    SandboxConfig,
     SegmentationConfig,
     Source,
     resolved,
@@ -41,22 +39,3 @@ def test_a_dict_of_a_recipe_is_plain():
     values = recipe_to_dict(RECIPE)
     assert json.loads(json.dumps(values)) == values
     assert values["optimizer"]["betas"] == [0.9, 0.95]
-
-
-def test_differences_name_the_field_and_both_values():
-    other = replace(
-        RECIPE,
-        description="other words",
-        sandbox=SandboxConfig(phrases=3),
-        data=replace(RECIPE.data, prompts=(Source("a/b"),)),
-        ppo=replace(RECIPE.ppo, kl_coef=0.02, kl_target=None),
-    )
-    differences = recipe_differences(RECIPE, other)
-    assert "ppo.kl_coef: 0.01 -> 0.02" in differences
-    assert "sandbox: null -> absent" in differences
-    assert "sandbox.phrases: absent -> 3" in differences
-    assert 'data.prompts[0].path: absent -> "a/b"' in differences
-    assert not any(line.startswith("description") for line in differences)
-    assert recipe_differences(RECIPE, other, ["ppo"]) == ["ppo.kl_coef: 0.01 -> 0.02"]
-    assert recipe_differences(RECIPE, other, ["model"]) == []
-    assert recipe_differences(RECIPE, RECIPE) == []
