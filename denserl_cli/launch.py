@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+from denserl_cli.core.run import Mode
 
 Stage = Literal["train-rm", "fit-function", "train-ppo"]
-Mode = Literal["start", "resume", "fresh"]
 
 _RANKS = 1  # a stage runs in this one process
 

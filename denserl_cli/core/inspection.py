@@ -169,7 +169,8 @@ class Inspector:
         score = None
         if scored.token_values is not None:
             how = self.recipe.reward_model.aggregate
-            score = aggregate_segments(scored.token_values, scored.ends, how)[row].item()
+            one = slice(row, row + 1)
+            score = aggregate_segments(scored.token_values[one], scored.ends[one], how).item()
         return SegmentedResponse(answer.label, answer.messages[-2]["content"], segments, score)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from denserl_cli.core.batches import collate_sequences
+
 
 class Sampling(NamedTuple):
     """How responses are drawn. `stop_ids` end a response and belong to it."""
@@ -85,14 +87,14 @@ def sample(
     from transformers import DynamicCache
 
     device = policy.device
-    ids, mask = _left_padded(prompts, pad_id, device)
+    batch = collate_sequences(prompts, [()] * len(prompts), pad_id, device)
+    ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
     uniform = uniform.to(device)
     stops = torch.tensor(sampling.stop_ids, device=device)
     rows = torch.arange(len(prompts), device=device)
     tokens = torch.full((len(prompts), sampling.max_new_tokens), pad_id, device=device)
     lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
-    cache, positions = DynamicCache(config=policy.config), mask.long().cumsum(-1) - 1
-    positions = positions.clamp(min=0)
+    cache = DynamicCache(config=policy.config)
     for step in range(sampling.max_new_tokens):
         logits = policy(
             input_ids=ids,
@@ -125,15 +127,3 @@ def sample(
             zip(tokens.cpu().numpy(), lengths.tolist(), strict=True)
         )
     ]
-
-
-def _left_padded(
-    prompts: Sequence[np.ndarray], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
-        mask[row, width - len(prompt) :] = True
-    return ids.to(device), mask.to(device)
