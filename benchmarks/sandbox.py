@@ -53,7 +53,7 @@ def run(out: Path, granularity: str, seed: int, settings: tuple[str, ...]) -> li
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     ppo = [line for line in lines if line["stage"] == "train-ppo"]
     reward = [line for line in lines if line["stage"] == "train-rm"][-1]
-    trained = ppo[-LAST:]
+    trained = ppo[1:][-LAST:]  # the first line is the evaluation before training
     found = boundaries(granularity, seed, options) if granularity == "segment" else ("–", "–")
     return [
         granularity,
