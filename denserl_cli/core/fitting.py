@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from denserl_cli.core.adopting import adopt, load_reward_model, reward_record
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.errors import DenserlError
@@ -23,11 +24,11 @@ from denserl_cli.core.normalizer import (
     location_table,
 )
 from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
-from denserl_cli.core.reward_model import RewardRecord, load_scalar_model
 from denserl_cli.core.scoring import Scorer
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.reward_model import RewardRecord
     from denserl_cli.core.run import Mode, RunFolder
     from denserl_cli.core.tracking import Observer
 
@@ -44,17 +45,16 @@ class SegmentRewards(NamedTuple):
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Fit the normaliser of a run's reward model and leave it beside the model."""
-    trained = RewardRecord.load(run.reward_model)
-    trained.check(recipe, run.reward_model)
+    trained = reward_record(recipe, run)
     recipe = with_sandbox(recipe, run, observer)
     _, chat = load_chat(recipe)
-    trained.check_terminator(chat, run.reward_model)
+    trained = adopt(trained, recipe, run, chat, observer)
     data = load_pairs(recipe, chat, observer)
     rng = np.random.default_rng(recipe.normalizer.seed)
     everything = [*data.train, *data.evaluation]
     order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
     seed_everything(recipe.seed)
-    scorer = _scorer(recipe, run)
+    scorer = _scorer(trained, recipe, run)
     run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
     rewards = segment_rewards(
@@ -163,15 +163,13 @@ def plot(path: Path, rewards: SegmentRewards, normalizer: LocationNormalizer) ->
     aside.replace(path)
 
 
-def _scorer(recipe: Recipe, run: RunFolder) -> Scorer:
+def _scorer(record: RewardRecord, recipe: Recipe, run: RunFolder) -> Scorer:
     """The run's reward model with the reference that segments for it."""
     segmented = recipe.segmentation.granularity == "segment"
     return Scorer(
         recipe.segmentation,
         reference=load_causal_lm(recipe.model, trained=False) if segmented else None,
-        reward_model=load_scalar_model(
-            recipe.model, path=str(run.reward_model), fresh_head=False, trained=False
-        ),
+        reward_model=load_reward_model(record, recipe, run),
         dtype=compute_dtype(recipe.model),
     )
 

@@ -10,16 +10,13 @@ import numpy as np
 import torch
 
 from denserl_cli.core import sandbox
+from denserl_cli.core.adopting import adopt, load_reward_model, reward_record
 from denserl_cli.core.data import collate_sequences, micro_batches, read_pairs
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.fitting import load_normalizer
 from denserl_cli.core.materials import load_chat, with_sandbox
 from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
-from denserl_cli.core.reward_model import (
-    RewardRecord,
-    aggregate_segments,
-    load_scalar_model,
-)
+from denserl_cli.core.reward_model import aggregate_segments
 from denserl_cli.core.scoring import ScoredBatch, Scorer
 from denserl_cli.core.segmentation import calibrate_cutoff
 from denserl_cli.core.text import segment_texts
@@ -82,12 +79,8 @@ class Inspector:
         self.normalizer: LocationNormalizer | None = None
         reward_model = None
         if rewards and run.reward_model.is_dir():
-            record = RewardRecord.load(run.reward_model)
-            record.check(asked, run.reward_model)
-            record.check_terminator(self.chat, run.reward_model)
-            reward_model = load_scalar_model(
-                recipe.model, path=str(run.reward_model), fresh_head=False, trained=False
-            )
+            record = adopt(reward_record(asked, run), recipe, run, self.chat, observer)
+            reward_model = load_reward_model(record, recipe, run)
             if run.normalizer.exists():
                 self.normalizer = load_normalizer(recipe, run)
         self.scorer = Scorer(

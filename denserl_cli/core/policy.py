@@ -110,21 +110,23 @@ def load_weights(
     *,
     trained: bool,
     what: str,
+    revision: str | None = None,
     fresh: str | None = None,
     dtype: torch.dtype | None = None,
     num_labels: int | None = None,
 ) -> PreTrainedModel:
     """Load one of transformers' auto classes (`kind`), ready to train or frozen.
 
-    what: the model's part, for errors. fresh: name of a layer that the folder need not have.
-    dtype: of the weights; None: float32 to train, the compute type otherwise.
-    num_labels: of a classification head; None for other kinds. Raises DenserlError when the model
-    is absent, not causal, or lacks weights, which transformers would fill with random numbers.
+    what: the model's part, for errors. revision: of a path that is not the recipe's own model.
+    fresh: name of a layer that the folder need not have. dtype: of the weights; None: float32 to
+    train, the compute type otherwise. num_labels: of a classification head; None for other kinds.
+    Raises DenserlError when the model is absent, not causal, or lacks weights, which transformers
+    would fill with random numbers.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    revision = model.revision if path == model.path else None
+    revision = model.revision if path == model.path else revision
     with readable_errors(path, what):
         config = AutoConfig.from_pretrained(path, revision=revision)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:

@@ -58,7 +58,10 @@ def preference_loss(
 
 @dataclass(frozen=True)
 class RewardRecord:
-    """What belongs to a reward model beside its weights; travels in its folder."""
+    """What belongs to a reward model beside its weights; travels in its folder.
+
+    weights: hub name or folder of the weights where they are not in the record's own folder.
+    """
 
     granularity: Granularity
     cutoff: float | None
@@ -66,8 +69,10 @@ class RewardRecord:
     reference: str
     revision: str | None
     tokenizer: str | None
-    terminator_id: int
+    terminator_id: int | None
     template_arguments: dict[str, Any]
+    weights: str | None = None
+    weights_revision: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write the record into a reward model's folder."""
@@ -76,6 +81,7 @@ class RewardRecord:
     @classmethod
     def of(cls, recipe: Recipe, chat: ChatFormat) -> RewardRecord:
         """The record of a reward model trained by a recipe."""
+        assert recipe.segmentation.cutoff != "auto", "an automatic cutoff is settled before"
         return cls(
             granularity=recipe.segmentation.granularity,
             cutoff=recipe.segmentation.cutoff,
@@ -85,6 +91,27 @@ class RewardRecord:
             tokenizer=recipe.model.tokenizer,
             terminator_id=chat.terminator_id,
             template_arguments=dict(recipe.chat.template_arguments),
+        )
+
+    @classmethod
+    def published(cls, recipe: Recipe) -> RewardRecord:
+        """The record of a recipe's published reward model; what nobody wrote down is the recipe's.
+
+        Its terminator is not known yet.
+        """
+        made = recipe.published
+        assert made is not None
+        return cls(
+            granularity=made.granularity,
+            cutoff=made.cutoff,
+            aggregate=recipe.reward_model.aggregate,
+            reference=recipe.model.path,
+            revision=recipe.model.revision,
+            tokenizer=recipe.model.tokenizer,
+            terminator_id=None,
+            template_arguments=dict(recipe.chat.template_arguments),
+            weights=made.reward_model,
+            weights_revision=made.revision,
         )
 
     @classmethod
@@ -142,7 +169,12 @@ class RewardRecord:
 
 
 def load_scalar_model(
-    model: ModelConfig, *, path: str | None = None, fresh_head: bool, trained: bool
+    model: ModelConfig,
+    *,
+    path: str | None = None,
+    revision: str | None = None,
+    fresh_head: bool,
+    trained: bool,
 ) -> PreTrainedModel:
     """A backbone with a scalar head (`score`, no bias), as reward model or critic (method §3).
 
@@ -155,6 +187,7 @@ def load_scalar_model(
         AutoModelForSequenceClassification,
         model,
         path or model.path,
+        revision=revision,
         trained=trained,
         what="reward model",
         fresh="score" if fresh_head else None,

@@ -97,6 +97,10 @@ class RunFolder:
         entry = self._book["stages"].get(stage, {})
         return entry.get("summary") if entry.get("status") == "finished" else None
 
+    def interrupted(self, stage: str) -> bool:
+        """Whether a stage was started and not finished."""
+        return self._book["stages"].get(stage, {}).get("status") == "interrupted"
+
     def admit(self, stage: str, mode: Mode) -> bool:
         """Decide whether a stage has work to do here; nothing is written.
 

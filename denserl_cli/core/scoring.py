@@ -43,7 +43,8 @@ class Scorer:
         reward_model: PreTrainedModel | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.segmentation = segmentation
+        assert segmentation.cutoff != "auto", "an automatic cutoff is settled before"
+        self.granularity, self.cutoff = segmentation.granularity, segmentation.cutoff
         self.reference = reference
         self.reward_model = reward_model
         self.dtype = dtype
@@ -72,8 +73,8 @@ class Scorer:
         ends = segment_ends(
             torch.zeros(mask.shape, device=mask.device) if entropy is None else entropy,
             mask,
-            granularity=self.segmentation.granularity,
-            cutoff=self.segmentation.cutoff,
+            granularity=self.granularity,
+            cutoff=self.cutoff,
             terminated=terminated,
         )
         return ScoredBatch(ends, entropy, logprobs, values)

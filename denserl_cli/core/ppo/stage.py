@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core import sandbox
+from denserl_cli.core.adopting import adopt, load_reward_model, reward_record
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Prompt, global_batches
 from denserl_cli.core.engine import TorchEngine, seed_everything
@@ -29,16 +30,15 @@ if TYPE_CHECKING:
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
-    record = RewardRecord.load(run.reward_model)
-    record.check(recipe, run.reward_model)
-    normalizer = load_normalizer(recipe, run)
+    record = reward_record(recipe, run)
     asked, recipe = recipe, with_sandbox(recipe, run, observer)
     tokenizer, chat = load_chat(recipe)
-    record.check_terminator(chat, run.reward_model)
+    record = adopt(record, recipe, run, chat, observer)
+    normalizer = load_normalizer(recipe, run)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
-    collect, update = _models(recipe, run, chat, plan)
+    collect, update = _models(recipe, run, record, chat, plan)
     policy = update.actor.model
     _stop_generation(policy, chat)
     trainer = PPOTrainer(
@@ -87,11 +87,10 @@ def _plan(recipe: Recipe, prompts: list[Prompt]) -> PromptPlan:
 
 
 def _models(
-    recipe: Recipe, run: RunFolder, chat: ChatFormat, plan: PromptPlan
+    recipe: Recipe, run: RunFolder, record: RewardRecord, chat: ChatFormat, plan: PromptPlan
 ) -> tuple[Collector, Updater]:
     """Policy and critic with their engines; the frozen reference and reward model."""
     ppo, dtype = recipe.ppo, compute_dtype(recipe.model)
-    reward_model = str(run.reward_model)
     responses = ppo.rollout_batch_size * ppo.samples_per_prompt
     steps = ppo.epochs * responses // ppo.train_batch_size
     actor = TorchEngine(
@@ -101,14 +100,10 @@ def _models(
         total_steps=max(1, (plan.iterations - ppo.critic_warmup) * steps),
         compute_dtype=dtype,
     )
-    from_reward = ppo.critic_init == "reward_model"
     critic = TorchEngine(
-        load_scalar_model(
-            recipe.model,
-            path=reward_model if from_reward else None,
-            fresh_head=not from_reward,
-            trained=True,
-        ),
+        load_reward_model(record, recipe, run, trained=True)
+        if ppo.critic_init == "reward_model"
+        else load_scalar_model(recipe.model, fresh_head=True, trained=True),
         learning_rate=ppo.critic_learning_rate,
         settings=recipe.optimizer,
         total_steps=plan.iterations * steps,
@@ -117,9 +112,7 @@ def _models(
     scorer = Scorer(
         recipe.segmentation,
         reference=load_causal_lm(recipe.model, trained=False),
-        reward_model=load_scalar_model(
-            recipe.model, path=reward_model, fresh_head=False, trained=False
-        ),
+        reward_model=load_reward_model(record, recipe, run),
         dtype=dtype,
     )
     collect = Collector(

@@ -34,7 +34,7 @@ class Builder:
         """Return the node's value as the type `expected`, or INVALID after recording why not."""
         if node.value is None and type(None) in options(expected):
             return None
-        expected = next(option for option in options(expected) if option is not type(None))
+        expected = _option(expected, node.value)
         if is_dataclass(expected):
             return self._section(expected, node, key)
         origin = get_origin(expected)
@@ -121,6 +121,13 @@ def _near_keys(block: str, name: str, siblings: Collection[str]) -> list[str]:
     return [_join(block, near) for near in get_close_matches(name, siblings, 1)]
 
 
+def _option(expected: Any, value: Any) -> Any:
+    """The member of a union that a value is meant for: a text goes to a choice of words."""
+    some = [option for option in options(expected) if option is not type(None)]
+    named = [option for option in some if get_origin(option) is Literal]
+    return named[0] if named and isinstance(value, str) else some[0]
+
+
 def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
@@ -156,11 +163,14 @@ def did_you_mean(near: Sequence[str]) -> str:
 
 def words(expected: Any) -> str:
     """Name a field's type the way error messages and the reference do."""
-    if type(None) in options(expected):
-        return f"{words(next(o for o in options(expected) if o is not type(None)))} or null"
+    if len(options(expected)) > 1:
+        named = [words(option) for option in options(expected) if option is not type(None)]
+        return " or ".join([*named, "null"] if type(None) in options(expected) else named)
     if is_dataclass(expected):
         return "a source" if expected is Source else "a block of settings"
     origin, arguments = get_origin(expected), get_args(expected)
+    if origin is Literal and len(arguments) == 1:
+        return str(arguments[0])
     if origin is Literal:
         return f"{', '.join(arguments[:-1])} or {arguments[-1]}"
     if origin is tuple:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.recipe.schema import PublishedConfig, Recipe, Source
 
 
 def _keys(block: str, names: str) -> tuple[str, ...]:
@@ -28,10 +28,16 @@ _POSITIVE = (
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
     *_keys("ppo", "eval_samples eval_every save_every"),
     *_keys("run", "keep_checkpoints"),
+    *_keys("segmentation", "segment_length"),
+    *_keys("lora", "rank alpha"),
+    *_keys("published.normalizer", "b_std"),
+    *_keys("recorded", "gpus parameters hidden_size intermediate_size layers heads"),
+    *_keys("recorded", "key_value_heads vocabulary preference_pairs prompts"),
 )
 _ZERO_OR_MORE = (
     "seed",
     *_keys("segmentation", "cutoff"),
+    *_keys("published", "cutoff"),
     *_keys("data", "eval_pairs eval_prompts"),
     *_keys("optimizer", "weight_decay"),
     *_keys("normalizer", "seed"),
@@ -84,7 +90,7 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key, f"must be positive, not {value}")
     for key in _ZERO_OR_MORE:
         value = _value(recipe, key)
-        if value is not None and not value >= 0:
+        if value not in (None, "auto") and not value >= 0:
             yield Problem(key, f"must be zero or more, not {value}")
     for key in _AT_MOST_ONE:
         value = _value(recipe, key)
@@ -130,6 +136,8 @@ def _method(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("segmentation.cutoff", f"segment needs a cutoff; {advice}", given)
     if granularity != "segment" and cutoff is not None:
         yield Problem("segmentation.cutoff", f"{granularity} has no cutoff; set it to null", given)
+    if recipe.published is not None:
+        yield from _published(recipe.published)
     if granularity == "bandit" and recipe.normalizer.kind == "location":
         yield Problem(
             "normalizer.kind", "bandit has one segment, so no location; use global", given
@@ -145,6 +153,18 @@ def _method(recipe: Recipe) -> Iterator[Problem]:
     if recipe.ppo.kl_target is not None and recipe.ppo.kl_coef == 0:
         advice = "an adaptive coefficient cannot grow from 0; start it above"
         yield Problem("ppo.kl_coef", advice, ("ppo.kl_target",))
+
+
+def _published(published: PublishedConfig) -> Iterator[Problem]:
+    """A published pair must be whole in itself; whether the recipe can use it is seen later."""
+    granularity, normalizer = published.granularity, published.normalizer
+    given = ("published.granularity",)
+    if (granularity == "segment") != (published.cutoff is not None):
+        advice = "segment has a cutoff, token and bandit have none"
+        yield Problem("published.cutoff", advice, given)
+    if granularity == "bandit" and normalizer and (normalizer.w_mean or normalizer.w_std):
+        advice = "bandit has one location; leave w_mean and w_std at 0"
+        yield Problem("published.normalizer", advice, given)
 
 
 def _batches(recipe: Recipe) -> Iterator[Problem]:
@@ -184,7 +204,7 @@ def _origins(recipe: Recipe) -> Iterator[Problem]:
 
 def _missing_files(recipe: Recipe) -> Iterator[Problem]:
     named = [(f"{key}.path", source.path) for key, source in _sources(recipe)]
-    for key in ("model.path", "model.tokenizer"):
+    for key in ("model.path", "model.tokenizer", "published.reward_model", "published.policy"):
         named.append((key, _value(recipe, key) or ""))
     for key, path in named:
         if looks_local(path) and not os.path.exists(os.path.expanduser(path)):

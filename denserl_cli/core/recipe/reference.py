@@ -16,7 +16,7 @@ from typing import Any
 
 from denserl_cli.core.recipe import schema
 from denserl_cli.core.recipe.building import field_types, options, words
-from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.recipe.schema import Coefficients, Recipe, Source
 
 _INTRODUCTION = """\
 # Recipes
@@ -66,6 +66,7 @@ def reference() -> str:
         _table("Top level", Recipe, "", skip=[name for name, _ in blocks]),
         *(_table(f"`{name}`", section, f"{name}.") for name, section in blocks),
         _table("A source of data", Source, "…"),
+        _table("`published.normalizer`", Coefficients, "published.normalizer."),
     ]
     return "\n".join(parts)
 

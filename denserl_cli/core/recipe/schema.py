@@ -81,7 +81,9 @@ class ChatConfig:
     stop_tokens: tuple[str, ...] = ()
     """Further tokens that end a sampled response, beside the terminator."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
-    """Extra variables for the chat template, e.g. a fixed `date_string`."""
+    """Extra variables for the chat template, e.g. `date_string` or `enable_thinking`."""
+    prompt_ending: str | None = None
+    """Text that every rendered prompt must end with; checked at load, null: not checked."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ class SegmentationConfig:
 
     granularity: Granularity = "segment"
     """segment: cut where the reference is surprised; token: every token; bandit: one score."""
-    cutoff: float | None = None
-    """Entropy in nats above which a token ends a segment; needed by `segment` alone."""
+    cutoff: float | Literal["auto"] | None = None
+    """Entropy in nats above which a token ends a segment, for `segment` alone; auto: calibrated."""
+    segment_length: float = 8.0
+    """Mean tokens of a segment that `cutoff: auto` calibrates to, on the recipe's own pairs."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,95 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters for reward model, policy and critic instead of training all weights.
+
+    The reference is the policy with its adapters off; heads are always trained whole.
+    """
+
+    rank: int = 16
+    """Rank of the adapters."""
+    alpha: float = 32.0
+    """Scale of the adapters: they add alpha / rank times their product."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers to adapt; empty: every linear layer of the body."""
+    quantize: bool = False
+    """Hold the frozen weights in 4 bits (QLoRA); needs a GPU and bitsandbytes."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A normaliser: mean(p) = w_mean log p + b_mean, std(p) = w_std log p + b_std (method §4)."""
+
+    b_mean: float
+    """Mean reward at the end of a response."""
+    b_std: float
+    """Standard deviation of the reward at the end of a response."""
+    w_mean: float = 0.0
+    """Slope of the mean; 0 with bandit."""
+    w_std: float = 0.0
+    """Slope of the standard deviation; 0 with bandit."""
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """A reward model made elsewhere and the normaliser that goes with it.
+
+    train-ppo uses the two, together, in a run that has trained no reward model of its own.
+    """
+
+    reward_model: str
+    """Hub name or folder of a sequence-classification model with one label."""
+    granularity: Granularity
+    """Granularity that it was trained for; the recipe's own must be the same."""
+    revision: str | None = None
+    """Hub revision of the reward model."""
+    cutoff: float | None = None
+    """Cutoff that it was trained with."""
+    normalizer: Coefficients | None = None
+    """Its normaliser; null: `denserl fit-function` makes one for it."""
+    policy: str | None = None
+    """Hub name or folder of the policy that was trained with the two."""
+
+
+@dataclass(frozen=True)
+class RecordedConfig:
+    """Facts about model, data and published training, written down so that plans need no network.
+
+    Nothing is trained by them.
+    """
+
+    gpus: int = 1
+    """GPUs of the published training."""
+    gated: bool = False
+    """Whether the hub asks to accept a licence before the model can be downloaded."""
+    parameters: int | None = None
+    """Weights of the model."""
+    hidden_size: int | None = None
+    """Width of the model."""
+    intermediate_size: int | None = None
+    """Width of its feed-forward layers."""
+    layers: int | None = None
+    """Depth of the model."""
+    heads: int | None = None
+    """Attention heads."""
+    key_value_heads: int | None = None
+    """Heads of keys and values."""
+    vocabulary: int | None = None
+    """Rows of the embedding."""
+    preference_pairs: int | None = None
+    """Rows of `data.preferences`."""
+    prompts: int | None = None
+    """Rows of `data.prompts`."""
+    reward_model_zero: int | None = None
+    """ZeRO stage of the published train-rm."""
+    ppo_zero: int | None = None
+    """ZeRO stage of the published train-ppo."""
+    ppo_offload: bool = False
+    """Whether the published train-ppo kept Adam's state on the CPU."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Book-keeping of a run folder."""
 
@@ -267,6 +360,8 @@ class Recipe:
     sandbox: SandboxConfig | None = None
     """Present: model, tokenizer and data are the embedded controlled task's."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig | None = None
+    """Present: adapters are trained instead of all weights."""
     chat: ChatConfig = field(default_factory=ChatConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -275,6 +370,10 @@ class Recipe:
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    published: PublishedConfig | None = None
+    """Present: a reward model and normaliser to start train-ppo from."""
+    recorded: RecordedConfig | None = None
+    """Present: what --dry-run and `recipes list` say about sizes and hardware."""
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -301,7 +400,15 @@ def resolved(recipe: Recipe) -> Recipe:
         ),
         normalizer=replace(recipe.normalizer, kind=kind),
         ppo=replace(recipe.ppo, interpolation=interpolation, value_clip=value_clip),
+        published=_published_at_home(recipe.published),
     )
+
+
+def _published_at_home(published: PublishedConfig | None) -> PublishedConfig | None:
+    if published is None:
+        return None
+    policy = expanduser(published.policy) if published.policy else None
+    return replace(published, reward_model=expanduser(published.reward_model), policy=policy)
 
 
 def _at_home(sources: tuple[Source, ...]) -> tuple[Source, ...]:

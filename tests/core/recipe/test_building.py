@@ -77,7 +77,7 @@ def test_all_problems_of_all_blocks_are_collected():
         ("kl_coeff: 1", "kl_coeff, did you mean ppo.kl_coef?"),
         ("batch_size: 1", "batch_size, did you mean reward_model.batch_size or normalizer.batch"),
         ("ppo: {batch_size: 1}", "ppo.batch_size, did you mean ppo."),
-        ("ppo: {cutoff: 1}", "ppo.cutoff, did you mean segmentation.cutoff?"),
+        ("ppo: {cutoff: 1}", "ppo.cutoff, did you mean segmentation.cutoff or published.cutoff?"),
         ("pppo: {}", "pppo, did you mean ppo?"),
         ("reward_model: {max_lenght: 1}", "reward_model.max_lenght, did you mean data.max_length?"),
         ("ppo: {lambda: 1}", "ppo.lambda, did you mean ppo.lam?"),
