@@ -9,10 +9,9 @@ from typing import Literal
 
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.run import Mode
+from denserl_cli.plan import plan_lines
 
 Stage = Literal["train-rm", "fit-function", "train-ppo"]
-
-_RANKS = 1  # a stage runs in this one process
 
 
 def launch(stage: Stage, recipe: Recipe, *, out: Path | None, mode: Mode, dry_run: bool) -> None:
@@ -38,33 +37,8 @@ def dry_run_text(stage: str, recipe: Recipe, folder: Path, mode: Mode) -> str:
     lines = [
         f"stage: {stage} ({mode})",
         f"run folder: {folder.absolute()}",
-        *batch_arithmetic(stage, recipe),
+        *plan_lines(stage, recipe),
         f"command: {command}",
     ]
     comments = "".join(f"# {line}\n" for line in lines)
     return comments + recipe_to_yaml(recipe).rstrip()
-
-
-def batch_arithmetic(stage: str, recipe: Recipe) -> list[str]:
-    """Return one line for each kind of batch of a stage: micro × accumulation × ranks = global."""
-    if stage == "train-rm":
-        rm = recipe.reward_model
-        return [_batch("pairs per step", rm.micro_batch_size, rm.batch_size)]
-    if stage == "fit-function":
-        size = recipe.normalizer.batch_size
-        return [_batch("pairs per forward pass", size, size)]
-    ppo = recipe.ppo
-    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
-    sampled = f"{ppo.rollout_batch_size} prompts × {ppo.samples_per_prompt} samples"
-    steps = responses // ppo.train_batch_size
-    return [
-        f"responses per iteration: {sampled} = {responses}, "
-        f"up to {ppo.rollout_micro_batch_size} at a time",
-        _batch("responses per step", ppo.micro_batch_size, ppo.train_batch_size),
-        f"steps per iteration: {ppo.epochs} epochs × {steps} = {ppo.epochs * steps}",
-    ]
-
-
-def _batch(what: str, micro: int, total: int) -> str:
-    accumulation = total // (micro * _RANKS)
-    return f"{what}: micro {micro} × accumulation {accumulation} × ranks {_RANKS} = global {total}"

@@ -14,7 +14,7 @@ from denserl_cli.core.recipe.schema import (
     SegmentationConfig,
 )
 from denserl_cli.core.tracking import Observer
-from denserl_cli.launch import batch_arithmetic, launch
+from denserl_cli.launch import launch
 
 RECIPE = Recipe(
     name="tiny",
@@ -69,17 +69,3 @@ def test_a_dry_run_only_prints(calls, capsys, monkeypatch, tmp_path):
     assert f"# run folder: {tmp_path / 'runs' / 'tiny'}\n" in text
     assert "# command: denserl train-ppo -r 'my tiny'\n" in text
     assert yaml.safe_load(text)["ppo"]["rollout_batch_size"] == 64
-
-
-def test_batch_arithmetic():
-    assert batch_arithmetic("train-rm", RECIPE) == [
-        "pairs per step: micro 8 × accumulation 16 × ranks 1 = global 128"
-    ]
-    assert batch_arithmetic("fit-function", RECIPE) == [
-        "pairs per forward pass: micro 8 × accumulation 1 × ranks 1 = global 8"
-    ]
-    assert batch_arithmetic("train-ppo", RECIPE) == [
-        "responses per iteration: 64 prompts × 4 samples = 256, up to 16 at a time",
-        "responses per step: micro 4 × accumulation 8 × ranks 1 = global 32",
-        "steps per iteration: 2 epochs × 8 = 16",
-    ]

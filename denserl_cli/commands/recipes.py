@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from denserl_cli.core.errors import DenserlError
 
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe import Recipe
+
 app = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
+
+_COLUMNS = ("recipe", "granularity", "GPUs", "needs", "backbone and purpose")
+_LEGEND = (
+    "GPUs: of the published training; -: a CPU is enough.\n"
+    "needs: hub, to download model and data; licence, the same once you accepted it there."
+)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or path.")]
 
@@ -22,17 +31,23 @@ def list_() -> None:
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.recipe.catalog import list_recipes
 
-    loaded = [load_recipe(name) for name in list_recipes()]
-    rows = [
-        (
-            recipe.name,
-            recipe.model.path or "sandbox",
-            recipe.segmentation.granularity,
-            recipe.description,
-        )
-        for recipe in loaded
-    ]
-    print_table("", ("recipe", "backbone", "granularity", "description"), rows)
+    print_table("", _COLUMNS, [_row(load_recipe(name)) for name in list_recipes()])
+    typer.echo(_LEGEND)
+
+
+def _row(recipe: Recipe) -> tuple[object, ...]:
+    recorded = recipe.recorded
+    needs = "hub" if recipe.model.path else "nothing"
+    if recorded is not None and recorded.gated:
+        needs = "licence"
+    backbone = recipe.model.path.rpartition("/")[2] or "sandbox"
+    return (
+        recipe.name,
+        recipe.segmentation.granularity,
+        str(recorded.gpus) if recorded else None,
+        needs,
+        f"{backbone}: {recipe.description}" if recipe.description else backbone,
+    )
 
 
 @app.command("show", epilog="Example: denserl recipes show sandbox-segment")

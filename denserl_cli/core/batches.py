@@ -29,6 +29,10 @@ class EncodedPairRow:
     origin: str
     group: bytes = b""
     """Digest of the whole prompt: the same for all pairs of one prompt, however they were cut."""
+    subset: str | None = None
+    """The part of a benchmark that the pair belongs to."""
+    truncated: bool = False
+    """Whether prompt or responses were cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,21 @@ class PairBatch(SequenceBatch):
     """(B,) float32, 0 for a pair without margin; None where no pair has one."""
 
 
+def step_count(count: int, batch_size: int, *, epochs: float, field: str) -> int:
+    """Number of full batches in some passes over the rows.
+
+    field: recipe field of the batch size, for the error. Raises DenserlError when the rows do not
+    make one batch.
+    """
+    total = round(epochs * count)
+    if min(count, total) < batch_size:
+        raise DenserlError(
+            f"not enough data for one batch: {min(count, total)} rows, {field} is {batch_size}",
+            hint=f"lower {field} or give more data",
+        )
+    return total // batch_size
+
+
 def global_batches(
     count: int,
     batch_size: int,
@@ -73,19 +92,13 @@ def global_batches(
     full; what is left at the very end is dropped. field: recipe field of the batch size, for the
     error. Raises DenserlError when the rows do not make one batch.
     """
-    total = round(epochs * count)
-    if min(count, total) < batch_size:
-        raise DenserlError(
-            f"not enough data for one batch: {min(count, total)} rows, {field} is {batch_size}",
-            hint=f"lower {field} or give more data",
-        )
+    steps = step_count(count, batch_size, epochs=epochs, field=field)
     order = np.concatenate(
         [
             np.random.default_rng([seed, epoch]).permutation(count)
             for epoch in range(math.ceil(epochs))
         ]
     )
-    steps = total // batch_size
     return list(order[: steps * batch_size].reshape(steps, batch_size))
 
 

@@ -30,12 +30,15 @@ def denserl(*words: str):
     return CliRunner().invoke(app, words)
 
 
-def test_list_shows_what_each_recipe_is():
+def test_list_shows_what_each_recipe_is(shipped: Path):
+    gated = "extends: hub-token\ndescription: big\nrecorded: {gpus: 8, gated: true}\n"
+    (shipped / "hub-gated.yaml").write_text(gated)
     result = denserl("recipes", "list")
     rows = [line.split() for line in result.output.splitlines() if line.strip()]
-    assert rows[0] == ["recipe", "backbone", "granularity", "description"]
-    assert rows[2] == ["hub-token", "org/model", "token"]
-    assert rows[3] == ["tiny", "sandbox", "segment", "tiny", "one"]
+    assert rows[0] == ["recipe", "granularity", "GPUs", "needs", "backbone", "and", "purpose"]
+    assert rows[2] == ["hub-gated", "token", "8", "licence", "model:", "big"]
+    assert rows[3] == ["hub-token", "token", "-", "hub", "model"]
+    assert rows[4] == ["tiny", "segment", "-", "nothing", "sandbox:", "tiny", "one"]
 
 
 def test_show_prints_a_recipe_that_loads_to_the_same():

@@ -27,7 +27,7 @@ _POSITIVE = (
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
     *_keys("ppo", "eval_samples eval_every save_every"),
-    *_keys("run", "keep_checkpoints"),
+    *_keys("run", "keep_checkpoints keep_gigabytes"),
     *_keys("segmentation", "segment_length"),
     *_keys("lora", "rank alpha"),
     *_keys("published.normalizer", "b_std"),

@@ -57,13 +57,8 @@ def read_document(text: str, place: Callable[[str], str], problems: list[str]) -
     """
     before = len(problems)
     try:
-        for event in yaml.parse(text, _Loader):
-            assert event.start_mark is not None
-            here = place(str(event.start_mark.line + 1))
-            if isinstance(event, yaml.AliasEvent):
-                problems.append(f"{here}: aliases (*{event.anchor}) are not allowed, write it out")
-            elif tag := getattr(event, "tag", None):
-                problems.append(f"{here}: tags ({tag}) are not allowed, a recipe is plain values")
+        if "*" in text or "!" in text:  # a parse of its own, so only where it can find something
+            _refuse_aliases_and_tags(text, place, problems)
         if len(problems) > before:
             return None
         root = yaml.compose(text, _Loader)
@@ -74,6 +69,16 @@ def read_document(text: str, place: Callable[[str], str], problems: list[str]) -
     except RecursionError:
         problems.append(f"{place('1')}: nested too deeply")
         return None
+
+
+def _refuse_aliases_and_tags(text: str, place: Callable[[str], str], problems: list[str]) -> None:
+    for event in yaml.parse(text, _Loader):
+        assert event.start_mark is not None
+        here = place(str(event.start_mark.line + 1))
+        if isinstance(event, yaml.AliasEvent):
+            problems.append(f"{here}: aliases (*{event.anchor}) are not allowed, write it out")
+        elif tag := getattr(event, "tag", None):
+            problems.append(f"{here}: tags ({tag}) are not allowed, a recipe is plain values")
 
 
 def _syntax_problem(error: yaml.YAMLError, text: str, place: Callable[[str], str]) -> str:

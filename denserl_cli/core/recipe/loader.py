@@ -16,6 +16,15 @@ from denserl_cli.core.recipe.document import Node, given, read_document
 from denserl_cli.core.recipe.schema import Recipe, resolved
 
 _NOT_INHERITED = ("name", "description")
+_RECORDED_ABOUT = {
+    "model.path": (
+        *("gated", "parameters", "hidden_size", "intermediate_size", "layers", "heads"),
+        *("key_value_heads", "vocabulary"),
+    ),
+    "data.preferences": ("preference_pairs",),
+    "data.prompts": ("prompts",),
+}
+"""What each fact of the `recorded` block is about."""
 
 
 class Override(NamedTuple):
@@ -48,7 +57,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str | Override] = ()) -> 
     tree = merged(Node({"name": Node(path.stem, place)}, place), tree, Recipe)
     for override, layer in layers:
         if layer is not None:
-            tree = merged(tree, layer, Recipe)
+            tree = merged(_still_recorded(tree, layer), layer, Recipe)
         elif isinstance(override, str):
             builder.doubtful.add(override.partition("=")[0].strip())
     return _checked(builder, Node(tree.value, place), found)
@@ -88,7 +97,7 @@ def _read_file(path: Path, found: list[str], children: tuple[Path, ...] = ()) ->
     if base is None:
         return None
     inherited = {k: v for k, v in base.value.items() if k not in _NOT_INHERITED}
-    return merged(Node(inherited, base.place), own, Recipe)
+    return merged(_still_recorded(Node(inherited, base.place), own), own, Recipe)
 
 
 def _read_base(extends: Node, children: tuple[Path, ...], found: list[str]) -> Node | None:
@@ -161,6 +170,18 @@ def merged(base: Node, over: Node, expected: Any = None) -> Node:
         known = name in children
         children[name] = merged(children[name], child, hints.get(name)) if known else child
     return Node(children, over.place)
+
+
+def _still_recorded(base: Node, over: Node) -> Node:
+    """The base without the recorded facts about what is about to be replaced."""
+    recorded = base.value.get("recorded")
+    if recorded is None or not isinstance(recorded.value, dict):
+        return base
+    stale = {
+        fact for key, facts in _RECORDED_ABOUT.items() if _nearest(over, key)[1] for fact in facts
+    }
+    kept = {name: node for name, node in recorded.value.items() if name not in stale}
+    return Node({**base.value, "recorded": Node(kept, recorded.place)}, base.place)
 
 
 def _doubtful(problem: Problem, doubtful: set[str]) -> bool:

@@ -304,7 +304,8 @@ class PublishedConfig:
 class RecordedConfig:
     """Facts about model, data and published training, written down so that plans need no network.
 
-    Nothing is trained by them.
+    Nothing is trained by them. What replaces `model.path` or data by `extends`, `--set` or `--data`
+    drops the facts about it.
     """
 
     gpus: int = 1
@@ -343,6 +344,10 @@ class RunConfig:
 
     keep_checkpoints: int = 2
     """Newest full checkpoints kept for each stage."""
+    keep_gigabytes: float | None = None
+    """Size that a stage's checkpoints may have together; the newest is kept in any case."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss, gradient or reward that is NaN or infinite: stop, or leave the update out."""
     log_samples: int = 4
     """Rollout samples written to samples.jsonl in each PPO iteration."""
 
