@@ -7,12 +7,14 @@ the header of the next assistant turn; a response is an answer's content and one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.template import Message, Template, plain_ids, plain_turns
+from denserl_cli.core.template import Message, Skeleton, Template, plain_ids, plain_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 Layout = list[list[int] | str]
 """A text on its way to ids: template pieces are ids already, contents are still strings."""
 
-# the fallback of Llama 3.1's own template: a prompt reads the same on any day
-_ARGUMENTS = {"date_string": "26 Jul 2024"}
+_PROMPTS: tuple[tuple[str, ...], ...] = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant", "user"),
+)
+"""Prompts whose ending is looked at when a format is made."""
 
 
 class EncodedPair(NamedTuple):
@@ -53,23 +59,23 @@ class ChatFormat:
         terminator: str | None = None,
         stop_tokens: Sequence[str] = (),
         template_arguments: Mapping[str, Any] | None = None,
+        prompt_ending: str | None = None,
     ) -> ChatFormat:
         """Read a tokenizer's chat template.
 
         terminator: token that ends an assistant turn; None takes the first special token that the
         template writes after an answer. stop_tokens: more tokens that end a sampled response.
-        template_arguments: variables for the template.
+        template_arguments: variables for the template. prompt_ending: text that prompts must end
+        with.
 
-        Raises DenserlError without a chat template, without a terminator, for an unknown token.
+        Raises DenserlError without a chat template, without a terminator, for an unknown token, for
+        an argument that the template does not read, and for prompts that end in another way.
         """
-        if not tokenizer.chat_template:
-            raise DenserlError(
-                f"the tokenizer {tokenizer.name_or_path} has no chat template",
-                hint="name the tokenizer of a chat model in model.tokenizer",
-            )
-        template = Template(tokenizer, {**_ARGUMENTS, **(template_arguments or {})})
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= set(tokenizer.all_special_ids)
+        template = Template(tokenizer, template_arguments or {})
+        _check_arguments(template, template_arguments or {})
+        if prompt_ending is not None:
+            _check_ending(template, prompt_ending)
+        special = _special_ids(tokenizer)
         if terminator is None:
             terminator_id = _derive_terminator(template, special)
         else:
@@ -77,13 +83,20 @@ class ChatFormat:
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         further = [_token_id(tokenizer, token, "chat.stop_tokens") for token in stop_tokens]
         stops = dict.fromkeys(i for i in (terminator_id, eos, *further) if i is not None)
+        control = special | set(stops) | _markers(template)
         return cls(
             template=template,
             terminator_id=terminator_id,
             stop_ids=tuple(stops),
             pad_id=next(i for i in (pad, eos, terminator_id) if i is not None),
-            unwritable=_unwritable(tokenizer, sorted(special | set(stops))),
+            unwritable=_unwritable(tokenizer, sorted(control)),
         )
+
+    def token_ids(self) -> set[int]:
+        """Every id that a prompt, a response or the padding of a batch may hold."""
+        tokenizer = self.template.tokenizer
+        ordinary = set(tokenizer.get_vocab().values()) - _special_ids(tokenizer)
+        return {*ordinary, *_written_ids(self.template), *self.stop_ids, self.pad_id}
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to and including the header of the next assistant turn.
@@ -206,6 +219,56 @@ def truncate_pair(
 def _format_of(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatFormat:
     """The format of a tokenizer, for as long as its template stays the same."""
     return ChatFormat.of(tokenizer)
+
+
+def _check_arguments(template: Template, arguments: Mapping[str, Any]) -> None:
+    """Raise DenserlError for arguments that would change nothing: most likely a slip."""
+    for name in arguments:
+        if name not in template.variables:
+            near = get_close_matches(name, template.variables, 1)
+            raise DenserlError(
+                f"chat.template_arguments: the chat template of {template.tokenizer.name_or_path} "
+                f"reads no variable {name!r}{f', did you mean {near[0]!r}?' if near else ''}",
+                hint="leave it out, or name the tokenizer whose template has it in model.tokenizer",
+            )
+
+
+def _check_ending(template: Template, ending: str) -> None:
+    """Raise DenserlError unless prompts, of the kinds that the template takes, end as they must."""
+    for roles, skeleton in _prompt_skeletons(template).items():
+        last = skeleton.pieces[-1]
+        if not last.endswith(ending):
+            raise DenserlError(
+                f"chat.prompt_ending: a prompt of {', '.join(roles)} ends with {last!r}, not with "
+                f"{ending!r}",
+                hint="set chat.template_arguments so that it does, or mend chat.prompt_ending",
+            )
+
+
+def _prompt_skeletons(template: Template) -> dict[tuple[str, ...], Skeleton]:
+    """The usual kinds of prompt, as far as the template takes them."""
+    found = {}
+    for roles in _PROMPTS:
+        with suppress(DenserlError):  # such as a template without system messages
+            found[roles] = template.skeleton(roles, True)
+    return found
+
+
+def _written_ids(template: Template) -> set[int]:
+    """Ids that the template itself writes into prompts."""
+    skeletons = _prompt_skeletons(template).values()
+    return {i for skeleton in skeletons for ids in skeleton.piece_ids for i in ids}
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return special | set(tokenizer.all_special_ids)
+
+
+def _markers(template: Template) -> set[int]:
+    """Added tokens that the template writes: control tokens of the format, flagged or not."""
+    added = template.tokenizer.added_tokens_decoder
+    return {i for i in _written_ids(template) if i in added and added[i].content.strip()}
 
 
 def _derive_terminator(template: Template, special: set[int]) -> int:

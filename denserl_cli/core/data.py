@@ -21,7 +21,7 @@ from denserl_cli.core.batches import (
 )
 from denserl_cli.core.chat import ChatFormat, EncodedPair, Layout, check_limits, truncate_pair
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.rows import Turns, UnusableRow, pair_of, prompt_of
+from denserl_cli.core.rows import Turns, UnusableRow, has_tools, pair_of, prompt_of
 from denserl_cli.core.sources import (
     Row,
     Skipped,
@@ -73,6 +73,8 @@ class Pair:
     margin: float | None
     origin: str
     """Where the row came from: file:line, or a data set's name and row number."""
+    subset: str | None = None
+    """The row's own column `subset`, which benchmarks have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +130,9 @@ def read_pairs(
 ) -> PairSet:
     """Read the preference pairs of a mixture of sources, in the order of the sources.
 
-    notice: told once when prompts had to be guessed. Raises DenserlError when a source cannot be
-    read, when no row is usable and, with `strict`, when one row is not.
+    notice: told once when prompts had to be guessed, and once when rows bring tools. Raises
+    DenserlError when a source cannot be read, when no row is usable and, with `strict`, when one
+    row is not.
     """
     guessed = []
 
@@ -137,9 +140,11 @@ def read_pairs(
         pair = pair_of(row.fields)
         if pair.guessed:
             guessed.append(row.origin)
-        return Pair(pair.chosen, pair.rejected, pair.margin, row.origin)
+        subset = row.fields.get("subset")
+        named = None if subset is None else str(subset)
+        return Pair(pair.chosen, pair.rejected, pair.margin, row.origin, named)
 
-    found = PairSet(*_read(sources, parse, seed, strict))
+    found = PairSet(*_read(sources, parse, seed, strict, notice))
     if guessed and notice is not None:
         notice(
             f"{len(guessed)} pairs are texts without a prompt (the first: {guessed[0]}): what both "
@@ -148,25 +153,36 @@ def read_pairs(
     return found
 
 
-def read_prompts(sources: Sequence[Source], *, seed: int, strict: bool = False) -> PromptSet:
+def read_prompts(
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    strict: bool = False,
+    notice: Callable[[str], None] | None = None,
+) -> PromptSet:
     """Read the prompts of a mixture of sources, in the order of the sources; duplicates stay.
 
-    Raises DenserlError when a source cannot be read, when no row is usable and, with `strict`, when
-    one row is not.
+    notice: told once when rows bring tools. Raises DenserlError when a source cannot be read, when
+    no row is usable and, with `strict`, when one row is not.
     """
 
     def parse(row: Row) -> Prompt:
         messages, others = prompt_of(row.fields)
         return Prompt(messages, row.origin, others)
 
-    return PromptSet(*_read(sources, parse, seed, strict))
+    return PromptSet(*_read(sources, parse, seed, strict, notice))
 
 
 def _read(
-    sources: Sequence[Source], parse: Callable[[Row], Item], seed: int, strict: bool
+    sources: Sequence[Source],
+    parse: Callable[[Row], Item],
+    seed: int,
+    strict: bool,
+    notice: Callable[[str], None] | None,
 ) -> tuple[list[Item], list[Skipped]]:
     items: list[Item] = []
     skipped: list[Skipped] = []
+    with_tools: list[str] = []
     for place, source in enumerate(sources):
         rng, usable = np.random.default_rng([seed, place]), []
         for row in read_source(source, rng):
@@ -177,10 +193,15 @@ def _read(
                 usable.append(parse(row))
             except UnusableRow as error:
                 skipped.append(Skipped(row.origin, error.reason, error.detail))
+                continue
+            if has_tools(row.fields):
+                with_tools.append(row.origin)
         items += [usable[i] for i in _passes(len(usable), source.weight, rng)]
     if not items and not skipped:
         raise DenserlError(f"no rows in {', '.join(s.path for s in sources)}", hint="name others")
     check_usable(len(items), skipped, strict=strict)
+    if with_tools and notice is not None:
+        notice(f"the tools of {len(with_tools)} rows (the first: {with_tools[0]}) are ignored")
     return items, skipped
 
 
@@ -227,7 +248,11 @@ def encode_pairs(
         prompt, chosen, rejected = (np.array(part, np.int32) for part in cut)
         digest = hashlib.blake2b(np.array(whole.prompt_ids, np.int32).tobytes(), digest_size=16)
         rows.append(
-            EncodedPairRow(prompt, chosen, rejected, pair.margin, pair.origin, digest.digest())
+            EncodedPairRow(
+                *(prompt, chosen, rejected, pair.margin, pair.origin, digest.digest()),
+                subset=pair.subset,
+                truncated=cut != whole,
+            )
         )
     check_usable(len(rows), skipped, strict=strict)
     return EncodedPairs(rows, skipped, truncated)

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 Turns = list[dict[str, str]]
 
+_TOOL_ROLES = ("tool", "function", "ipython")
+_NO_TOOLS: tuple[object, ...] = (None, "", "[]", "null", [], {})
+
+_RESPONSES = ("response", "completion", "answer")
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 
 
@@ -76,6 +80,38 @@ def prompt_of(fields: Mapping[str, Any]) -> tuple[Turns, dict[str, Any]]:
     return turns, {key: value for key, value in fields.items() if key != name}
 
 
+def conversations_of(fields: Mapping[str, Any]) -> dict[str, Turns]:
+    """Read the conversations of a row whose last turns are to be scored, by their side.
+
+    Accepted are preference pairs (sides chosen and rejected, see `pair_of`) and, with the side "",
+    `messages` and a `prompt` beside a `response`, `completion` or `answer`. Raises UnusableRow.
+    """
+    if fields.get("chosen") is not None and fields.get("rejected") is not None:
+        pair = pair_of(fields)
+        return {"chosen": pair.chosen, "rejected": pair.rejected}
+    if fields.get("messages") is not None:
+        turns = _turns(fields["messages"])
+    else:
+        name = next((name for name in _RESPONSES if fields.get(name) is not None), None)
+        if name is None:
+            known = ", ".join(("messages", *_RESPONSES))
+            raise UnusableRow("no response", f"none of {known} is there, nor a pair")
+        prompt, answer = _given(fields, "prompt"), fields[name]
+        if isinstance(answer, str):
+            turns = _prompt(prompt) + _answer(_text(answer))
+        else:
+            turns = _conversation(answer, prompt)
+    _check_roles(turns)
+    if not turns[-1]["content"].strip():
+        raise UnusableRow("empty answer")
+    return {"": turns}
+
+
+def has_tools(fields: Mapping[str, Any]) -> bool:
+    """Whether a row offers the model tools, which prompts leave out."""
+    return fields.get("tools") not in _NO_TOOLS
+
+
 def _given(fields: Mapping[str, Any], name: str) -> Any:
     value = fields.get(name)
     if value is None or value == []:
@@ -103,15 +139,28 @@ def _answer(content: str) -> Turns:
 
 
 def _turns(value: object) -> Turns:
-    """Messages with nothing but role and content."""
+    """Messages with nothing but role and content, parts of a content joined."""
     if not isinstance(value, list):
         raise UnusableRow("wrong type", f"messages are {type(value).__name__}, not a list")
     turns = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise UnusableRow("wrong type", "a message is no object with role and content")
-        turns.append({"role": message["role"], "content": _text(message.get("content"))})
+        role, content = message["role"], message.get("content")
+        if role in _TOOL_ROLES or message.get("tool_calls") or message.get("function_call"):
+            raise UnusableRow("uses tools", f"a message of the {role}")
+        turns.append({"role": role, "content": _text(_joined(content))})
     return turns
+
+
+def _joined(content: object) -> object:
+    """The text of a content that is a list of parts; anything else as it is."""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return content
+    for part in content:
+        if part.get("type") != "text":
+            raise UnusableRow("wrong type", f"a content has a part of type {part.get('type')}")
+    return "".join(_text(part.get("text")) for part in content)
 
 
 def _text(value: object) -> str:

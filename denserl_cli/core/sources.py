@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _PLACES = 3
+_ALL = range(1, 2**63)
 
 
 class Row(NamedTuple):
@@ -69,15 +70,22 @@ def _opened(path: Path, rows: Iterator[Row | Skipped]) -> Iterator[Row | Skipped
 
 
 def _jsonl(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-    wanted: Container[int] = range(1, 2**63)
+    wanted: Container[int] = _ALL
     if limit is not None:
         with path.open("rb") as file:
             filled = [number for number, line in enumerate(file, 1) if line.strip()]
         wanted = {filled[place] for place in _drawn(len(filled), limit, rng)}
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number in wanted and line.strip():
-                yield _parsed(f"{path}:{number}", line)
+        yield from read_lines(str(path), file, wanted)
+
+
+def read_lines(
+    name: str, lines: Iterable[bytes], wanted: Container[int] = _ALL
+) -> Iterator[Row | Skipped]:
+    """Yield the rows of JSON Lines, blank lines left out. wanted: line numbers, from 1."""
+    for number, line in enumerate(lines, 1):
+        if number in wanted and line.strip():
+            yield _parsed(f"{name}:{number}", line)
 
 
 def _parsed(origin: str, line: bytes) -> Row | Skipped:

@@ -7,10 +7,13 @@ the tokenisation of its contents, which are plain text and never control tokens 
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta
 
 from denserl_cli.core.errors import DenserlError
 
@@ -18,8 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
+Turns = list[dict[str, str]]
 
 _PADDING = " \t "
+
+# the date that Llama 3.1's own template falls back on
+_TODAY = datetime(2024, 7, 26)
+_ARGUMENTS = {"date_string": _TODAY.strftime("%d %b %Y")}
+_DATE_CODES = ("%a", "%A", "%b", "%B", "%d", "%-d", "%e", "%m", "%-m", "%y", "%Y", "%F", "%D", "%j",
+               "%H", "%I", "%M", "%S", "%p")  # fmt: skip
+_NOT_ARGUMENTS = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
 
 
 class Slot(NamedTuple):
@@ -46,13 +57,34 @@ class Skeleton(NamedTuple):
         """Which slot holds a message; the piece after it has the next higher number."""
         return [slot.message for slot in self.slots].index(message)
 
+    def joined(self, contents: Sequence[str]) -> str:
+        """The text with these contents in the slots."""
+        pairs = zip(self.pieces, [*contents, ""], strict=True)
+        return "".join(piece + content for piece, content in pairs)
+
+    def around(self, place: int, contents: Sequence[str]) -> tuple[str, str]:
+        """The text before and after one slot with these contents in the others."""
+        before = zip(self.pieces[:place], contents[:place], strict=True)
+        after = zip(contents[place + 1 :], self.pieces[place + 2 :], strict=True)
+        return (
+            "".join(piece + content for piece, content in before) + self.pieces[place],
+            self.pieces[place + 1] + "".join(content + piece for content, piece in after),
+        )
+
 
 class Template:
-    """The chat template of one tokenizer with fixed arguments; keeps its skeletons."""
+    """The chat template of one tokenizer with fixed arguments; keeps its skeletons.
+
+    Raises DenserlError when the tokenizer has no template, or one that cannot be read.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
-        self.arguments = dict(arguments)
+        self.arguments = {**_ARGUMENTS, **arguments}
+        source = _source(tokenizer)
+        self.variables = _variables(tokenizer, source)
+        """Names that the template reads and `arguments` may set."""
+        self._source = _fixed_day() + source if "strftime_now" in source else source
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
 
     def fill(
@@ -61,19 +93,45 @@ class Template:
         """The skeleton for these messages, and the contents of its slots as the template trims.
 
         Raises DenserlError when the template refuses the conversation, leaves messages out, or
-        changes more of a content than the white space at its ends.
+        changes more of a content than the white space at its ends. Earlier answers may lose their
+        beginning: templates leave the thoughts of earlier turns out.
         """
         turns = plain_turns(messages)
         skeleton = self.skeleton(tuple(turn["role"] for turn in turns), generation_prompt)
         contents = [slot.trim(turns[slot.message]["content"]) for slot in skeleton.slots]
-        pairs = zip(skeleton.pieces, [*contents, ""], strict=True)
-        joined = "".join(piece + content for piece, content in pairs)
-        if joined != self.render(turns, generation_prompt):
-            raise DenserlError(
-                "the chat template rewrites the content",
-                hint="it changes more of a message than the white space at its ends",
-            )
+        text = self.render(turns, generation_prompt)
+        if skeleton.joined(contents) != text:
+            places = range(len(contents))
+            contents = [self._written(turns, skeleton, p, generation_prompt) for p in places]
+            if skeleton.joined(contents) != text:
+                raise DenserlError(
+                    "the chat template writes messages in another way together than alone"
+                )
         return skeleton, contents
+
+    def _written(
+        self, turns: Turns, skeleton: Skeleton, place: int, generation_prompt: bool
+    ) -> str:
+        """What the template makes of one content, seen between placeholders for the others."""
+        message = skeleton.slots[place].message
+        turn, marks = turns[message], _marks(len(turns))
+        others = [{**t, "content": mark} for t, mark in zip(turns, marks, strict=True)]
+        others[message] = turn
+        text = self.render(others, generation_prompt)
+        head, tail = skeleton.around(place, [marks[slot.message] for slot in skeleton.slots])
+        if text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail):
+            written = text[len(head) : len(text) - len(tail)]
+            if _keeps(turn["content"], written):
+                return written
+            # an earlier answer may lose its beginning: its thoughts
+            earlier = turn["role"] == "assistant" and message < len(turns) - 1
+            if earlier and turn["content"].rstrip().endswith(written.rstrip()):
+                return written
+        raise DenserlError(
+            "the chat template rewrites the content",
+            hint=f"of a message of the {turn['role']}, and changes more than the white space at "
+            "its ends; leave such messages out, or switch that off in chat.template_arguments",
+        )
 
     def skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> Skeleton:
         """The pieces around the contents of messages with these roles."""
@@ -82,13 +140,17 @@ class Template:
             self._skeletons[key] = self._cut(*key)
         return self._skeletons[key]
 
-    def render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
+    def render(self, turns: Turns, generation_prompt: bool) -> str:
         """The text of a conversation. Raises DenserlError with the template's own complaint."""
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt, **self.arguments
+                turns,
+                chat_template=self._source,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **self.arguments,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # the last two: of its arguments
             raise DenserlError(f"the chat template refuses the conversation: {error}") from error
         assert isinstance(text, str)
         return text
@@ -98,7 +160,7 @@ class Template:
 
         White space around a placeholder that does not come back is what the template trims.
         """
-        marks = [f"denserl{index}content" for index in range(len(roles))]
+        marks = _marks(len(roles))
         padded = [_PADDING + mark + _PADDING for mark in marks]
         turns = [{"role": r, "content": c} for r, c in zip(roles, padded, strict=True)]
         text = self.render(turns, generation_prompt)
@@ -117,16 +179,68 @@ class Template:
         return Skeleton(tuple(pieces), ids, tuple(slots))
 
 
-def plain_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+def _marks(count: int) -> list[str]:
+    """Placeholders for contents: words that a template has no reason to change."""
+    return [f"denserl{index}content" for index in range(count)]
+
+
+def _keeps(content: str, written: str) -> bool:
+    """Whether nothing but white space at its ends is gone from a content."""
+    return written in content and written.strip() == content.strip()
+
+
+def _source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template's text. Raises DenserlError when there is none to choose."""
+    name = tokenizer.name_or_path
+    if not tokenizer.chat_template:
+        raise DenserlError(
+            f"the tokenizer {name} has no chat template",
+            hint="name the tokenizer of a chat model in model.tokenizer",
+        )
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # several, none of them the default
+        raise DenserlError(
+            f"the tokenizer {name} has several chat templates and no default one",
+            hint="name a tokenizer with one chat template in model.tokenizer",
+        ) from error
+
+
+def _variables(tokenizer: PreTrainedTokenizerBase, source: str) -> set[str]:
+    """Names that a template reads from outside. Raises DenserlError when it cannot be parsed."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    untracked = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)  # transformers' own tag
+    try:
+        names = meta.find_undeclared_variables(environment.parse(untracked))
+    except TemplateError as error:
+        raise DenserlError(
+            f"the chat template of {tokenizer.name_or_path} is broken: {error}",
+            hint="name another tokenizer in model.tokenizer",
+        ) from error
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    return names - set(taken) - _NOT_ARGUMENTS
+
+
+def _fixed_day() -> str:
+    """A macro in place of transformers' `strftime_now`: a prompt reads the same on any day."""
+    filters = "".join(f"|replace({code!r},{_TODAY.strftime(code)!r})" for code in _DATE_CODES)
+    return "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}\n"
+
+
+def plain_turns(messages: Sequence[Message]) -> Turns:
     """Role and content alone: a template must not branch on a data set's other keys.
 
-    Raises DenserlError when one of the two is missing or no text.
+    Raises DenserlError when one of the two is missing or no Unicode text.
     """
     turns = []
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if not (isinstance(role, str) and isinstance(content, str)):
             raise DenserlError("a message needs a role and a content, both text")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise DenserlError(f"a content is no Unicode text: {error}") from error
         turns.append({"role": role, "content": content})
     return turns
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIALS = ["<pad>", "<user>", "<system>", "<bot>", "<end>", "<eos>"]
 PLAIN = (
@@ -11,6 +14,22 @@ PLAIN = (
     "{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 )
 TRIMMING = PLAIN.replace("m.content", "m.content | trim")
+THINKING = (
+    "{% set ns = namespace(asked=0) %}"
+    "{% for m in messages if m.role == 'user' %}{% set ns.asked = ns.asked + 1 %}{% endfor %}"
+    "{% set ns.seen = 0 %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set ns.seen = ns.seen + 1 %}{% endif %}"
+    "{% if m.role == 'assistant' %}"
+    "{% set said = m.content.split('</think>') %}"
+    "{% set thought = said[0].split('<think>')[-1].strip('\\n') if said | length > 1 else '' %}"
+    "<bot>{% if ns.seen == ns.asked %}{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ said[-1].lstrip('\\n') + '<end>\\n' }}"
+    "{% else %}{{ '<' + m.role + '>' + m.content + '<end>\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<bot>"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
+"""Thoughts are a part of the last answer alone, an empty one where it has none."""
 
 
 def byte_tokenizer(template: str | None = PLAIN, **tokens: str) -> PreTrainedTokenizerFast:
@@ -36,6 +55,19 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(SPECIALS)
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=PLAIN)
+
+
+def thinking_tokenizer() -> PreTrainedTokenizerFast:
+    """A `byte_tokenizer` whose markers of thoughts are added tokens, but no special ones."""
+    tokenizer = byte_tokenizer(THINKING, eos_token="<end>", pad_token="<pad>")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return tokenizer
+
+
+@lru_cache
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from its folder; one for all tests."""
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def ids(text: str) -> list[int]:

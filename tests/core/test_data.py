@@ -125,6 +125,17 @@ def test_guessed_prompts_are_told_once(tmp_path: Path) -> None:
     assert len(heard) == 1
 
 
+def test_tools_are_ignored_with_one_notice(tmp_path: Path) -> None:
+    rows = [{**row, "tools": [{"name": "f"}]} for row in good(3)]
+    source = write(tmp_path / "rows.jsonl", [*good(1), *rows])
+    for read in (read_pairs, read_prompts):
+        heard: list[str] = []
+        read([source], seed=1, notice=heard.append)
+        assert len(heard) == 1 and "the tools of 3 rows (the first: " in heard[0]
+        assert f"{source.path}:2" in heard[0]
+        assert len(read([source], seed=1)[0]) == 4
+
+
 def test_prompts_keep_their_other_columns_and_duplicates(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "level": 1}, {"prompt": "q", "level": 2}]
     source = write(tmp_path / "rows.jsonl", rows)

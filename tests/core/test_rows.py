@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from denserl_cli.core.rows import UnusableRow, pair_of, prompt_of
+from denserl_cli.core.rows import UnusableRow, has_tools, pair_of, prompt_of
 
 
 def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def bot(content: str) -> dict[str, str]:
+def bot(content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
@@ -41,6 +41,29 @@ def test_a_system_message_and_earlier_turns_belong_to_the_prompt() -> None:
     prompt = [SYSTEM, user("q"), bot("a"), user("r")]
     pair = pair_of({"prompt": prompt, "chosen": [bot("x")], "rejected": [bot("y")]})
     assert pair.chosen == [*prompt, bot("x")] and pair.rejected == [*prompt, bot("y")]
+
+
+def test_the_parts_of_a_content_are_joined() -> None:
+    parts = [{"type": "text", "text": "a\n"}, {"type": "text", "text": " b", "image": None}]
+    fields = {"prompt": [user("q")], "chosen": [bot(parts)], "rejected": [bot([])]}
+    with pytest.raises(UnusableRow, match="empty answer"):
+        pair_of(fields)
+    found = pair_of({**fields, "rejected": [bot("c")], "tools": [{"name": "f"}]})
+    assert found.chosen[-1] == bot("a\n b")
+
+
+@pytest.mark.parametrize("none", [None, [], "", "[]", {}, "null"])
+def test_a_row_without_tools_brings_none(none: object) -> None:
+    assert not has_tools({"tools": none}) and not has_tools({})
+    assert has_tools({"tools": [{"name": "f"}]}) and has_tools({"tools": '[{"name": "f"}]'})
+
+
+def test_messages_that_merely_could_call_tools_are_messages() -> None:
+    message = {**bot("a"), "tool_calls": [], "function_call": None}
+    assert pair_of(pair([user("q"), message], [user("q"), bot("b")])).chosen[-1] == bot("a")
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
 
 
 def test_a_transcript_keeps_its_turns_and_its_contents() -> None:
@@ -80,6 +103,11 @@ def pair(chosen: Any, rejected: Any, **others: Any) -> dict[str, Any]:
         (pair([user("q"), {"role": "assistant"}], [user("q"), bot("b")]), "wrong type"),
         (pair([user("q"), {"role": "assistant", "content": [1]}], [bot("b")]), "wrong type"),
         (pair([{"from": "human", "value": "q"}], [bot("b")]), "wrong type"),
+        (pair([user("q"), bot([{"type": "image"}])], [user("q"), bot("b")]), "wrong type"),
+        (pair([user("q"), bot([{"type": "text"}])], [user("q"), bot("b")]), "wrong type"),
+        (pair([user("q"), CALL], [user("q"), bot("b")]), "uses tools"),
+        (pair([user("q"), {"role": "tool", "content": "1"}, bot("a")], [bot("b")]), "uses tools"),
+        (pair([user("q"), {**bot("a"), "function_call": {"name": "f"}}], [bot("b")]), "uses tools"),
         (pair("a", "b", prompt=7), "wrong type"),
         (pair("a\ud800", "b", prompt="q"), "not Unicode text"),
         (pair("a", "b", prompt=""), "no prompt"),
