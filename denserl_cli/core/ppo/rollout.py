@@ -13,7 +13,10 @@ from denserl_cli.core.batches import collate_sequences
 
 
 class Sampling(NamedTuple):
-    """How responses are drawn. `stop_ids` end a response and belong to it."""
+    """How responses are drawn; temperature 0 takes the likeliest token.
+
+    `stop_ids` end a response and belong to it.
+    """
 
     max_new_tokens: int
     stop_ids: tuple[int, ...]
@@ -62,8 +65,10 @@ def noise(keys: Sequence[Sequence[int]], tokens: int) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution.
 
-    logits: (R, V). uniform: (R,) in [0, 1). Returns (R,) ids.
+    logits: (R, V). uniform: (R,) in [0, 1). Returns (R,) ids; at temperature 0 the likeliest.
     """
+    if temperature == 0:
+        return logits.float().argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
@@ -78,11 +83,18 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -
 
 @torch.no_grad()
 def sample(
-    policy: Any, prompts: Sequence[np.ndarray], sampling: Sampling, uniform: Tensor, pad_id: int
+    policy: Any,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    uniform: Tensor,
+    pad_id: int,
+    *,
+    limits: Sequence[int] | None = None,
 ) -> list[Response]:
     """Sample one response for each prompt; rows that have ended leave the batch.
 
-    uniform: (R, max_new_tokens), the randomness of each row (see `noise`).
+    uniform: (R, max_new_tokens), the randomness of each row (see `noise`). limits: (R,), the most
+    tokens of each response; None: max_new_tokens for all.
     """
     from transformers import DynamicCache
 
@@ -93,7 +105,9 @@ def sample(
     stops = torch.tensor(sampling.stop_ids, device=device)
     rows = torch.arange(len(prompts), device=device)
     tokens = torch.full((len(prompts), sampling.max_new_tokens), pad_id, device=device)
-    lengths = torch.full((len(prompts),), sampling.max_new_tokens, device=device)
+    limits = limits or [sampling.max_new_tokens] * len(prompts)
+    lengths = torch.tensor(limits, device=device)
+    terminated = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     cache = DynamicCache(config=policy.config)
     for step in range(sampling.max_new_tokens):
         logits = policy(
@@ -108,9 +122,10 @@ def sample(
             logits, uniform[rows, step], temperature=sampling.temperature, top_p=sampling.top_p
         )
         tokens[rows, step] = token
-        ended = torch.isin(token, stops)
-        lengths[rows[ended]] = step + 1
-        going = ~ended
+        stopped = torch.isin(token, stops)
+        terminated[rows[stopped]] = True
+        lengths[rows[stopped]] = step + 1
+        going = lengths[rows] > step + 1
         if not going.all():
             rows, token, mask = rows[going], token[going], mask[going]
             positions = positions[going]
@@ -120,10 +135,9 @@ def sample(
         ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
-    unfinished = set(rows.tolist())
     return [
-        Response(row[:length].astype(np.int32), place not in unfinished)
-        for place, (row, length) in enumerate(
-            zip(tokens.cpu().numpy(), lengths.tolist(), strict=True)
+        Response(row[:length].astype(np.int32), ended)
+        for row, length, ended in zip(
+            tokens.cpu().numpy(), lengths.tolist(), terminated.tolist(), strict=True
         )
     ]

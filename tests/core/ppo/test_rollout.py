@@ -175,6 +175,27 @@ def test_the_cold_limit_is_greedy_generation(model):
         assert response.ids.tolist() == expected.tolist()
 
 
+def test_temperature_0_takes_the_likeliest_token(model):
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 3.0, -1.0]])
+    edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logits, edges, temperature=0, top_p=1.0).tolist() == [1, 0]
+    greedy, cold = (SAMPLING._replace(temperature=t) for t in (0.0, 1e-5))
+    found = sample(model, PROMPTS, greedy, uniforms(), pad_id=0)
+    assert same(found, sample(model, PROMPTS, cold, uniforms(), pad_id=0))
+
+
+def test_each_row_may_have_a_limit_of_its_own(model):
+    whole = sample(model, PROMPTS, SAMPLING, uniforms(), pad_id=0)
+    limits = [1, 8, 3, 2, 8, 1, 5, 4]
+    found = sample(model, PROMPTS, SAMPLING, uniforms(), pad_id=0, limits=limits)
+    expected = [
+        Response(r.ids[:limit], r.terminated and len(r.ids) <= limit)
+        for r, limit in zip(whole, limits, strict=True)
+    ]
+    assert same(found, expected)
+    assert not same(found, whole)
+
+
 def test_nothing_of_a_generation_config_leaks_in(model):
     expected = sample(model, PROMPTS, SAMPLING, uniforms(), pad_id=0)
     other = tiny.causal_lm()
