@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """Makes rollouts with a policy, a critic and the frozen pair of reference and reward model."""
+    """Makes rollouts with a policy, a critic and the frozen pair of reference and reward model.
+
+    Without a critic the values stay 0.
+    """
 
     def __init__(
         self,
         *,
         policy: Any,
-        critic: Any,
+        critic: Any | None = None,
         scorer: Scorer,
         sampling: Sampling,
         micro_batch_size: int,
@@ -52,7 +55,8 @@ class Collector:
         keys: the name of each response, from which its randomness comes (see `noise`). progress:
         called with the number of responses that have just been sampled.
         """
-        with evaluating(self.policy, self.critic):
+        models = [model for model in (self.policy, self.critic) if model is not None]
+        with evaluating(*models):
             return self.score(prompts, self.sample(prompts, keys, progress))
 
     def sample(
@@ -102,7 +106,9 @@ class Collector:
                 policy = response_logprobs(
                     self.policy, batch, temperature=temperature, with_entropy=False
                 )
-                values = token_values(self.critic, batch, before=True)
+                values = None
+                if self.critic is not None:
+                    values = token_values(self.critic, batch, before=True)
             window = batch.response_mask[:, batch.prompt_width :]
             measured: dict[str, Tensor | None] = {
                 "logprobs": policy.logprobs,

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from denserl_cli.core.ppo.rewards import replace_penalized, spread_rewards
 from denserl_cli.core.reward_model import aggregate_segments
 from denserl_cli.core.segmentation import segment_ids
 from denserl_cli.core.text import segment_texts
 
 if TYPE_CHECKING:
+    from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.ppo.rollout import Rollout
-    from denserl_cli.core.recipe.schema import Aggregate
+    from denserl_cli.core.recipe.schema import Aggregate, Recipe
 
 
 def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
@@ -23,20 +25,53 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
     aggregate: how the reward model scores a response. kl: nats a response, the k1 estimate summed
     over its tokens. segment_length: tokens; a terminator that belongs to no segment does not count.
     """
-    mask = rollout.response_mask
-    lengths, segments = mask.sum(1).float(), rollout.ends.sum(1).float()
-    kl = ((rollout.logprobs - rollout.reference_logprobs) * mask).sum(1)
-    scores = aggregate_segments(rollout.token_values, rollout.ends, aggregate)
+    figures = response_figures(rollout, aggregate)
+    kl, lengths = figures["kl"], figures["response_length"]
+    inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
     return {
-        "rm_score": scores.mean(),
-        "rm_score_std": scores.std(correction=0),
-        "kl": kl.mean(),
+        **{name: values.mean() for name, values in figures.items()},
+        "rm_score_std": figures["rm_score"].std(correction=0),
         "kl_per_token": kl.sum() / lengths.sum(),
-        "response_length": lengths.mean(),
-        "terminated": rollout.terminated.float().mean(),
-        "segments_per_response": segments.mean(),
-        "segment_length": (segment_ids(rollout.ends, mask) >= 0).sum() / segments.sum(),
+        "segment_length": inside.sum() / figures["segments_per_response"].sum(),
     }
+
+
+def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
+    """What `rollout_figures` takes the mean of: the figures of each response, (R,) each."""
+    mask = rollout.response_mask
+    return {
+        "rm_score": aggregate_segments(rollout.token_values, rollout.ends, aggregate),
+        "kl": ((rollout.logprobs - rollout.reference_logprobs) * mask).sum(1),
+        "response_length": mask.sum(1).float(),
+        "terminated": rollout.terminated.float(),
+        "segments_per_response": rollout.ends.sum(1).float(),
+    }
+
+
+def dense_rewards(
+    rollout: Rollout, recipe: Recipe, normalizer: LocationNormalizer | None
+) -> Tensor:
+    """Each token's reward before the KL penalty: (R, T) (method §5)."""
+    settings = recipe.ppo
+    rewards = spread_rewards(
+        rollout.token_values,
+        rollout.ends,
+        rollout.response_mask,
+        normalizer=normalizer,
+        interpolation=settings.interpolation or "even",
+        segment_total=settings.segment_total,
+        length_normalize=settings.length_normalize,
+        clip=settings.reward_clip,
+    )
+    return replace_penalized(
+        rewards,
+        rollout.response_mask,
+        rollout.terminated,
+        missing_eos_penalty=settings.missing_eos_penalty,
+        max_response_tokens=settings.max_response_tokens,
+        overlong_penalty=settings.overlong_penalty,
+        last_token_only=recipe.segmentation.granularity == "bandit",
+    )
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

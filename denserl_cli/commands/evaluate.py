@@ -1,0 +1,149 @@
+"""`denserl evaluate rm | policy`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from denserl_cli.commands.common import (
+    DryRunOption,
+    JsonOption,
+    OutOption,
+    PreferencesOption,
+    PromptsOption,
+    RecipeOption,
+    SetOption,
+    print_plan,
+    read_recipe,
+)
+
+if TYPE_CHECKING:
+    from denserl_cli.core.evaluation.tables import Table
+
+app = typer.Typer(no_args_is_help=True, help="Evaluate a reward model or a policy.")
+
+
+class Benchmark(StrEnum):
+    """Preference data that others publish numbers on."""
+
+    REWARD_BENCH = "reward-bench"
+
+
+_HUB = {Benchmark.REWARD_BENCH: "[{path: allenai/reward-bench, split: filtered}]"}
+
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Use at most so many of the rows.")
+]
+
+
+@app.command("rm", epilog="Example: denserl evaluate rm --recipe sandbox-segment")
+def rm(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    data: PreferencesOption = None,
+    benchmark: Annotated[
+        Benchmark | None,
+        typer.Option("--benchmark", help="Its pairs, from --data or else from the hub."),
+    ] = None,
+    limit: LimitOption = None,
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Accuracy, calibration and length bias of a run's reward model on preference pairs."""
+    settings = list(overrides or ())
+    if benchmark is not None and data is None:
+        settings.insert(0, f"data.evaluation={_HUB[benchmark]}")
+    loaded = read_recipe("evaluate-rm", recipe, settings, data=data)
+    folder = out or Path("runs") / loaded.name
+    if dry_run:
+        print_plan("evaluate rm", loaded, folder)
+        return
+    from denserl_cli.console import make_observer
+    from denserl_cli.core.evaluation.pairs import evaluate_reward_model
+    from denserl_cli.core.evaluation.tables import pair_tables
+    from denserl_cli.core.run import RunFolder
+    from denserl_cli.worker import quiet_libraries
+
+    quiet_libraries()
+    name = benchmark or _file_name(data) or ("evaluation" if loaded.data.evaluation else "held-out")
+    with make_observer() as observer:
+        result = evaluate_reward_model(
+            loaded,
+            RunFolder(folder, loaded),
+            observer,
+            name=name,
+            limit=limit,
+            subsets=benchmark is not None,
+        )
+    _print(result, pair_tables(result), as_json)
+
+
+@app.command("policy", epilog="Example: denserl evaluate policy --recipe sandbox-segment --n 8")
+def policy(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    data: PromptsOption = None,
+    path: Annotated[
+        str | None,
+        typer.Option("--policy", metavar="PATH_OR_HUB_NAME", help="Another policy than the run's."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--n", min=1, help="Responses of either policy to each prompt.")
+    ] = 8,
+    limit: LimitOption = None,
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Reward, KL and length of a policy beside best-of-n of the one it started from."""
+    loaded = read_recipe("evaluate-policy", recipe, overrides, data=data)
+    folder = out or Path("runs") / loaded.name
+    if dry_run:
+        print_plan("evaluate policy", loaded, folder)
+        return
+    from denserl_cli.console import make_observer
+    from denserl_cli.core.evaluation.policies import evaluate_policy
+    from denserl_cli.core.evaluation.tables import equivalence, policy_tables
+    from denserl_cli.core.run import RunFolder
+    from denserl_cli.worker import quiet_libraries
+
+    quiet_libraries()
+    with make_observer() as observer:
+        result = evaluate_policy(
+            loaded,
+            RunFolder(folder, loaded),
+            observer,
+            policy=path,
+            samples=samples,
+            limit=limit,
+            held_out=data is None,
+        )
+    _print(result, policy_tables(result), as_json)
+    if not as_json:
+        typer.echo(equivalence(result))
+
+
+def _print(result: dict[str, Any], tables: Sequence[Table], as_json: bool) -> None:
+    from denserl_cli.console import print_table
+
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    for title, columns, rows in tables:
+        print_table(title, columns, rows)
+
+
+def _file_name(data: str | None) -> str | None:
+    """A name for the result on this data: the file's without its ending, or the hub's."""
+    if data is None:
+        return None
+    name = re.sub(r"\.(jsonl|json|parquet)$", "", data.rstrip("/"))
+    name = name if name.count("/") == 1 and not name.startswith((".", "~")) else Path(name).name
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "data"

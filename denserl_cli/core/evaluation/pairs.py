@@ -1,0 +1,158 @@
+"""evaluate rm: how often a reward model prefers the better response, and what it goes by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from denserl_cli.core.adopting import load_scorer, open_reward_model
+from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.evaluation import reward_bench
+from denserl_cli.core.evaluation.statistics import Floats, accuracy, calibration, length_effect
+from denserl_cli.core.files import write_text
+from denserl_cli.core.materials import (
+    at_most,
+    count_skipped,
+    encode_sources,
+    list_skipped,
+    load_pairs,
+)
+from denserl_cli.core.policy import device
+from denserl_cli.core.reward_model import aggregate_segments, check_finite
+
+if TYPE_CHECKING:
+    from denserl_cli.core.chat import ChatFormat
+    from denserl_cli.core.data import Skipped
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.scoring import Scorer
+    from denserl_cli.core.tracking import Observer
+
+STAGE = "evaluate-rm"
+
+
+def evaluate_reward_model(
+    recipe: Recipe,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    name: str,
+    limit: int | None = None,
+    subsets: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a run's reward model on pairs and leave the result in its folder; returns it.
+
+    The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out. name:
+    of the result's file. subsets: every row must name the part of the benchmark it belongs to.
+    """
+    opened = open_reward_model(recipe, run, observer)
+    recipe, record, chat = opened.recipe, opened.record, opened.reading
+    rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
+    if subsets and any(row.subset is None for row in rows):
+        (first, *_) = [row.origin for row in rows if row.subset is None]
+        raise DenserlError(
+            f"{first}: no column subset, which every row of the benchmark has",
+            hint="name a file of the benchmark with --data, or leave --benchmark out",
+        )
+    list_skipped(skipped, run, STAGE, observer)
+    scorer = load_scorer(record, recipe, run, observer)
+    size = 2 * recipe.reward_model.micro_batch_size
+    scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
+    result = {
+        "recipe": recipe.name,
+        "reward_model": record.weights or str(run.reward_model),
+        "granularity": record.granularity,
+        "cutoff": record.cutoff,
+        "aggregate": record.aggregate,
+        "data": [source.path for source in recipe.data.evaluation or recipe.data.preferences],
+        "held_out": not recipe.data.evaluation,
+        "truncated": sum(row.truncated for row in rows),
+        "skipped": len(skipped),
+        **describe(rows, scores),
+    }
+    file = run.path / "evaluation" / f"rm-{name}.json"
+    write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    observer.notice(f"written to {file}")
+    return result
+
+
+def _evaluation_pairs(
+    recipe: Recipe, chat: ChatFormat, observer: Observer, limit: int | None
+) -> tuple[list[EncodedPairRow], list[Skipped]]:
+    """The pairs to evaluate on, at most `limit` of them drawn with the recipe's seed."""
+    data = recipe.data
+    if data.evaluation:
+        sources = at_most(limit, data.evaluation)
+        rows, skipped, _ = encode_sources(recipe, sources, chat, observer)
+        count_skipped(skipped, observer)
+    elif data.preferences:
+        _, rows, skipped = load_pairs(recipe, chat, observer)
+    else:
+        rows, skipped = [], []
+    if not rows:
+        raise DenserlError(
+            f"recipe {recipe.name} holds out no pairs to evaluate on",
+            hint="pass --data PATH_OR_HUB_NAME, or set data.evaluation or data.eval_pairs",
+        )
+    if limit is not None and limit < len(rows):
+        drawn = np.random.default_rng(recipe.seed).choice(len(rows), size=limit, replace=False)
+        rows = [rows[i] for i in sorted(drawn)]
+    return rows, skipped
+
+
+def score_pairs(
+    rows: Sequence[EncodedPairRow],
+    scorer: Scorer,
+    aggregate: Any,
+    batch_size: int,
+    pad_id: int,
+    observer: Observer,
+) -> Floats:
+    """Sequence scores of both responses of each pair: (pairs, 2), chosen and rejected.
+
+    Raises DenserlError for a score that is not a number, which comes from a broken model.
+    """
+    lengths = [len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows]
+    scores = np.zeros((len(rows), 2))
+    observer.begin("score pairs", total=len(rows))
+    for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
+        scored = scorer(collate_pairs([rows[i] for i in part], pad_id, device()))
+        assert scored.token_values is not None
+        found = aggregate_segments(scored.token_values, scored.ends, aggregate)
+        scores[part] = found.view(2, len(part)).T.double().cpu().numpy()
+        for i in part:
+            check_finite(scores[i].sum(), rows[i].origin)
+        observer.advance(len(part))
+    observer.end()
+    return scores
+
+
+def describe(rows: Sequence[EncodedPairRow], scores: Floats) -> dict[str, Any]:
+    """The figures of an evaluation. scores: (pairs, 2), chosen and rejected."""
+    differences = scores[:, 0] - scores[:, 1]
+    longer = np.array([len(row.chosen) - len(row.rejected) for row in rows])
+    result = {
+        **asdict(accuracy(differences)),
+        "calibration": asdict(calibration(differences)),
+        "length": asdict(length_effect(differences, longer)),
+    }
+    subsets = np.array([row.subset or reward_bench.OTHER for row in rows])
+    if all(row.subset is None for row in rows):
+        return result
+    parts = {name: accuracy(differences[subsets == name]) for name in dict.fromkeys(subsets)}
+    result["subsets"] = [
+        {"subset": str(name), "section": reward_bench.section_of(str(name)), **asdict(part)}
+        for name, part in parts.items()
+    ]
+    by_name = {str(name): part.accuracy for name, part in parts.items()}
+    sections = reward_bench.section_scores(by_name)
+    if sections:
+        mean = sum(sections.values()) / len(sections)
+        lacking = reward_bench.absent(by_name)
+        result |= {"sections": sections, "section_mean": mean, "absent_subsets": lacking}
+    return result

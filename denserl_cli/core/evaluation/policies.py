@@ -1,0 +1,294 @@
+"""evaluate policy: what a policy earns on held-out prompts, beside the one it started from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+
+from denserl_cli.core.adapters import load_policy, load_reference
+from denserl_cli.core.adopting import load_reward_model, open_reward_model
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.evaluation.statistics import (
+    Floats,
+    best_of,
+    best_of_kl,
+    equivalent_n,
+    paired_difference,
+)
+from denserl_cli.core.files import replaced_file, write_text
+from denserl_cli.core.fitting import load_normalizer
+from denserl_cli.core.materials import at_most, list_skipped, load_prompts
+from denserl_cli.core.policy import compute_dtype
+from denserl_cli.core.ppo.collect import Collector
+from denserl_cli.core.ppo.figures import dense_rewards, response_figures
+from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
+from denserl_cli.core.ppo.rollout import Sampling
+from denserl_cli.core.ppo.stage import judge_of
+from denserl_cli.core.recipe.checks import looks_local
+from denserl_cli.core.reward_model import check_finite
+from denserl_cli.core.scoring import Scorer
+from denserl_cli.core.sequence_reward import translating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from denserl_cli.core.adopting import Opened
+    from denserl_cli.core.chat import ChatFormat
+    from denserl_cli.core.data import Prompt
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.prompts import Judge
+    from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.tracking import Observer
+
+STAGE = "evaluate-policy"
+RESPONSES = 256
+"""Responses that are sampled and scored before they are written."""
+Figures = dict[str, Floats]
+"""Each figure of every response: (prompts, samples)."""
+
+
+def evaluate_policy(
+    recipe: Recipe,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    policy: str | None = None,
+    samples: int = 8,
+    limit: int | None = None,
+    held_out: bool = True,
+) -> dict[str, Any]:
+    """Compare a policy with the one it started from; leaves figures and samples in the run folder.
+
+    policy: hub name or folder; None: the run's own, or the recipe's published one. held_out: use
+    the prompts that train-ppo holds out, otherwise all of `data.prompts`. limit: at most so many of
+    them. Returns the figures.
+    """
+    path, asked = policy_path(policy, recipe, run), recipe
+    opened = open_reward_model(recipe, run, observer)
+    recipe, record = opened.recipe, opened.record
+    prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
+    observer.notice(f"comparing the policy {path} with {recipe.model.path}")
+    start = load_reference(recipe)
+    measure = Measure(
+        opened,
+        scorer=_scorer(opened, run, prompts, start, observer),
+        normalizer=_normalizer(recipe, run, observer),
+        judge=judge_of(asked),
+        observer=observer,
+    )
+    folder = run.path / "evaluation"
+    batch = evaluation_batch(prompts, recipe.seed, samples)
+    trained = _load(path, recipe, start)
+    with replaced_file(folder / "policy-samples.jsonl") as out:
+        before = measure("start", start, batch, samples, out)
+        after = measure("policy", trained, batch, samples, out)
+    result = {
+        "recipe": recipe.name,
+        "policy": path,
+        "start_policy": recipe.model.path,
+        "reward_model": record.weights or str(run.reward_model),
+        "prompts": len(prompts),
+        "samples_per_prompt": samples,
+        "seed": recipe.seed,
+        **compare(before, after),
+    }
+    write_text(folder / "policy.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    observer.notice(f"written to {folder / 'policy.json'}, samples beside it")
+    return result
+
+
+def policy_path(policy: str | None, recipe: Recipe, run: RunFolder) -> str:
+    """The policy to evaluate: as asked, the run's own, or the published one of the recipe."""
+    if policy is not None:
+        if looks_local(policy) and not Path(policy).expanduser().is_dir():
+            raise DenserlError(f"--policy {policy}: no such folder", hint="name a model's folder")
+        return str(Path(policy).expanduser()) if looks_local(policy) else policy
+    if run.interrupted("train-ppo"):
+        raise DenserlError(
+            f"the training of the policy in {run.path} was interrupted",
+            hint="finish it with denserl train-ppo --resume, or name a policy with --policy",
+        )
+    if run.policy.is_dir():
+        return str(run.policy)
+    if recipe.published is not None and recipe.published.policy is not None:
+        return recipe.published.policy
+    raise DenserlError(
+        f"no policy in {run.path}", hint="run denserl train-ppo, or name one with --policy"
+    )
+
+
+def _load(path: str, recipe: Recipe, start: PreTrainedModel) -> PreTrainedModel:
+    """A frozen policy; DenserlError when its vocabulary is not that of the starting model."""
+    policy = load_policy(recipe, path, reference=start)
+    rows, expected = (m.get_output_embeddings().weight.shape[0] for m in (policy, start))
+    if rows != expected:
+        raise DenserlError(
+            f"the policy {path} has a vocabulary of {rows}, the starting model "
+            f"{recipe.model.path} one of {expected}",
+            hint="name a policy that was trained from the recipe's model",
+        )
+    return policy
+
+
+class Measure:
+    """Samples from a policy and scores what it says."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        scorer: Scorer,
+        normalizer: LocationNormalizer | None,
+        judge: Judge | None,
+        observer: Observer,
+    ) -> None:
+        self.recipe, self.tokenizer, self.chat = opened.recipe, opened.tokenizer, opened.chat
+        self.scorer, self.normalizer = scorer, normalizer
+        self.judge, self.observer = judge, observer
+
+    def __call__(
+        self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
+    ) -> Figures:
+        """The figures of `samples` responses for each prompt, which are written to `out`."""
+        ppo = self.recipe.ppo
+        collect = Collector(
+            policy=policy,
+            scorer=self.scorer,
+            sampling=Sampling(ppo.max_new_tokens, self.chat.stop_ids, ppo.temperature, ppo.top_p),
+            micro_batch_size=ppo.rollout_micro_batch_size,
+            pad_id=self.chat.pad_id,
+            dtype=compute_dtype(self.recipe.model),
+        )
+        found: list[Figures] = []
+        self.observer.begin(f"sample responses of the {name}", total=len(batch.prompts))
+        for part in _parts(batch):
+            rollout = collect(part.ids, part.keys, progress=self.observer.advance)
+            ids = [response.tolist() for response in rollout.responses]
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            found.append(self._figures(part.prompts, rollout, texts))
+            self._write(out, name, part, texts, found[-1])
+        self.observer.end()
+        return {
+            figure: np.concatenate([one[figure] for one in found]).reshape(-1, samples)
+            for figure in found[0]
+        }
+
+    def _figures(
+        self, prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[str]
+    ) -> Figures:
+        """Every figure of each response of a rollout, (R,) each."""
+        tensors = response_figures(rollout, self.recipe.reward_model.aggregate)
+        if self.normalizer is not None or self.recipe.normalizer.kind == "none":
+            dense = dense_rewards(rollout, self.recipe, self.normalizer).sum(1)
+            tensors = {"rm_score": tensors["rm_score"], "dense_reward": dense, **tensors}
+        numbers = torch.stack(list(tensors.values())).double().cpu().numpy()
+        figures = dict(zip(tensors, numbers, strict=True))
+        for prompt, score, kl in zip(prompts, figures["rm_score"], figures["kl"], strict=True):
+            check_finite(score + kl, f"a response to {prompt.origin}")
+        if self.judge is not None:
+            asked = [prompt.messages[-1]["content"] for prompt in prompts]
+            true = [self.judge(*pair) for pair in zip(asked, texts, strict=True)]
+            figures["true_reward"] = np.array(true)
+        return figures
+
+    def _write(
+        self, out: BinaryIO, name: str, batch: PromptBatch, texts: Sequence[str], figures: Figures
+    ) -> None:
+        for row, (prompt, text) in enumerate(zip(batch.prompts, texts, strict=True)):
+            line = {
+                "model": name,
+                "origin": prompt.origin,
+                "sample": batch.keys[row][-1],
+                "messages": [*prompt.messages, {"role": "assistant", "content": text}],
+                **{figure: float(values[row]) for figure, values in figures.items()},
+            }
+            out.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+
+
+def compare(before: Figures, after: Figures) -> dict[str, Any]:
+    """Means of both policies, their paired differences, and best-of-n of the one before.
+
+    before, after: the figures of the starting and of the evaluated policy on the same prompts.
+    """
+    scores, samples = before["rm_score"], before["rm_score"].shape[1]
+    curve = [best_of(k, scores) for k in range(1, samples + 1)]
+    shown = [k for k in range(1, samples + 1) if k & (k - 1) == 0 or k == samples]
+    true = before.get("true_reward")
+    best = [
+        {"n": k, "rm_score": curve[k - 1], "kl_bound": best_of_kl(k)}
+        | ({} if true is None else {"true_reward": best_of(k, scores, true)})
+        for k in shown
+    ]
+    return {
+        "start": {name: float(values.mean()) for name, values in before.items()},
+        "trained": {name: float(values.mean()) for name, values in after.items()},
+        "difference": {
+            name: asdict(paired_difference(after[name].mean(1), before[name].mean(1)))
+            for name in after
+        },
+        "best_of_n": best,
+        "equivalent_n": equivalent_n(curve, float(after["rm_score"].mean())),
+    }
+
+
+def _scorer(
+    opened: Opened,
+    run: RunFolder,
+    prompts: Sequence[Prompt],
+    start: PreTrainedModel,
+    observer: Observer,
+) -> Scorer:
+    """The starting model as the reference, and the reward model that reads what is sampled."""
+    recipe, chat, reading = opened.recipe, opened.chat, opened.reading
+    reward_model = load_reward_model(opened.record, recipe, run, observer=observer, reference=start)
+    if reading is not chat:
+        reward_model = translating(reward_model, chat, reading, prompts, observer)
+    return Scorer(
+        recipe.segmentation,
+        reference=start,
+        reward_model=reward_model,
+        dtype=compute_dtype(recipe.model),
+    )
+
+
+def _normalizer(recipe: Recipe, run: RunFolder, observer: Observer) -> LocationNormalizer | None:
+    if recipe.normalizer.kind != "none" and not run.normalizer.exists():
+        observer.notice(f"no normaliser in {run.path}: no dense reward; denserl fit-function fits")
+        return None
+    return load_normalizer(recipe, run)
+
+
+def _prompts(
+    recipe: Recipe,
+    run: RunFolder,
+    chat: ChatFormat,
+    observer: Observer,
+    limit: int | None,
+    held_out: bool,
+) -> list[Prompt]:
+    if not held_out:
+        sources = at_most(limit, recipe.data.prompts)
+        recipe = replace(recipe, data=replace(recipe.data, prompts=sources, eval_prompts=0))
+    found = load_prompts(recipe, chat, observer)
+    list_skipped(found.skipped, run, STAGE, observer)
+    prompts = found.evaluation if held_out else found.train
+    if not prompts:
+        raise DenserlError(
+            f"recipe {recipe.name} holds out no prompts to evaluate on",
+            hint="pass --data PATH_OR_HUB_NAME, or raise data.eval_prompts",
+        )
+    return prompts[:limit]
+
+
+def _parts(batch: PromptBatch) -> Iterator[PromptBatch]:
+    for start in range(0, len(batch.prompts), RESPONSES):
+        part = slice(start, start + RESPONSES)
+        yield PromptBatch(batch.prompts[part], batch.keys[part])

@@ -1,0 +1,67 @@
+"""RewardBench's sections: how the accuracies of its subsets become four numbers and their mean.
+
+Lambert et al. 2024, *RewardBench: Evaluating Reward Models for Language Modeling*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SECTIONS: dict[str, dict[str, int]] = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 6 * 164,  # has 447 rows, and counts as much as all code
+        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
+    },
+}
+"""Each section's subsets and their weights: the number of their rows in the benchmark."""
+OTHER = "other"
+ALIASES = {"mt-bench-medium": "mt-bench-med"}
+
+
+def section_of(subset: str) -> str:
+    """The section that a subset belongs to; `other` where it is none of the benchmark's."""
+    name = ALIASES.get(subset, subset)
+    return next((section for section, known in SECTIONS.items() if name in known), OTHER)
+
+
+def section_scores(accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Weighted mean accuracy of each section, over those of its subsets that are there.
+
+    Sections without any, and subsets of none, are left out.
+    """
+    named = {ALIASES.get(subset, subset): value for subset, value in accuracies.items()}
+    scores = {}
+    for section, weights in SECTIONS.items():
+        there = {subset: weight for subset, weight in weights.items() if subset in named}
+        if there:
+            total = sum(named[subset] * weight for subset, weight in there.items())
+            scores[section] = total / sum(there.values())
+    return scores
+
+
+def absent(accuracies: Mapping[str, float]) -> list[str]:
+    """The benchmark's subsets that are not there."""
+    named = {ALIASES.get(subset, subset) for subset in accuracies}
+    return [subset for known in SECTIONS.values() for subset in known if subset not in named]

@@ -1,0 +1,95 @@
+"""The results of evaluations as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from denserl_cli.core.evaluation import reward_bench
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+"""Title, columns, rows."""
+
+
+def pair_tables(result: dict[str, Any]) -> list[Table]:
+    """What people see of the evaluation of a reward model."""
+    shown = [
+        _overview(result),
+        (
+            f"calibration: expected error {result['calibration']['error']:.4f}",
+            ["confidence", "pairs", "predicted", "observed"],
+            [
+                [f"{b['low']:.2f}–{b['high']:.2f}", b["pairs"], b["predicted"], b["observed"]]
+                for b in result["calibration"]["bins"]
+            ],
+        ),
+        (
+            "by length in tokens",
+            ["chosen is longer by", "pairs", "accuracy", "margin"],
+            [
+                [_span(b["shortest"], b["longest"]), b["pairs"], b["accuracy"], b["margin"]]
+                for b in result["length"]["bins"]
+            ],
+        ),
+    ]
+    if "subsets" in result:
+        columns = ["section", "subset", "pairs", "accuracy", "from", "to", "ties"]
+        order = [*reward_bench.SECTIONS, reward_bench.OTHER]
+        parts = sorted(result["subsets"], key=lambda part: order.index(part["section"]))
+        names = ("section", "subset", "pairs", "accuracy")
+        rows = [[*(p[name] for name in names), *p["interval"], p["ties"]] for p in parts]
+        shown.append(("subsets", columns, rows))
+    if "sections" in result:
+        rows = [[name, score] for name, score in result["sections"].items()]
+        shown.append(("sections", ["section", "score"], [*rows, ["mean", result["section_mean"]]]))
+    return shown
+
+
+def _overview(result: dict[str, Any]) -> Table:
+    low, high = result["interval"]
+    length = result["length"]
+    rows: list[list[object]] = [
+        ["pairs", result["pairs"]],
+        ["accuracy", f"{result['accuracy']:.4f}  [{low:.4f}, {high:.4f}]"],
+        ["ties, counted as errors", result["ties"]],
+        ["mean margin", result["margin"]],
+        ["accuracy of the longer one", length["longer_accuracy"]],
+        ["pairs of equal length", length["equal_length"]],
+        ["correlation with length", length["correlation"]],
+        ["pairs that were cut", result["truncated"]],
+        ["rows skipped", result["skipped"]],
+    ]
+    return "reward model", ["figure", "value"], rows
+
+
+def _span(shortest: int | None, longest: int | None) -> str:
+    if shortest is None:
+        return f"{longest} or less"
+    if longest is None:
+        return f"{shortest} or more"
+    return str(shortest) if shortest == longest else f"{shortest} to {longest}"
+
+
+def policy_tables(result: dict[str, Any]) -> list[Table]:
+    """What people see of the evaluation of a policy."""
+    rows: list[list[object]] = []
+    for name, difference in result["difference"].items():
+        interval = difference["interval"]
+        span = f"[{interval[0]:.4g}, {interval[1]:.4g}]" if interval else None
+        means = [result[side][name] for side in ("start", "trained")]
+        rows.append([name, *means, difference["mean"], span])
+    best = result["best_of_n"]
+    return [
+        ("policy", ["figure", "start", "policy", "difference", "95 %"], rows),
+        ("best of n of the start policy", list(best[0]), [list(one.values()) for one in best]),
+    ]
+
+
+def equivalence(result: dict[str, Any]) -> str:
+    """The policy's reward in terms of best-of-n of the policy it started from."""
+    words, best = "the policy's mean rm_score", result["best_of_n"]
+    if result["equivalent_n"] is not None:
+        return f"{words} equals that of best of {result['equivalent_n']:.2f}"
+    if result["trained"]["rm_score"] < best[0]["rm_score"]:
+        return f"{words} is below that of best of 1"
+    return f"{words} is above that of best of {best[-1]['n']}"
