@@ -9,10 +9,14 @@ import typer
 
 from denserl_cli import __version__
 from denserl_cli.commands import (
+    answer,
     demo,
+    evaluate,
     export,
     fit_function,
+    import_normalizer,
     recipes,
+    score,
     segment,
     train_ppo,
     train_rm,
@@ -32,11 +36,17 @@ app = typer.Typer(
 
 app.command("train-rm", epilog=train_rm.EXAMPLE)(train_rm.train_rm)
 app.command("fit-function", epilog=fit_function.EXAMPLE)(fit_function.fit_function)
+app.command("import-normalizer", epilog=import_normalizer.EXAMPLE)(
+    import_normalizer.import_normalizer
+)
 app.command("train-ppo", epilog=train_ppo.EXAMPLE)(train_ppo.train_ppo)
 app.command("segment", epilog=segment.EXAMPLE)(segment.segment)
+app.command("answer", epilog=answer.EXAMPLE)(answer.answer)
+app.command("score", epilog=score.EXAMPLE)(score.score)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(recipes.app, name="recipes")
 
 

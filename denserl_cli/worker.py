@@ -8,18 +8,33 @@ from pathlib import Path
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.run import Mode, RunFolder
+from denserl_cli.core.stopping import stoppable
 from denserl_cli.core.tracking import Observer
 
 
 def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Observer) -> None:
-    """Run one stage of a recipe in its run folder; says so and returns when it is finished."""
+    """Run one stage of a recipe in its run folder; says so and returns when it is finished.
+
+    Raises DenserlError when another job works in the folder, Interrupted when a signal ends it.
+    """
     run = RunFolder(folder, recipe)
-    if not run.admit(stage, mode):
-        observer.notice(f"{stage} in {folder} is finished; nothing to do (--fresh does it again)")
-        return
+    with stoppable(f"{stage} in {folder}"), run.locked(observer):
+        if run.admit(stage, mode):
+            _work(stage, recipe, run, mode, observer)
+        else:
+            done = f"{stage} in {folder} is finished"
+            observer.notice(f"{done}; nothing to do (--fresh does it again)")
+
+
+def _work(stage: str, recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     quiet_libraries()
+    from denserl_cli.core.adapters import quantization
+    from denserl_cli.core.guards import memory_advice
+
     try:
-        _stage(stage)(recipe, run, mode, observer)
+        quantization(recipe)  # refused before anything is made or loaded
+        with memory_advice(stage, recipe):
+            _stage(stage)(recipe, run, mode, observer)
     except DenserlError:
         run.abandon()
         raise

@@ -40,7 +40,7 @@ def small(words: list[str]) -> list[str]:
         return words
     if name != "demo" and not any(word.startswith("sandbox-segment") for word in words):
         return [*words, "--dry-run"]
-    return [name, *tiny.words(), *words[1:]]
+    return [*words, *tiny.words()]
 
 
 def test_every_denserl_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

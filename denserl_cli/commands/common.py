@@ -27,6 +27,7 @@ OutOption = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="DIR", help="Run folder; runs/<recipe name> without it."),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan, and stop.")
 ]
@@ -52,7 +53,11 @@ _DATA_BLOCK = {
     "fit-function": "preferences",
     "segment": "preferences",
     "train-ppo": "prompts",
+    "evaluate-rm": "evaluation",
+    "evaluate-policy": "prompts",
 }
+_WITHOUT_DATA = ("segment", "evaluate-rm")
+"""Take what else there is: a text, or the pairs that train-rm holds out."""
 
 
 def read_mode(resume: bool | None) -> Mode:
@@ -72,7 +77,7 @@ def read_recipe(
 ) -> Recipe:
     """Load the recipe for a stage with `--data`, `--model` and then `--set` applied.
 
-    stage: a stage of training, or `segment`, which may go without data.
+    stage: a stage of training, `segment` or an evaluation.
 
     Raises:
         DenserlError: the recipe or an option is wrong, or the stage has no data to read.
@@ -82,12 +87,20 @@ def read_recipe(
     shorthands = _shorthands(stage, data, model)
     loaded = load_recipe(recipe, [*shorthands, *(overrides or ())])
     block = _DATA_BLOCK[stage]
-    if stage != "segment" and loaded.sandbox is None and not getattr(loaded.data, block):
+    missing = loaded.sandbox is None and not getattr(loaded.data, block)
+    if missing and stage not in _WITHOUT_DATA:
         raise DenserlError(
             f"recipe {loaded.name} names no data.{block}, which {stage} needs",
             hint=f"pass --data PATH_OR_HUB_NAME, or add data.{block} to the recipe",
         )
     return loaded
+
+
+def print_plan(stage: str, recipe: Recipe, folder: Path) -> None:
+    """Show what a command that trains nothing would read: comments on top of the recipe."""
+    from denserl_cli.core.recipe import recipe_to_yaml
+
+    typer.echo(f"# stage: {stage}\n# run folder: {folder}\n{recipe_to_yaml(recipe)}", nl=False)
 
 
 def _shorthands(stage: str, data: str | None, model: str | None) -> list[Override]:

@@ -40,7 +40,6 @@ def export(
     dry_run: DryRunOption = False,
 ) -> None:
     """Write the policy or the reward model as a plain Hugging Face folder with a model card."""
-    from denserl_cli.core.exporting import export as write
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.run import RunFolder
 
@@ -50,5 +49,7 @@ def export(
     if dry_run:
         typer.echo(f"would write the {part.value} of {folder} to {target}")
         return
+    from denserl_cli.core.exporting import export as write
+
     write(part.value, loaded, RunFolder(folder, loaded), target, replace=resume is False)
     typer.echo(f"exported the {part.value} to {target}")

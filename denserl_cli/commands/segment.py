@@ -10,11 +10,13 @@ import typer
 
 from denserl_cli.commands.common import (
     DryRunOption,
+    JsonOption,
     ModelOption,
     OutOption,
     PreferencesOption,
     RecipeOption,
     SetOption,
+    print_plan,
     read_recipe,
 )
 from denserl_cli.core.errors import DenserlError
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.tracking import Observer
 
 EXAMPLE = "Example: denserl segment --recipe sandbox-segment --limit 2"
-
-CALIBRATION_PAIRS = 250
 
 
 def segment(
@@ -51,7 +51,7 @@ def segment(
             help="Propose the cutoff that gives segments of about LENGTH tokens on this data.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Show how the model segments a text, a file or preference data, with rewards if trained."""
@@ -61,11 +61,10 @@ def segment(
     loaded = read_recipe("segment", recipe, settings, data=data, model=model)
     folder = out or Path("runs") / loaded.name
     if dry_run:
-        from denserl_cli.core.recipe import recipe_to_yaml
-
-        typer.echo(f"# stage: segment\n# run folder: {folder}\n{recipe_to_yaml(loaded)}", nl=False)
+        print_plan("segment", loaded, folder)
         return
     from denserl_cli.console import make_observer, print_segments
+    from denserl_cli.core.cutoffs import PAIRS
     from denserl_cli.core.inspection import Inspector, as_document
     from denserl_cli.core.run import RunFolder
     from denserl_cli.worker import quiet_libraries
@@ -74,7 +73,7 @@ def segment(
     with make_observer() as observer:
         run = RunFolder(folder, loaded)
         inspector = Inspector(loaded, run, observer, rewards=calibrate is None)
-        pairs = limit if calibrate is None else CALIBRATION_PAIRS
+        pairs = limit if calibrate is None else PAIRS
         answers = _answers(inspector.recipe, text, file, prompt, pairs, observer)
         if calibrate is not None:
             cutoff = inspector.calibrate(answers, calibrate)
@@ -82,7 +81,7 @@ def segment(
             return
         responses = inspector.segment(answers)
     if as_json:
-        typer.echo(json.dumps(as_document(loaded, responses), ensure_ascii=False))
+        typer.echo(json.dumps(as_document(inspector.recipe, responses), ensure_ascii=False))
     else:
         print_segments(responses)
 

@@ -15,7 +15,7 @@ from denserl_cli.core.recipe.schema import OptimizerConfig
 
 
 class NonFiniteError(ArithmeticError):
-    """A gradient is NaN or infinite; no weight was changed."""
+    """A loss, gradient or reward is NaN or infinite; no weight was changed."""
 
 
 class TorchEngine:
@@ -38,7 +38,8 @@ class TorchEngine:
         self.model = model
         self.compute_dtype = compute_dtype
         self.clip_norm = settings.clip_norm
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         self.device = self.parameters[0].device
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -53,6 +54,7 @@ class TorchEngine:
             num_training_steps=total_steps,
             min_lr_rate=settings.min_lr_ratio,
         )
+        self.loss = torch.zeros((), device=self.device)
 
     @property
     def learning_rate(self) -> float:
@@ -64,36 +66,69 @@ class TorchEngine:
         return autocast(self.device, self.compute_dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradient to the accumulated one."""
+        """Add this loss and its gradient to the accumulated ones."""
         loss.backward()
+        self.loss = self.loss + loss.detach()
 
-    def step(self) -> Tensor:
-        """Clip, update, advance the schedule; returns the gradient norm before clipping.
+    def clip(self) -> Tensor:
+        """Clip the accumulated gradient; returns its norm before.
 
-        Raises NonFiniteError, before anything is changed, when the norm is NaN or infinite.
+        Raises NonFiniteError when that or the loss is NaN or infinite.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        if not torch.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"the gradient norm is {norm:g}")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
+        for name, value in (("gradient norm", norm), ("loss", self.loss)):
+            if not torch.isfinite(value):
+                raise NonFiniteError(f"the {name} is {value:g}")
         return norm
 
+    def step(self) -> Tensor:
+        """Clip and update; returns the gradient norm before. Raises NonFiniteError as `clip`."""
+        (norm,) = step(self)
+        return norm
+
+    def update(self) -> None:
+        """Change the weights by the accumulated gradient, advance the schedule."""
+        self.optimizer.step()
+        self.schedule.step()
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the accumulated loss and gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss = torch.zeros((), device=self.device)
+
     def state(self) -> dict[str, Any]:
-        """Weights, optimizer and schedule."""
+        """The weights that are trained, optimizer and schedule."""
         return {
-            "model": self.model.state_dict(),
+            "model": {name: weight.detach() for name, weight in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
-        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, weight in self.trained.items():
+                weight.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def step(*engines: TorchEngine) -> list[Tensor]:
+    """Clip and update every engine or, when one's gradient is not finite, none.
+
+    Returns the gradient norms before clipping. Raises NonFiniteError before any weight is changed;
+    the gradients are gone then.
+    """
+    try:
+        norms = [engine.clip() for engine in engines]
+    except NonFiniteError:
+        for engine in engines:
+            engine.discard()
+        raise
+    for engine in engines:
+        engine.update()
+    return norms
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

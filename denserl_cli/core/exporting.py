@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denserl_cli import __version__
+from denserl_cli.core.adapters import FILES, is_adapters, merged
+from denserl_cli.core.cutoffs import settled
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import replaced_folder
+from denserl_cli.core.materials import load_chat, with_sandbox
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+from denserl_cli.core.reward_model import RewardRecord
+from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
     from denserl_cli.core.run import RunFolder
@@ -46,9 +51,23 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
         if not replace:
             hint = "name another folder with --to, or pass --fresh"
             raise DenserlError(f"{target} is not empty", hint=hint)
+    if recipe.segmentation.cutoff == "auto":
+        recipe = settled(recipe, run, Observer(), RewardRecord.load(run.reward_model))
     with replaced_folder(target) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        if is_adapters(source):
+            _write_merged(part, with_sandbox(recipe, run, Observer()), source, folder)
+        ignored = shutil.ignore_patterns(*FILES)
+        shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         (folder / "README.md").write_text(model_card(part, recipe, summary), encoding="utf-8")
+
+
+def _write_merged(part: Part, recipe: Recipe, source: Path, target: Path) -> None:
+    """Add trained adapters to the weights they were trained over and write the whole model."""
+    scalar = part == "reward-model"
+    model = merged(recipe, source, scalar=scalar)
+    if scalar:
+        model.config.pad_token_id = load_chat(recipe)[1].pad_id
+    model.save_pretrained(target)
 
 
 def model_card(part: Part, recipe: Recipe, summary: dict[str, Any]) -> str:

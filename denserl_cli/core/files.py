@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it into place."""
+    with replaced_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to fill; on success it becomes `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)
+    sync(path.parent)
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it becomes `path`, on failure it is removed.
 
-    An earlier `path` stays until the new one is complete.
+    An earlier `path` stays until the new one is complete. Raises OSError with ENOSPC for a full
+    disk, whatever the library that wrote makes of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
@@ -33,20 +48,56 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
         sync_folder(aside)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if _is_full_disk(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     aside.rename(path)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Clear what killed writes left in a folder: asides go, an original moved away comes back."""
+    for old in folder.glob(".*.old"):
+        original = folder / old.name[1 : -len(".old")]
+        if original.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(original)
+    for aside in folder.glob(".*.tmp"):
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
-    """Ask the disk to hold every file below `folder`."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+    """Ask the disk to hold everything below `folder`."""
+    for path in (folder, *folder.rglob("*")):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to hold a file's content, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether no space was left, also where a library has wrapped that in an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from denserl_cli.core.adopting import adopt, load_reward_model, reward_record
+from denserl_cli.core.adopting import load_scorer, open_reward_model
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.materials import list_skipped, load_chat, load_pairs, with_sandbox
+from denserl_cli.core.materials import list_skipped, load_pairs
 from denserl_cli.core.normalizer import (
     LocationNormalizer,
     LocationTable,
@@ -23,13 +23,12 @@ from denserl_cli.core.normalizer import (
     huber_line,
     location_table,
 )
-from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
-from denserl_cli.core.scoring import Scorer
+from denserl_cli.core.policy import device
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
-    from denserl_cli.core.reward_model import RewardRecord
     from denserl_cli.core.run import Mode, RunFolder
+    from denserl_cli.core.scoring import Scorer
     from denserl_cli.core.tracking import Observer
 
 STAGE = "fit-function"
@@ -45,16 +44,14 @@ class SegmentRewards(NamedTuple):
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Fit the normaliser of a run's reward model and leave it beside the model."""
-    trained = reward_record(recipe, run)
-    recipe = with_sandbox(recipe, run, observer)
-    _, chat = load_chat(recipe)
-    trained = adopt(trained, recipe, run, chat, observer)
+    opened = open_reward_model(recipe, run, observer)
+    recipe, chat = opened.recipe, opened.reading
     data = load_pairs(recipe, chat, observer)
     rng = np.random.default_rng(recipe.normalizer.seed)
     everything = [*data.train, *data.evaluation]
     order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
     seed_everything(recipe.seed)
-    scorer = _scorer(trained, recipe, run)
+    scorer = load_scorer(opened.record, recipe, run, observer)
     run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
     rewards = segment_rewards(
@@ -161,17 +158,6 @@ def plot(path: Path, rewards: SegmentRewards, normalizer: LocationNormalizer) ->
     aside = path.with_name(f".{path.name}.tmp")
     figure.savefig(aside, format="png", dpi=120)
     aside.replace(path)
-
-
-def _scorer(record: RewardRecord, recipe: Recipe, run: RunFolder) -> Scorer:
-    """The run's reward model with the reference that segments for it."""
-    segmented = recipe.segmentation.granularity == "segment"
-    return Scorer(
-        recipe.segmentation,
-        reference=load_causal_lm(recipe.model, trained=False) if segmented else None,
-        reward_model=load_reward_model(record, recipe, run),
-        dtype=compute_dtype(recipe.model),
-    )
 
 
 def _rows(table: LocationTable) -> list[tuple[float, ...]]:

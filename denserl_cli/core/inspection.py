@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from denserl_cli.core import sandbox
-from denserl_cli.core.adopting import adopt, load_reward_model, reward_record
-from denserl_cli.core.data import collate_sequences, micro_batches, read_pairs
+from denserl_cli.core.adapters import load_reference
+from denserl_cli.core.adopting import load_reward_model, open_reward_model
+from denserl_cli.core.cutoffs import calibrate, sample_pairs, settled
+from denserl_cli.core.data import collate_sequences, micro_batches
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.fitting import load_normalizer
 from denserl_cli.core.materials import load_chat, with_sandbox
-from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
-from denserl_cli.core.reward_model import aggregate_segments
+from denserl_cli.core.policy import compute_dtype, device
+from denserl_cli.core.reward_model import aggregate_segments, check_finite
 from denserl_cli.core.scoring import ScoredBatch, Scorer
-from denserl_cli.core.segmentation import calibrate_cutoff
 from denserl_cli.core.text import segment_texts
 
 if TYPE_CHECKING:
@@ -64,87 +65,120 @@ class SegmentedResponse:
     score: float | None
 
 
+class EncodedAnswer(NamedTuple):
+    """An answer as ids within the length limits; a response that was cut keeps no terminator."""
+
+    answer: Answer
+    prompt: np.ndarray
+    response: np.ndarray
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt) + len(self.response)
+
+
 class Inspector:
     """The reference of a recipe with, once it is trained, the run's reward model.
 
     rewards: False leaves the reward model out, and with it what it demands of the recipe.
+    scoring: rewards are all that is wanted. There must be a reward model, the run's own or a
+    published one, and the reference is left out where no segment depends on it.
     """
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, observer: Observer, *, rewards: bool = True
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        observer: Observer,
+        *,
+        rewards: bool = True,
+        scoring: bool = False,
     ) -> None:
-        asked, recipe = recipe, with_sandbox(recipe, run, observer)
-        self.recipe = recipe
-        self.tokenizer, self.chat = load_chat(recipe)
         self.normalizer: LocationNormalizer | None = None
+        opened = None
+        if scoring or (rewards and run.reward_model.is_dir()):
+            opened = open_reward_model(recipe, run, observer)
+            self.recipe, self.chat = opened.recipe, opened.reading
+        else:
+            self.recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+            _, self.chat = load_chat(self.recipe)
+        self.tokenizer, recipe = self.chat.template.tokenizer, self.recipe
+        segmented = recipe.segmentation.granularity == "segment"
+        foreign = opened is not None and opened.reading is not opened.chat
+        reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
-        if rewards and run.reward_model.is_dir():
-            record = adopt(reward_record(asked, run), recipe, run, self.chat, observer)
-            reward_model = load_reward_model(record, recipe, run)
+        if opened is not None:
+            reward_model = load_reward_model(
+                opened.record, recipe, run, observer=observer, reference=reference
+            )
             if run.normalizer.exists():
                 self.normalizer = load_normalizer(recipe, run)
         self.scorer = Scorer(
             recipe.segmentation,
-            reference=load_causal_lm(recipe.model, trained=False),
+            reference=reference,
             reward_model=reward_model,
             dtype=compute_dtype(recipe.model),
         )
 
     def segment(self, answers: Sequence[Answer]) -> list[SegmentedResponse]:
         """Segment the last turn of each conversation."""
-        encoded = [self._encode(answer) for answer in answers]
-        shown: list[SegmentedResponse | None] = [None] * len(answers)
-        lengths = np.array([len(prompt) + len(response) for prompt, response in encoded])
-        for part in micro_batches(lengths, np.arange(len(answers)), BATCH):
+        return self.segment_encoded([self.encode(answer) for answer in answers])
+
+    def segment_encoded(self, encoded: Sequence[EncodedAnswer]) -> list[SegmentedResponse]:
+        """Segment answers that are ids already.
+
+        Raises DenserlError for a score that is not a number, which comes from a broken model.
+        """
+        shown: list[SegmentedResponse | None] = [None] * len(encoded)
+        lengths = np.array([one.length for one in encoded])
+        for part in micro_batches(lengths, np.arange(len(encoded)), BATCH):
             scored = self._score([encoded[i] for i in part])
             for row, i in enumerate(part):
-                shown[i] = self._describe(answers[i], encoded[i][1], scored, row)
+                shown[i] = self._describe(encoded[i], scored, row)
         return [response for response in shown if response is not None]
 
     def calibrate(self, answers: Sequence[Answer], length: float) -> float:
         """The cutoff that cuts these answers into segments of `length` tokens on average."""
-        encoded = [self._encode(answer) for answer in answers]
-        width = max(len(response) for _, response in encoded)
-        entropy, mask = torch.zeros(len(encoded), width), torch.zeros(len(encoded), width).bool()
-        lengths = np.array([len(prompt) + len(response) for prompt, response in encoded])
-        for part in micro_batches(lengths, np.arange(len(encoded)), BATCH):
-            scored = self._score([encoded[i] for i in part])
-            assert scored.entropy is not None
-            rows = torch.from_numpy(part)
-            entropy[rows, : scored.entropy.shape[1]] = scored.entropy.float().cpu()
-            for i in part:
-                mask[i, : len(encoded[i][1])] = True
-        terminated = torch.tensor([self._terminated(response) for _, response in encoded])
-        return calibrate_cutoff(entropy, mask, length, terminated)
+        encoded = [self.encode(answer) for answer in answers]
+        return calibrate(
+            self.scorer,
+            [one.prompt for one in encoded],
+            [one.response for one in encoded],
+            [self._terminated(one.response) for one in encoded],
+            length=length,
+            pad_id=self.chat.pad_id,
+        ).cutoff
 
-    def _encode(self, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-        """Prompt and response ids within the limits; a response that is cut keeps no terminator."""
+    def encode(self, answer: Answer) -> EncodedAnswer:
+        """Ids within the limits. Raises DenserlError for what the chat template cannot write."""
         data = self.recipe.data
         *prompt, last = answer.messages
         response = self.chat.encode_response(last["content"])
         ids = self.chat.encode_prompt(prompt)
-        if len(ids) + len(response) > data.max_length:
+        truncated = len(ids) + len(response) > data.max_length
+        if truncated:
             ids = ids[-data.max_prompt_length :]
             response = response[: data.max_length - len(ids)]
-        return np.array(ids), np.array(response)
+        return EncodedAnswer(answer, np.array(ids), np.array(response), truncated)
 
-    def _score(self, encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> ScoredBatch:
+    def _score(self, encoded: Sequence[EncodedAnswer]) -> ScoredBatch:
         batch = collate_sequences(
-            [prompt for prompt, _ in encoded],
-            [response for _, response in encoded],
+            [one.prompt for one in encoded],
+            [one.response for one in encoded],
             self.chat.pad_id,
             device(),
         )
-        terminated = [self._terminated(response) for _, response in encoded]
+        terminated = [self._terminated(one.response) for one in encoded]
         return self.scorer(batch, torch.tensor(terminated, device=device()))
 
     def _terminated(self, response: np.ndarray) -> bool:
         """Whether a response has kept its terminator."""
         return int(response[-1]) == self.chat.terminator_id
 
-    def _describe(
-        self, answer: Answer, ids: np.ndarray, scored: ScoredBatch, row: int
-    ) -> SegmentedResponse:
+    def _describe(self, encoded: EncodedAnswer, scored: ScoredBatch, row: int) -> SegmentedResponse:
+        answer, ids = encoded.answer, encoded.response
         ends = torch.nonzero(scored.ends[row])[:, 0].tolist()
         starts = [0, *(end + 1 for end in ends[:-1])]
         entropy = None if scored.entropy is None else scored.entropy[row].tolist()
@@ -164,6 +198,7 @@ class Inspector:
             how = self.recipe.reward_model.aggregate
             one = slice(row, row + 1)
             score = aggregate_segments(scored.token_values[one], scored.ends[one], how).item()
+            check_finite(sum(s.value or 0.0 for s in segments), answer.label)
         return SegmentedResponse(answer.label, answer.messages[-2]["content"], segments, score)
 
 
@@ -171,16 +206,9 @@ def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
     """Both sides of up to `limit` usable pairs, drawn from each source of preference data."""
     if not recipe.data.preferences:
         raise DenserlError("no data to segment", hint="give --text, --file or --data")
-    drawn = [
-        replace(source, max_samples=min(4 * limit, source.max_samples or 4 * limit))
-        for source in recipe.data.preferences
-    ]
-    pairs = read_pairs(
-        drawn, seed=recipe.seed, strict=recipe.data.strict, notice=observer.notice
-    ).pairs[:limit]
     return [
         Answer(f"{pair.origin} {side}", messages)
-        for pair in pairs
+        for pair in sample_pairs(recipe, limit, observer)
         for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected))
     ]
 

@@ -11,6 +11,7 @@ from denserl_cli.core import sandbox
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import (
     EncodedPairRow,
+    EncodedPairs,
     Prompt,
     Skipped,
     encode_pairs,
@@ -25,6 +26,7 @@ from denserl_cli.core.data import (
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,8 +70,10 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
             hint="name another folder with --out",
         )
     if not made.exists():
-        run.claim()
-    slots = sandbox.make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
+        with run.locked(observer):
+            run.claim()
+            sandbox.make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
+    slots = sandbox.Slots.of(folder)
     data = recipe.data
     return replace(
         recipe,
@@ -83,14 +87,19 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
 
 
 def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
-    """The recipe's tokenizer and how it writes conversations."""
+    """The recipe's tokenizer and how it writes conversations.
+
+    Raises DenserlError when the tokenizer does not fit the recipe or the model.
+    """
     tokenizer = load_tokenizer(recipe.model)
     chat = ChatFormat.of(
         tokenizer,
         terminator=recipe.chat.terminator,
         stop_tokens=recipe.chat.stop_tokens,
         template_arguments=recipe.chat.template_arguments,
+        prompt_ending=recipe.chat.prompt_ending,
     )
+    check_vocabulary(chat, recipe.model.path, recipe.model.revision)
     return tokenizer, chat
 
 
@@ -100,36 +109,49 @@ def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData
     Without evaluation sources, a part of the pairs is held out.
     """
     data = recipe.data
-
-    def encoded(sources: Sequence[Source]) -> tuple[list[EncodedPairRow], list[Skipped]]:
-        found = read_pairs(sources, seed=recipe.seed, strict=data.strict, notice=observer.notice)
-        rows = encode_pairs(
-            chat,
-            found.pairs,
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            strict=data.strict,
-            observer=observer,
-        )
-        if rows.truncated:
-            limit = data.max_length
-            observer.notice(f"{rows.truncated} pairs were cut to data.max_length {limit}")
-        return rows.rows, [*found.skipped, *rows.skipped]
-
-    rows, skipped = encoded(data.preferences)
+    rows, skipped, _ = encode_sources(recipe, data.preferences, chat, observer)
     if data.evaluation:
-        held, more = encoded(data.evaluation)
+        held, more, _ = encode_sources(recipe, data.evaluation, chat, observer)
         skipped = [*skipped, *more]
     else:
         rows, held = split_pairs(rows, data.eval_pairs, SPLIT_SEED)
-    _count(skipped, observer)
+    count_skipped(skipped, observer)
     return PairData(rows, held, skipped)
+
+
+def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The same sources, of each of which at most `limit` rows are drawn."""
+    if limit is None:
+        return tuple(sources)
+    return tuple(
+        replace(source, max_samples=min(limit, source.max_samples or limit)) for source in sources
+    )
+
+
+def encode_sources(
+    recipe: Recipe, sources: Sequence[Source], chat: ChatFormat, observer: Observer
+) -> EncodedPairs:
+    """Read and encode the preference pairs of sources; `skipped` holds all rows that are none."""
+    data = recipe.data
+    found = read_pairs(sources, seed=recipe.seed, strict=data.strict, notice=observer.notice)
+    encoded = encode_pairs(
+        chat,
+        found.pairs,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        strict=data.strict,
+        observer=observer,
+    )
+    if encoded.truncated:
+        limit = data.max_length
+        observer.notice(f"{encoded.truncated} pairs were cut to data.max_length {limit}")
+    return encoded._replace(skipped=[*found.skipped, *encoded.skipped])
 
 
 def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PromptData:
     """Read, encode and split the recipe's prompts; count the rows that are skipped."""
     data = recipe.data
-    found = read_prompts(data.prompts, seed=recipe.seed, strict=data.strict)
+    found = read_prompts(data.prompts, seed=recipe.seed, strict=data.strict, notice=observer.notice)
     limit = recipe.ppo.max_prompt_length
     encoded = encode_prompts(chat, found.prompts, limit, strict=data.strict, observer=observer)
     if encoded.truncated:
@@ -137,7 +159,7 @@ def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> Prompt
             f"{encoded.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
         )
     skipped = [*found.skipped, *encoded.skipped]
-    _count(skipped, observer)
+    count_skipped(skipped, observer)
     train, held = split_prompts(encoded.prompts, data.eval_prompts, SPLIT_SEED)
     return PromptData(train, held, skipped)
 
@@ -153,7 +175,7 @@ def list_skipped(
     observer.notice(f"all skipped rows are listed in {file}")
 
 
-def _count(skipped: Sequence[Skipped], observer: Observer) -> None:
+def count_skipped(skipped: Sequence[Skipped], observer: Observer) -> None:
     """Say how many rows were skipped and why."""
     for line in skipped_report(skipped):
         observer.notice(f"skipped {line}")

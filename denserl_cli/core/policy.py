@@ -12,6 +12,7 @@ from torch import Tensor
 
 from denserl_cli.core.engine import autocast
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.hub import readable_errors
 from denserl_cli.core.likelihood import logprob_and_entropy
 
 if TYPE_CHECKING:
@@ -63,41 +64,31 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     path = model.tokenizer or model.path
-    with readable_errors(path, "tokenizer"):
+    with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):
         revision = model.revision if path == model.path else None
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
-class readable_errors:
-    """Turn what transformers raises for an absent or unusable model into one DenserlError."""
-
-    def __init__(self, path: str, what: str) -> None:
-        self.path, self.what = path, what
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        from safetensors import SafetensorError
-
-        if isinstance(error, (OSError, ValueError, KeyError, ImportError, SafetensorError)):
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise DenserlError(
-                f"cannot load the {self.what} {self.path}: {first_line}",
-                hint="download it first and name the folder: --set model.path=FOLDER",
-            ) from error
-
-
-def load_causal_lm(model: ModelConfig, *, trained: bool) -> PreTrainedModel:
+def load_causal_lm(
+    model: ModelConfig, *, trained: bool, quantization: Any = None
+) -> PreTrainedModel:
     """Load a causal language model to this process's device.
 
     trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
+    quantization: transformers' configuration of it, for frozen weights.
     Raises DenserlError for a model that is absent, incomplete or not causal, or whose head does
     more than a matrix product, which the streamed likelihood would get wrong.
     """
     from transformers import AutoModelForCausalLM
 
-    loaded = load_weights(AutoModelForCausalLM, model, model.path, trained=trained, what="model")
+    loaded = load_weights(
+        AutoModelForCausalLM,
+        model,
+        model.path,
+        trained=trained,
+        what="model",
+        quantization=quantization,
+    )
     with autocast(loaded.device, compute_dtype(model)):
         refuse_unusual_head(loaded, model.path)
     return loaded
@@ -114,12 +105,17 @@ def load_weights(
     fresh: str | None = None,
     dtype: torch.dtype | None = None,
     num_labels: int | None = None,
+    quantization: Any = None,
+    option: str = "model.path",
+    causal: bool = True,
 ) -> PreTrainedModel:
     """Load one of transformers' auto classes (`kind`), ready to train or frozen.
 
     what: the model's part, for errors. revision: of a path that is not the recipe's own model.
     fresh: name of a layer that the folder need not have. dtype: of the weights; None: float32 to
     train, the compute type otherwise. num_labels: of a classification head; None for other kinds.
+    option: the recipe's field that names another folder, for errors. causal: False takes any model
+    that is not an encoder and a decoder.
     Raises DenserlError when the model is absent, not causal, or lacks weights, which transformers
     would fill with random numbers.
     """
@@ -127,9 +123,11 @@ def load_weights(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     revision = model.revision if path == model.path else revision
-    with readable_errors(path, what):
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+    with readable_errors(path, what, option):
+        # code beside the weights is never run: transformers knows the architecture, or nobody does
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        known = not causal or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        if not known or config.is_encoder_decoder:
             raise ValueError(f"a {config.model_type} model is not a causal language model")
         if num_labels is not None:
             config.num_labels = num_labels
@@ -141,13 +139,17 @@ def load_weights(
             config=config,
             revision=revision,
             dtype=dtype or (torch.float32 if trained else compute_dtype(model)),
-            attn_implementation=attention_kernel(model),
+            attn_implementation=attention_kernel(model) if causal else None,
+            quantization_config=quantization,
+            device_map=None if quantization is None else {"": device()},
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     prepare(loaded, model, trained=trained)
-    with autocast(loaded.device, compute_dtype(model)):  # FlashAttention takes half types alone
-        refuse_two_way_attention(loaded, path)
+    if causal:
+        with autocast(loaded.device, compute_dtype(model)):  # FlashAttention takes half types alone
+            refuse_two_way_attention(loaded, path)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
     if lacking:
@@ -164,7 +166,13 @@ def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
     loaded.to(device())
     loaded.requires_grad_(trained)
     loaded.train(trained)
-    if trained and model.gradient_checkpointing:
+    if trained:
+        checkpoint_activations(loaded, model)
+
+
+def checkpoint_activations(loaded: Any, model: ModelConfig) -> None:
+    """Switch gradient checkpointing on where the recipe asks for it."""
+    if model.gradient_checkpointing:
         enable = getattr(  # its name in newer releases of transformers
             loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,15 @@ def preference_loss(
     if margin is not None:
         difference = difference - margin
     return -logsigmoid(difference).mean()
+
+
+def check_finite(score: float, origin: str) -> None:
+    """Raise DenserlError for a score that is not a number. origin: what was scored."""
+    if not math.isfinite(score):
+        raise DenserlError(
+            f"{origin}: the reward model's score is {score}",
+            hint="its weights are damaged or overflow; try --set model.dtype=float32",
+        )
 
 
 @dataclass(frozen=True)
@@ -133,11 +143,16 @@ class RewardRecord:
                 f"{file} is damaged: {error}", hint="train the reward model again with --fresh"
             ) from error
 
-    def check(self, recipe: Recipe, folder: Path) -> None:
-        """Raise DenserlError when the recipe contradicts what the model was trained with."""
+    def check(self, recipe: Recipe, folder: Path | str) -> None:
+        """Raise DenserlError when the recipe contradicts what the model was trained with.
+
+        A cutoff that the recipe leaves to calibration is the model's.
+        """
+        cut = recipe.segmentation
+        cutoff = self.cutoff if cut.cutoff == "auto" else cut.cutoff
         asked = {
-            "segmentation.granularity": (self.granularity, recipe.segmentation.granularity),
-            "segmentation.cutoff": (self.cutoff, recipe.segmentation.cutoff),
+            "segmentation.granularity": (self.granularity, cut.granularity),
+            "segmentation.cutoff": (self.cutoff, cutoff),
             "reward_model.aggregate": (self.aggregate, recipe.reward_model.aggregate),
             "model.path": (self.reference, recipe.model.path),
             "model.revision": (self.revision, recipe.model.revision),
@@ -158,7 +173,7 @@ class RewardRecord:
                 hint="change the recipe back, or train a reward model for it in another folder",
             )
 
-    def check_terminator(self, chat: ChatFormat, folder: Path) -> None:
+    def check_terminator(self, chat: ChatFormat, folder: Path | str) -> None:
         """Raise DenserlError when responses end with another token than in training."""
         if chat.terminator_id != self.terminator_id:
             raise DenserlError(
@@ -175,6 +190,7 @@ def load_scalar_model(
     revision: str | None = None,
     fresh_head: bool,
     trained: bool,
+    option: str = "model.path",
 ) -> PreTrainedModel:
     """A backbone with a scalar head (`score`, no bias), as reward model or critic (method §3).
 
@@ -193,14 +209,26 @@ def load_scalar_model(
         fresh="score" if fresh_head else None,
         dtype=torch.float32,
         num_labels=1,
+        option=option,
     )
-    head = cast(nn.Linear, loaded.score)
+    head = getattr(loaded, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise DenserlError(
+            f"{path or model.path}: the head of a {loaded.config.model_type} classifier is not a "
+            "plain matrix product",
+            hint="it can reward whole responses alone: segmentation.granularity=bandit",
+        )
     if not trained:
         for weight in loaded.base_model.parameters():  # buffers, such as RoPE's, stay float32
             weight.data = weight.data.to(compute_dtype(model))
     if fresh_head:
-        nn.init.normal_(head.weight, std=1 / (head.in_features + 1))
+        draw_head(loaded)
     return loaded
+
+
+def draw_head(model: Any) -> None:
+    """Draw the scalar head from torch's current seed: normal, std 1/(hidden+1) (method §3)."""
+    nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
 
 
 def token_values(model: Any, batch: SequenceBatch | PairBatch, *, before: bool = False) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from denserl_cli.core.adapters import load_reference, new_scalar_model
+from denserl_cli.core.cutoffs import settled
 from denserl_cli.core.data import (
     EncodedPairRow,
     PairBatch,
@@ -18,7 +22,6 @@ from denserl_cli.core.data import (
     micro_batches,
 )
 from denserl_cli.core.engine import (
-    NonFiniteError,
     TorchEngine,
     random_state,
     restore_random_state,
@@ -26,12 +29,12 @@ from denserl_cli.core.engine import (
 )
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.files import replaced_folder
+from denserl_cli.core.guards import NonFiniteGuard
 from denserl_cli.core.materials import list_skipped, load_chat, load_pairs, with_sandbox
-from denserl_cli.core.policy import compute_dtype, device, load_causal_lm
+from denserl_cli.core.policy import compute_dtype, device
 from denserl_cli.core.reward_model import (
     RewardRecord,
     aggregate_segments,
-    load_scalar_model,
     preference_loss,
     token_values,
 )
@@ -50,7 +53,7 @@ HEADLINE = ("loss", "accuracy", "segments_per_response", "tokens_per_second")
 
 def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the reward model of a recipe and leave it in the run folder."""
-    recipe = with_sandbox(recipe, run, observer)
+    recipe = settled(with_sandbox(recipe, run, observer), run, observer)
     tokenizer, chat = load_chat(recipe)
     data = load_pairs(recipe, chat, observer)
     settings = recipe.reward_model
@@ -75,7 +78,8 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     with replaced_folder(run.reward_model) as folder:
         trainer.engine.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        RewardRecord.of(run.recipe, chat).save(folder)
+        asked = replace(run.recipe, segmentation=recipe.segmentation)  # the cutoff as a number
+        RewardRecord.of(asked, chat).save(folder)
     run.finished(STAGE, summary)
     observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
 
@@ -98,16 +102,17 @@ class RewardTrainer:
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
         self.pad_id = pad_id
         segmented = recipe.segmentation.granularity == "segment"
-        reference = load_causal_lm(recipe.model, trained=False) if segmented else None
+        reference = load_reference(recipe) if segmented else None
         dtype = compute_dtype(recipe.model)
         self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
         self.engine = TorchEngine(
-            load_scalar_model(recipe.model, fresh_head=True, trained=True),
+            new_scalar_model(recipe, reference),
             learning_rate=self.settings.learning_rate,
             settings=recipe.optimizer,
             total_steps=len(batches),
             compute_dtype=dtype,
         )
+        self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, float] = {}
 
     def train(self, start: int) -> None:
@@ -146,14 +151,12 @@ class RewardTrainer:
             figures = self.forward(batch)
             self.engine.backward(figures["loss"] * len(part) / len(indices))
             totals.append(torch.stack([v.detach() for v in figures.values()]) * len(part))
-        try:
-            norm = self.engine.step()
-        except NonFiniteError as error:
-            raise self.run.nonfinite(
-                STAGE, step, str(error), _kept([self.rows[i] for i in indices])
-            ) from error
+        norm = math.nan
+        with self.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
+            norm = self.engine.step().item()
         means = _means(list(figures), totals, len(indices))
-        return {**means, "gradient_norm": norm.item(), "learning_rate": learning_rate}
+        figures_of_step = {"gradient_norm": norm, "learning_rate": learning_rate}
+        return {**means, **figures_of_step, **self.guard.figures()}
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
@@ -209,12 +212,17 @@ class RewardTrainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs; the data position is the step itself."""
-        return {"engine": self.engine.state(), "random": random_state()}
+        return {
+            "engine": self.engine.state(),
+            "random": random_state(),
+            "guard": self.guard.state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.engine.restore(state["engine"])
         restore_random_state(state["random"])
+        self.guard.restore(state["guard"])
 
 
 def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 recipe.yaml         the resolved recipe of the latest command
 run.json            recipe name; for each stage its status, the settings it read, its summary
+lock                who works here; there only for the while
 metrics.jsonl       every figure of every step
 sandbox/            model, tokenizer and data of the embedded task
 checkpoints/STAGE/  full states to resume from
@@ -15,12 +16,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from denserl_cli.core.checkpoints import Checkpoint, Checkpoints
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.files import replaced_folder, write_text
+from denserl_cli.core.files import clear_leftovers, sync, write_text
+from denserl_cli.core.locking import locked
 from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ _PAIRS = tuple(
     for name in ("preferences", "evaluation", "eval_pairs", "max_length", "max_prompt_length",
                  "strict")
 )  # fmt: skip
-_COMMON = ("name", "seed", "sandbox", "model", "chat", "segmentation")
+_COMMON = ("name", "seed", "sandbox", "model", "lora", "chat", "segmentation")
 READS: dict[str, tuple[str, ...]] = {
     "train-rm": (*_COMMON, *_PAIRS, "optimizer", "reward_model"),
     "fit-function": (*_COMMON, *_PAIRS, "normalizer"),
@@ -41,6 +44,14 @@ READS: dict[str, tuple[str, ...]] = {
                   "normalizer.kind", "ppo"),
 }  # fmt: skip
 """The settings that decide what a stage computes; in the order in which the stages run."""
+_MEMORY = (
+    "model.gradient_checkpointing",
+    "reward_model.micro_batch_size",
+    "normalizer.batch_size",
+    "ppo.micro_batch_size",
+    "ppo.rollout_micro_batch_size",
+)
+"""Settings among these that decide about memory and rounding alone, so they may change."""
 RESULTS = {
     "train-rm": ("reward_model",),
     "fit-function": ("reward_model/normalizer.json", "reward_model/normalizer.png"),
@@ -49,14 +60,6 @@ RESULTS = {
 """What each stage leaves in the run folder."""
 LOGS = ("metrics.jsonl", "samples.jsonl")
 """One JSON object a line, each with `stage` and `step`."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete state and the number of steps after which it was taken."""
-
-    step: int
-    state: dict[str, Any]
 
 
 class RunFolder:
@@ -68,13 +71,14 @@ class RunFolder:
         self.reward_model = path / "reward_model"
         self.normalizer = self.reward_model / "normalizer.json"
         self.policy = path / "policy"
-        self._new = not path.exists()
+        self._new = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._locked = False
         self._book = self._read_book()
 
     def _read_book(self) -> dict[str, Any]:
         file = self.path / "run.json"
         if not file.exists():
-            if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            if self.path.is_file() or _in_use(self.path):
                 raise DenserlError(
                     f"{self.path} is not empty and not a denserl run",
                     hint="name a new folder with --out",
@@ -126,15 +130,39 @@ class RunFolder:
             )
         return True
 
+    @contextmanager
+    def locked(self, observer: Observer) -> Iterator[None]:
+        """Keep every other job out; what the last one left is read and tidied first.
+
+        Raises DenserlError, naming the holder, when another job works here.
+        """
+        if self._locked:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path / "lock", observer.notice):
+            self._locked = True
+            try:
+                for folder in (self.path, self.reward_model, *self.path.glob("checkpoints/*")):
+                    clear_leftovers(folder)
+                self._book = self._read_book()
+                yield
+            finally:
+                self._locked = False
+
     def claim(self) -> None:
         """Make the folder this recipe's."""
-        self._write_book()
+        if not (self.path / "run.json").exists():
+            self._write_book()
         write_text(self.path / "recipe.yaml", recipe_to_yaml(self.recipe))
 
     def abandon(self) -> None:
         """Remove the folder if this command made it and no stage got as far as to start."""
         if self._new and not self._book["stages"]:
             _remove(self.path)
+            for parent in self._new[1:]:
+                with suppress(OSError):  # somebody else has put something there
+                    parent.rmdir()
 
     def started(self, stage: str, mode: Mode, observer: Observer) -> Checkpoint | None:
         """Record that a stage is under way; returns the checkpoint to go on from.
@@ -142,12 +170,19 @@ class RunFolder:
         Unless that is resumed, the results of this stage and of those after it are moved aside:
         they belong to the work that is being replaced.
         """
-        latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
-        if latest is None:
-            self._move_aside(stage)
+        checkpoints = self._checkpoints(stage)
+        latest = checkpoints.latest(observer) if mode == "resume" else None
+        later = list(READS)[list(READS).index(stage) :] if latest is None else []
+        for name in later:
+            self._book["stages"].pop(name, None)
+            self._checkpoints(name).clear()
         entry = {"status": "interrupted", "settings": self._settings(stage)}
         self._book["stages"][stage] = entry
+        self._write_book()  # before the results go, or a kill could leave a finished stage without
         self.claim()
+        self._move_aside(later)
+        if latest is not None:
+            checkpoints.drop_after(latest.step)
         for file in LOGS:
             self._drop_lines(file, stage, after=latest.step if latest else -1)
         return latest
@@ -156,7 +191,7 @@ class RunFolder:
         """Record that a stage is finished and what it reports; its checkpoints go."""
         self._book["stages"][stage] |= {"status": "finished", "summary": dict(summary)}
         self._write_book()
-        _remove(self.path / "checkpoints" / stage)
+        self._checkpoints(stage).clear()
 
     def log(
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
@@ -172,44 +207,18 @@ class RunFolder:
         return [line for line in self._lines("metrics.jsonl") if line["stage"] == stage]
 
     def save_checkpoint(self, stage: str, step: int, state: Mapping[str, Any]) -> None:
-        """Write a complete state aside, rename it into place and drop the oldest ones."""
-        import torch
+        """Write a complete state aside, rename it into place and drop the oldest ones.
 
-        folder = self.path / "checkpoints" / stage / f"step-{step:08d}"
-        with replaced_folder(folder) as aside:
-            torch.save(dict(state), aside / "state.pt")
-        for _, old in self._checkpoints(stage)[self.recipe.run.keep_checkpoints :]:
-            _remove(old)
+        Raises DenserlError when the disk is full; the earlier checkpoints are intact then.
+        """
+        for file in LOGS:  # or a power cut could leave a checkpoint without the lines before it
+            if (self.path / file).exists():
+                sync(self.path / file)
+        self._checkpoints(stage).save(step, state)
 
     def latest_checkpoint(self, stage: str, observer: Observer) -> Checkpoint | None:
         """The newest checkpoint that can be read; damaged ones are passed over with a notice."""
-        import pickle
-
-        import torch
-
-        for step, folder in self._checkpoints(stage):
-            try:
-                state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                observer.notice(f"checkpoint {folder} is damaged ({error}); trying an older one")
-                continue
-            return Checkpoint(step, state)
-        return None
-
-    def nonfinite(
-        self, stage: str, step: int, reason: str, batch: Mapping[str, Any]
-    ) -> DenserlError:
-        """Keep the batch that made a number NaN or infinite; returns the error to raise."""
-        import torch
-
-        place = self.path / "nonfinite" / f"{stage}-{step:08d}"
-        with replaced_folder(place) as folder:
-            torch.save(dict(batch), folder / "batch.pt")
-        return DenserlError(
-            f"{stage} stopped at step {step}: {reason}; the batch is in {place}",
-            hint="look at the batch; a lower learning rate needs --fresh or another --out, and the "
-            "last checkpoint is intact",
-        )
+        return self._checkpoints(stage).latest(observer)
 
     def _settings(self, stage: str) -> dict[str, Any]:
         flat = _flat(recipe_to_dict(self.recipe))
@@ -219,15 +228,17 @@ class RunFolder:
             if any(key == name or key.startswith(name + ".") for name in READS[stage])
         }
 
-    def _checkpoints(self, stage: str) -> list[tuple[int, Path]]:
-        folders = (self.path / "checkpoints" / stage).glob("step-*")
-        return sorted(((int(f.name.removeprefix("step-")), f) for f in folders), reverse=True)
+    def _checkpoints(self, stage: str) -> Checkpoints:
+        kept = self.recipe.run
+        return Checkpoints(
+            self.path / "checkpoints" / stage,
+            {k: v for k, v in self._settings(stage).items() if k not in _MEMORY},
+            keep=kept.keep_checkpoints,
+            gigabytes=kept.keep_gigabytes,
+        )
 
-    def _move_aside(self, stage: str) -> None:
-        stages = list(READS)
-        for name in stages[stages.index(stage) :]:
-            self._book["stages"].pop(name, None)
-            _remove(self.path / "checkpoints" / name)
+    def _move_aside(self, stages: list[str]) -> None:
+        for name in stages:
             for result in RESULTS[name]:
                 old = self.path / result
                 if old.exists():
@@ -269,10 +280,16 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted({*old, *new}):
+    for key in sorted({*old, *new} - {*_MEMORY}):
         before, now = json.dumps(old.get(key)), json.dumps(new.get(key))
         if before != now:
             yield f"{key} was {before}, is {now}"
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a folder holds more than a job leaves that was killed before it had claimed it."""
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return any(n != "lock" and not (n.startswith(".") and n.endswith(".tmp")) for n in names)
 
 
 def _null_if_nan(value: Any) -> Any:

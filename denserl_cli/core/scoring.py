@@ -11,6 +11,7 @@ from denserl_cli.core.engine import autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.reward_model import token_values
 from denserl_cli.core.segmentation import segment_ends
+from denserl_cli.core.sequence_reward import SequenceReward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ class Scorer:
         segmentation: SegmentationConfig,
         *,
         reference: PreTrainedModel | None,
-        reward_model: PreTrainedModel | None = None,
+        reward_model: PreTrainedModel | SequenceReward | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         assert segmentation.cutoff != "auto", "an automatic cutoff is settled before"
@@ -69,7 +70,11 @@ class Scorer:
                     self.reference, batch, temperature=temperature
                 )
             if self.reward_model is not None:
-                values = token_values(self.reward_model, batch)
+                values = (
+                    self.reward_model(batch)
+                    if isinstance(self.reward_model, SequenceReward)
+                    else token_values(self.reward_model, batch)
+                )
         ends = segment_ends(
             torch.zeros(mask.shape, device=mask.device) if entropy is None else entropy,
             mask,

@@ -1,33 +1,81 @@
-"""Ctrl-C during training means: finish the step, write a checkpoint, leave."""
+"""Signals that ask a stage to stop: finish the step, write a checkpoint, leave.
+
+Ctrl-C (SIGINT) comes from people; SIGTERM and SIGUSR1 from schedulers, a while before they kill.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Any
+
+from denserl_cli.core.errors import Interrupted
+
+REQUEUE = os.EX_TEMPFAIL
+"""Exit code 75 of a stage that a scheduler stopped: run it again with --resume."""
+_FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(KeyboardInterrupt):
+    """A scheduler's signal; raised where it finds the program, as Ctrl-C raises its base."""
+
+
+@contextmanager
+def stoppable(work: str) -> Iterator[None]:
+    """Let schedulers' signals end `work` at once, and in order, with `Interrupted`."""
+    try:
+        with _handling(_FROM_SCHEDULERS, _stop_now):
+            yield
+    except Stopped as stopped:
+        error = Interrupted(
+            f"{work} was stopped at once by {stopped}; what was done since the last checkpoint, if "
+            "there is one, is lost",
+            hint="go on with --resume",
+        )
+        error.exit_code = REQUEUE
+        raise error from None
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether the user has pressed Ctrl-C since.
+    """Yield a function that tells whether Ctrl-C or a scheduler has asked to stop since.
 
-    A second Ctrl-C interrupts at once, as it does everywhere outside this context.
+    A second signal stops at once, as the first does outside this context. An `Interrupted` that
+    leaves the context gets the exit code that belongs to the signal.
     """
-    asked = False
+    asked: list[int] = []
 
-    def remember(_: int, __: FrameType | None) -> None:
-        nonlocal asked
+    def remember(number: int, frame: FrameType | None) -> None:
         if asked:
-            raise KeyboardInterrupt
-        asked = True
+            _stop_now(number, frame)
+        asked.append(number)
 
+    with _handling((signal.SIGINT, *_FROM_SCHEDULERS), remember):
+        try:
+            yield lambda: bool(asked)
+        except Interrupted as error:
+            if asked and asked[0] in _FROM_SCHEDULERS:
+                error.exit_code = REQUEUE
+            raise
+
+
+def _stop_now(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Stopped(signal.Signals(number).name)
+
+
+@contextmanager
+def _handling(numbers: tuple[int, ...], handler: Callable[..., Any]) -> Iterator[None]:
+    """Install a handler for the while; only the main thread of a program can."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield
         return
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with ExitStack() as stack:
+        for number in numbers:
+            stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield

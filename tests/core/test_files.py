@@ -1,9 +1,11 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from denserl_cli.core import files
-from denserl_cli.core.files import replaced_folder, write_text
+from denserl_cli.core.files import clear_leftovers, replaced_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -60,11 +62,52 @@ def test_what_a_killed_process_left_aside_is_cleared(tmp_path: Path):
 
 
 def test_files_are_on_the_disk_before_they_are_renamed(tmp_path: Path, monkeypatch):
-    synced: list[int] = []
-    monkeypatch.setattr(files.os, "fsync", synced.append)
+    synced: list[str] = []
+    monkeypatch.setattr(
+        files.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+    )
     write_text(tmp_path / "file", "x")
+    assert [Path(name).parent for name in synced] == [tmp_path, tmp_path.parent]
+    assert Path(synced[0]).name.endswith(".tmp") and Path(synced[1]) == tmp_path
+    synced.clear()
     with replaced_folder(tmp_path / "folder") as aside:
         (aside / "inner").mkdir()
         for name in ("a", "inner/b"):
             (aside / name).write_text(name)
-    assert len(synced) == 3
+    inside = {str(aside / name) for name in ("", "a", "inner", "inner/b")}
+    assert set(synced[:4]) == inside and synced[4:] == [str(tmp_path)]
+
+
+def test_leftovers_of_killed_writes_go_and_what_they_had_moved_away_comes_back(tmp_path: Path):
+    for name in (".half.tmp", ".both.old", "both", ".moved.old", ".moved.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rest").write_text(name)
+    (tmp_path / ".run.json.77.tmp").write_text("{")
+    (tmp_path / ".profile").write_text("not ours")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [".profile", "both", "moved"]
+    assert (tmp_path / "moved" / "rest").read_text() == ".moved.old"
+    assert (tmp_path / "both" / "rest").read_text() == "both"
+    clear_leftovers(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_has_one_name_and_leaves_nothing_aside(error: Exception, tmp_path: Path):
+    folder = tmp_path / "folder"
+    with pytest.raises(OSError) as caught, replaced_folder(folder) as aside:
+        (aside / "half").write_text("half")
+        raise error
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(folder)
+    assert names(tmp_path) == []
+
+
+def test_other_errors_keep_their_kind(tmp_path: Path):
+    with pytest.raises(PermissionError), replaced_folder(tmp_path / "folder"):
+        raise PermissionError(errno.EACCES, "no")

@@ -149,7 +149,7 @@ def test_calibration_knows_which_answers_were_cut(
         told.extend((mask.sum(1), terminated))
         return 1.0
 
-    monkeypatch.setattr("denserl_cli.core.inspection.calibrate_cutoff", calibrate)
+    monkeypatch.setattr("denserl_cli.core.cutoffs.calibrate_cutoff", calibrate)
     inspect = inspector(tmp_path / "run", f"data.max_length={limit}", "data.max_prompt_length=8")
     inspect.calibrate(answers(inspect, 4), 2.0)
     lengths, terminated = told

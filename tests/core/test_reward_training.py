@@ -161,21 +161,34 @@ def long_run(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> by
     return weights(train(recipe("reward_model.epochs=8"), folder))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "writing", "code"),
+    [
+        (signal.SIGKILL, False, -signal.SIGKILL),
+        (signal.SIGKILL, True, -signal.SIGKILL),
+        (signal.SIGINT, False, 130),
+        (signal.SIGTERM, False, 75),
+    ],
+)
 def test_a_process_that_gets_a_signal_resumes_to_the_same_bytes(
     recipe: MakeRecipe,
     settings: list[str],
     long_run: bytes,
     tmp_path: Path,
     number: signal.Signals,
+    writing: bool,
+    code: int,
 ):
     folder = tmp_path / "run"
     process = start_process(settings, folder)
+    while writing and not list(folder.glob(f"checkpoints/{STAGE}/.step-*.tmp")):
+        assert process.poll() is None
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    if number == signal.SIGINT:
+    assert process.returncode == code
+    if code > 0:
         assert "interrupted: stopped after step" in errors and "--resume" in errors
+        assert not (folder / "lock").exists()
     assert "Traceback" not in errors
     done = len(metrics(folder))
     assert 5 <= done < 8 * STEPS and not (folder / "reward_model").exists()

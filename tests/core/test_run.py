@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,73 @@ def test_a_damaged_book_is_one_error(tmp_path: Path, content: bytes):
     assert files(tmp_path) == {"run.json": content}
 
 
+# one job at a time
+
+
+def test_a_second_job_is_refused_and_changes_nothing(interrupted: RunFolder):
+    other = run_in(interrupted.path)
+    with interrupted.locked(Observer()):
+        before = files(interrupted.path)
+        with pytest.raises(DenserlError, match=f"in use by process {os.getpid()} on"):
+            with other.locked(Observer()):
+                pytest.fail("two at once")
+        assert files(interrupted.path) == before
+        with interrupted.locked(Observer()):  # the same job may ask twice
+            pass
+        assert (interrupted.path / "lock").exists()
+    assert not (interrupted.path / "lock").exists()
+    with other.locked(Observer()):
+        pass
+
+
+def test_readers_need_no_lock(interrupted: RunFolder):
+    with interrupted.locked(Observer()):
+        reader = run_in(interrupted.path)
+        assert reader.interrupted(STAGE) and len(reader.metrics(STAGE)) == 3
+
+
+def test_what_another_job_did_meanwhile_is_read_again(run: RunFolder):
+    run.claim()
+    slow, fast = run_in(run.path), run_in(run.path)
+    with fast.locked(Observer()):
+        fast.started(STAGE, "start", Observer())
+        fast.finished(STAGE, {"accuracy": 1.0})
+    assert slow.admit(STAGE, "start")
+    with slow.locked(Observer()):
+        assert not slow.admit(STAGE, "start")
+
+
+def test_a_reader_that_claims_a_folder_forgets_no_stage(run: RunFolder):
+    run.claim()
+    reader, worker = run_in(run.path), run_in(run.path)
+    worker.started(STAGE, "start", Observer())
+    reader.claim()
+    assert run_in(run.path).interrupted(STAGE)
+
+
+def test_what_killed_jobs_left_is_cleared(interrupted: RunFolder):
+    stage = interrupted.path / "checkpoints" / STAGE
+    (interrupted.reward_model).mkdir()
+    for aside in (interrupted.path, interrupted.reward_model, stage):
+        (aside / ".thing.tmp").mkdir()
+        (aside / ".run.json.1.tmp").write_text("{")
+    (stage / ".step-00000009.old").mkdir()
+    with interrupted.locked(Observer()):
+        left = {path.name for path in interrupted.path.rglob("*")}
+        assert not any(name.endswith((".tmp", ".old")) for name in left)
+        assert "step-00000009" in left
+    checkpoint = interrupted.latest_checkpoint(STAGE, Observer())
+    assert checkpoint is not None and checkpoint.step == 3
+
+
+def test_a_folder_whose_first_job_died_at_once_is_as_good_as_none(tmp_path: Path):
+    for name in ("lock", ".run.json.77.tmp"):
+        (tmp_path / name).write_text("{")
+    with run_in(tmp_path).locked(Observer()):
+        assert not (tmp_path / ".run.json.77.tmp").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 # starting, resuming, replacing
 
 
@@ -177,6 +245,50 @@ def test_a_damaged_checkpoint_is_passed_over(interrupted: RunFolder, damage: byt
     checkpoint = interrupted.latest_checkpoint(STAGE, ears)
     assert checkpoint is not None and checkpoint.step == 2
     assert len(ears.notices) == 1 and "step-00000003 is damaged" in ears.notices[0]
+
+
+def test_a_damaged_checkpoint_does_not_outlive_the_one_that_is_resumed(tmp_path: Path):
+    """Kept as the newest, it would push the good ones out."""
+    run = run_in(tmp_path / "run", "run.keep_checkpoints=2")
+    run.started(STAGE, "start", Observer())
+    for step in (4, 6):
+        run.save_checkpoint(STAGE, step, {})
+    (run.path / "checkpoints" / STAGE / "step-00000006" / "state.pt").write_bytes(b"torn")
+    again = run_in(run.path, "run.keep_checkpoints=1")
+    resumed = again.started(STAGE, "resume", Observer())
+    assert resumed is not None and resumed.step == 4
+    again.save_checkpoint(STAGE, 5, {})
+    checkpoint = again.latest_checkpoint(STAGE, Ears())
+    assert checkpoint is not None and checkpoint.step == 5
+
+
+def test_a_checkpoint_of_other_settings_is_refused_before_anything_is_written(
+    interrupted: RunFolder, tmp_path: Path
+):
+    other = run_in(tmp_path / "other", "reward_model.epochs=3")
+    other.started(STAGE, "start", Observer())
+    checkpoints = other.path / "checkpoints"
+    (interrupted.path / "checkpoints").rename(checkpoints)
+    before = files(other.path)
+    with pytest.raises(DenserlError, match="written under other settings"):
+        run_in(other.path, "reward_model.epochs=3").started(STAGE, "resume", Observer())
+    assert files(other.path) == before
+
+
+def test_what_decides_about_memory_alone_may_change(interrupted: RunFolder):
+    memory = ("reward_model.micro_batch_size=2", "model.gradient_checkpointing=true")
+    changed = run_in(interrupted.path, *memory)
+    assert changed.admit(STAGE, "resume")
+    checkpoint = changed.started(STAGE, "resume", Observer())
+    assert checkpoint is not None and checkpoint.step == 3
+
+
+def test_a_size_limits_the_checkpoints(tmp_path: Path):
+    run = run_in(tmp_path / "run", "run.keep_checkpoints=9", "run.keep_gigabytes=0.00001")
+    for step in (1, 2):
+        run.save_checkpoint(STAGE, step, {"weights": torch.zeros(5000)})
+    kept = [path.name for path in (run.path / "checkpoints" / STAGE).iterdir()]
+    assert kept == ["step-00000002"]
 
 
 def test_lost_checkpoints_mean_a_new_start(interrupted: RunFolder):
@@ -235,6 +347,24 @@ def test_a_fresh_start_moves_its_results_and_all_later_ones_aside(run: RunFolder
     ]  # fmt: skip
 
 
+def test_a_kill_while_results_are_moved_leaves_no_finished_stage_without(
+    run: RunFolder, monkeypatch
+):
+    results(run)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_in(run.path).started(STAGE, "fresh", Observer())
+    again = run_in(run.path)
+    assert again.interrupted(STAGE) and again.summary("train-ppo") is None
+    assert again.started(STAGE, "resume", Observer()) is None
+    assert not run.reward_model.exists() and not run.policy.exists()
+
+
 def test_a_fresh_start_of_a_later_stage_leaves_the_earlier_ones(run: RunFolder):
     results(run)
     again = run_in(run.path)
@@ -254,16 +384,6 @@ def test_a_fresh_start_forgets_the_old_checkpoints(interrupted: RunFolder):
 # failing
 
 
-def test_a_bad_batch_is_kept_and_the_error_says_where(interrupted: RunFolder):
-    error = interrupted.nonfinite(STAGE, 4, "the loss is nan", {"ids": torch.arange(3)})
-    place = interrupted.path / "nonfinite" / "train-rm-00000004"
-    assert error.message == f"train-rm stopped at step 4: the loss is nan; the batch is in {place}"
-    assert error.hint and "--fresh" in error.hint
-    assert torch.load(place / "batch.pt")["ids"].tolist() == [0, 1, 2]
-    checkpoint = interrupted.latest_checkpoint(STAGE, Observer())
-    assert checkpoint is not None and checkpoint.step == 3
-
-
 def test_a_folder_made_for_nothing_is_removed_and_no_other(run: RunFolder):
     run.claim()
     run.abandon()
@@ -271,6 +391,18 @@ def test_a_folder_made_for_nothing_is_removed_and_no_other(run: RunFolder):
     run.claim()
     run_in(run.path).abandon()  # it was there before
     assert run.path.exists()
+
+
+def test_the_folders_above_it_that_were_made_for_nothing_go_along(tmp_path: Path):
+    run = run_in(tmp_path / "runs" / "deep" / "run")
+    with run.locked(Observer()):
+        run.abandon()
+    assert list(tmp_path.iterdir()) == []
+    run = run_in(tmp_path / "runs" / "deep" / "run")
+    with run.locked(Observer()):
+        (tmp_path / "runs" / "other").mkdir()
+        run.abandon()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
 
 
 def test_a_folder_in_which_a_stage_started_stays(interrupted: RunFolder):

@@ -6,21 +6,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core import sandbox
-from denserl_cli.core.adopting import adopt, load_reward_model, reward_record
+from denserl_cli.core.adapters import load_reference, new_policy, new_scalar_model
+from denserl_cli.core.adopting import Opened, load_reward_model, open_reward_model
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Prompt, global_batches
 from denserl_cli.core.engine import TorchEngine, seed_everything
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.fitting import load_normalizer
-from denserl_cli.core.materials import list_skipped, load_chat, load_prompts, with_sandbox
-from denserl_cli.core.policy import compute_dtype, load_causal_lm
+from denserl_cli.core.materials import list_skipped, load_prompts
+from denserl_cli.core.policy import compute_dtype
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.rollout import Sampling
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
-from denserl_cli.core.reward_model import RewardRecord, load_scalar_model
 from denserl_cli.core.scoring import Scorer
+from denserl_cli.core.sequence_reward import translating
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
@@ -30,15 +31,21 @@ if TYPE_CHECKING:
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
-    record = reward_record(recipe, run)
-    asked, recipe = recipe, with_sandbox(recipe, run, observer)
-    tokenizer, chat = load_chat(recipe)
-    record = adopt(record, recipe, run, chat, observer)
+    asked, opened = recipe, open_reward_model(recipe, run, observer)
+    recipe, tokenizer, chat = opened.recipe, opened.tokenizer, opened.chat
     normalizer = load_normalizer(recipe, run)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
-    collect, update = _models(recipe, run, record, chat, plan)
+    collect, update = _models(opened, run, plan)
+    if opened.reading is not chat:
+        collect.scorer.reward_model = translating(
+            collect.scorer.reward_model,
+            chat,
+            opened.reading,
+            [*prompts.train, *prompts.evaluation],
+            observer,
+        )
     policy = update.actor.model
     _stop_generation(policy, chat)
     trainer = PPOTrainer(
@@ -51,7 +58,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         collect=collect,
         normalizer=normalizer,
         tokenizer=tokenizer,
-        judge=_judge(asked),
+        judge=judge_of(asked),
         save_policy=partial(_save, policy, tokenizer, run),
     )
     checkpoint = run.started(STAGE, mode, observer)
@@ -86,24 +93,24 @@ def _plan(recipe: Recipe, prompts: list[Prompt]) -> PromptPlan:
     return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
 
 
-def _models(
-    recipe: Recipe, run: RunFolder, record: RewardRecord, chat: ChatFormat, plan: PromptPlan
-) -> tuple[Collector, Updater]:
+def _models(opened: Opened, run: RunFolder, plan: PromptPlan) -> tuple[Collector, Updater]:
     """Policy and critic with their engines; the frozen reference and reward model."""
+    recipe, record, chat = opened.recipe, opened.record, opened.chat
     ppo, dtype = recipe.ppo, compute_dtype(recipe.model)
     responses = ppo.rollout_batch_size * ppo.samples_per_prompt
     steps = ppo.epochs * responses // ppo.train_batch_size
+    reference = load_reference(recipe)
     actor = TorchEngine(
-        load_causal_lm(recipe.model, trained=True),
+        new_policy(recipe, reference),
         learning_rate=ppo.actor_learning_rate,
         settings=recipe.optimizer,
         total_steps=max(1, (plan.iterations - ppo.critic_warmup) * steps),
         compute_dtype=dtype,
     )
     critic = TorchEngine(
-        load_reward_model(record, recipe, run, trained=True)
+        load_reward_model(record, recipe, run, trained=True, reference=reference)
         if ppo.critic_init == "reward_model"
-        else load_scalar_model(recipe.model, fresh_head=True, trained=True),
+        else new_scalar_model(recipe, reference),
         learning_rate=ppo.critic_learning_rate,
         settings=recipe.optimizer,
         total_steps=plan.iterations * steps,
@@ -111,8 +118,8 @@ def _models(
     )
     scorer = Scorer(
         recipe.segmentation,
-        reference=load_causal_lm(recipe.model, trained=False),
-        reward_model=load_reward_model(record, recipe, run),
+        reference=reference,
+        reward_model=load_reward_model(record, recipe, run, reference=reference),
         dtype=dtype,
     )
     collect = Collector(
@@ -128,7 +135,7 @@ def _models(
     return collect, update
 
 
-def _judge(recipe: Recipe) -> Judge | None:
+def judge_of(recipe: Recipe) -> Judge | None:
     """The true reward of the sandbox, unless other prompts are asked for."""
     if recipe.sandbox is None or recipe.data.prompts:
         return None

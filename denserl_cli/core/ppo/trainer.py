@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from denserl_cli.core.engine import NonFiniteError, random_state, restore_random_state
 from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.guards import NonFiniteGuard
 from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
-from denserl_cli.core.ppo.figures import explained_variance, rollout_figures, samples
-from denserl_cli.core.ppo.rewards import (
-    AdaptiveKL,
-    penalize_kl,
-    replace_penalized,
-    spread_rewards,
+from denserl_cli.core.ppo.figures import (
+    dense_rewards,
+    explained_variance,
+    rollout_figures,
+    samples,
 )
+from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.stopping import stop_requested
 
@@ -64,6 +66,7 @@ class PPOTrainer:
         self.kl = AdaptiveKL(
             recipe.ppo.kl_coef, target=recipe.ppo.kl_target, horizon=recipe.ppo.kl_horizon
         )
+        self.guard = NonFiniteGuard(STAGE, run, observer)
         self.best: float | None = None
         self.start_segments: float | None = None
         self.warned = False
@@ -84,7 +87,7 @@ class PPOTrainer:
                 began = time.perf_counter()
                 prompts = self.plan.batch(iteration)
                 rollout = self.roll_out(iteration, prompts, stopping)
-                earned = self.dense_rewards(iteration, rollout)
+                earned = dense_rewards(rollout, self.recipe, self.normalizer)
                 rewards = penalize_kl(
                     earned,
                     rollout.logprobs,
@@ -121,43 +124,18 @@ class PPOTrainer:
         self.observer.end()
         return rollout
 
-    def dense_rewards(self, iteration: int, rollout: Rollout) -> Tensor:
-        """Each token's reward before the KL penalty: (R, T) (method §5)."""
-        settings = self.settings
-        measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
-        if not all(torch.isfinite(values).all() for values in measured):
-            raise self.run.nonfinite(
-                STAGE, iteration, "a reward or log-probability is not finite", _kept(rollout)
-            )
-        rewards = spread_rewards(
-            rollout.token_values,
-            rollout.ends,
-            rollout.response_mask,
-            normalizer=self.normalizer,
-            interpolation=settings.interpolation or "even",
-            segment_total=settings.segment_total,
-            length_normalize=settings.length_normalize,
-            clip=settings.reward_clip,
-        )
-        return replace_penalized(
-            rewards,
-            rollout.response_mask,
-            rollout.terminated,
-            missing_eos_penalty=settings.missing_eos_penalty,
-            max_response_tokens=settings.max_response_tokens,
-            overlong_penalty=settings.overlong_penalty,
-            last_token_only=self.recipe.segmentation.granularity == "bandit",
-        )
-
     def learn(
         self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
     ) -> dict[str, float]:
-        """Update policy and critic; a NaN stops the run with the rollout kept."""
+        """Update policy and critic, unless a number on the way is not finite."""
+        measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
+        if not all(torch.isfinite(values).all() for values in measured):
+            error = NonFiniteError("a reward or log-probability is not finite")
+            self.guard.caught(iteration, error, partial(_kept, rollout))
+            return {}
         advantages = whiten(advantages, rollout.response_mask)
-        try:
-            return self.update(iteration, rollout, advantages, returns)
-        except NonFiniteError as error:
-            raise self.run.nonfinite(STAGE, iteration, str(error), _kept(rollout)) from error
+        guarded = partial(self.guard.update, iteration, partial(_kept, rollout))
+        return self.update(iteration, rollout, advantages, returns, guarded)
 
     def describe(
         self, prompts: PromptBatch, rollout: Rollout, earned: Tensor, returns: Tensor
@@ -200,8 +178,9 @@ class PPOTrainer:
             after = self.evaluate()
             stats |= after
             self.keep_best(after)
-        stats["kl_coef"] = self.kl.coef
-        self.kl.update(stats["kl_per_token"], stats["responses"])
+        stats |= {"kl_coef": self.kl.coef, **self.guard.figures()}
+        if math.isfinite(stats["kl_per_token"]):
+            self.kl.update(stats["kl_per_token"], stats["responses"])
         self.record(iteration, stats)
         self.watch_segments(stats["segments_per_response"])
         if iteration % settings.save_every == 0 or last:
@@ -266,6 +245,7 @@ class PPOTrainer:
             "actor": self.update.actor.state(),
             "critic": self.update.critic.state(),
             "random": random_state(),
+            "guard": self.guard.state(),
             "kl_coef": self.kl.coef,
             "best": self.best,
             "start_segments": self.start_segments,
@@ -279,6 +259,7 @@ class PPOTrainer:
         self.update.actor.restore(state["actor"])
         self.update.critic.restore(state["critic"])
         restore_random_state(state["random"])
+        self.guard.restore(state["guard"])
         self.kl.coef = state["kl_coef"]
         self.best, self.start_segments = state["best"], state["start_segments"]
         self.warned, self.beyond = state["warned"], state["beyond"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.data import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.engine import step
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.reward_model import token_values
@@ -35,12 +38,17 @@ class Updater:
         self.pad_id, self.seed = pad_id, seed
 
     def __call__(
-        self, iteration: int, rollout: Rollout, advantages: Tensor, returns: Tensor
+        self,
+        iteration: int,
+        rollout: Rollout,
+        advantages: Tensor,
+        returns: Tensor,
+        guarded: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
         """Take every optimizer step of one iteration; returns mean figures of the steps.
 
-        advantages, returns: (R, T). Raises NonFiniteError; the model whose gradient is not finite
-        keeps the weights of its last good step.
+        advantages, returns: (R, T). guarded: makes the context of each step, which raises
+        NonFiniteError before either model is changed.
         """
         settings = self.settings
         rates = {
@@ -53,7 +61,10 @@ class Updater:
             rng = np.random.default_rng([self.seed, iteration, epoch])
             order = rng.permutation(len(rollout.responses))
             for rows in np.split(order, len(order) // settings.train_batch_size):
-                steps.append(self.step(rollout, advantages, returns, rows, policy_learns))
+                with guarded():
+                    steps.append(self.step(rollout, advantages, returns, rows, policy_learns))
+        if not steps:
+            return rates
         means = {name: torch.stack([s[name] for s in steps]).mean() for name in steps[0]}
         return rates | dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
 
@@ -81,9 +92,9 @@ class Updater:
                 total[f"{name}_loss"] = total.get(f"{name}_loss", 0) + loss
                 for figure, value in output.metrics.items():
                     _gather(total, f"{name}_{figure}", value, tokens)
-        total["critic_gradient_norm"] = self.critic.step()
-        if policy_learns:
-            total["policy_gradient_norm"] = self.actor.step()
+        engines = {"critic": self.critic} | ({"policy": self.actor} if policy_learns else {})
+        for name, norm in zip(engines, step(*engines.values()), strict=True):
+            total[f"{name}_gradient_norm"] = norm
         return total
 
     def policy_loss(

@@ -14,6 +14,7 @@ from denserl_cli.core.data import Prompt
 from denserl_cli.core.engine import NonFiniteError
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.ppo.figures import dense_rewards
 from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
@@ -43,7 +44,12 @@ class Update:
         self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(
-        self, iteration: int, rollout: Rollout, advantages: torch.Tensor, returns: torch.Tensor
+        self,
+        iteration: int,
+        rollout: Rollout,
+        advantages: torch.Tensor,
+        returns: torch.Tensor,
+        guarded: Any,
     ) -> dict[str, float]:
         self.actor.value = iteration
         self.given.append((advantages, returns))
@@ -191,15 +197,22 @@ def test_the_rewards_of_a_response_add_up_to_those_of_its_segments(
     ]
     expected = sum(normalised) / (1 if total == "sum" else 2)
     torch.testing.assert_close(
-        made.dense_rewards(1, given).sum(1), torch.full((2,), expected), rtol=1e-5, atol=1e-6
+        dense_rewards(given, made.recipe, made.normalizer).sum(1),
+        torch.full((2,), expected),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
 def test_dense_with_one_segment_is_bandit(tmp_path: Path):
     settings = {"interpolation": "end", "missing_eos_penalty": None, "normalizer": NORMALIZER}
     one = rollout(score=0.7, ends=(3,), terminated=False)
-    dense = trainer(tmp_path / "a", [], **settings).dense_rewards(1, one)
-    bandit = trainer(tmp_path / "b", [], granularity="bandit", **settings).dense_rewards(1, one)
+    dense, bandit = (
+        dense_rewards(
+            one, trainer(tmp_path / name, [], granularity=name, **settings).recipe, NORMALIZER
+        )
+        for name in ("segment", "bandit")
+    )
     assert torch.equal(dense, bandit)
     assert torch.nonzero(dense).tolist() == [[0, 3], [1, 3]]
 
@@ -209,7 +222,8 @@ def test_a_response_without_terminator_gets_the_penalty_instead(
     granularity: str, paid: list[int], tmp_path: Path
 ):
     made = trainer(tmp_path, [], granularity=granularity, missing_eos_penalty=-0.5)
-    rewards = made.dense_rewards(1, rollout(score=1.0, ends=(3,), terminated=False))
+    given = rollout(score=1.0, ends=(3,), terminated=False)
+    rewards = dense_rewards(given, made.recipe, made.normalizer)
     assert rewards[0].tolist() == [-0.5 if column in paid else 0.0 for column in range(4)]
     assert rewards[1].sum().item() == pytest.approx(1.3)
 
@@ -307,7 +321,7 @@ def test_everything_is_restored(tmp_path: Path):
         tmp_path, [rollout(score=1.0), rollout(score=2.0, ends=(0, 1, 2, 3))], save_every=1
     )
     made.train(0)
-    again = trainer(tmp_path, [])
+    again = trainer(tmp_path, [], save_every=1)
     again.restore(again.run.latest_checkpoint(STAGE, Observer()).state)
     assert (again.best, again.start_segments, again.warned) == (made.best, 2.0, True)
     assert again.update.actor.value == 2
@@ -331,8 +345,9 @@ def test_a_reward_that_is_not_finite_stops_with_the_rollout_kept(tmp_path: Path)
 def test_a_nan_gradient_stops_with_the_rollout_kept(tmp_path: Path):
     made = trainer(tmp_path, [rollout()])
 
-    def fail(*_: object) -> dict[str, float]:
-        raise NonFiniteError("the gradient norm is nan")
+    def fail(*words: Any) -> dict[str, float]:
+        with words[-1]():
+            raise NonFiniteError("the gradient norm is nan")
 
     made.update = fail
     with pytest.raises(DenserlError, match="the gradient norm is nan"):

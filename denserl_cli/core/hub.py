@@ -1,0 +1,70 @@
+"""What goes wrong where models come from, the hub or a folder, in words that help."""
+
+from __future__ import annotations
+
+from denserl_cli.core.errors import DenserlError
+
+
+class readable_errors:
+    """Turn what transformers raises for an absent or unusable model into one DenserlError.
+
+    option: the recipe's field that names another folder; "" where the folder is the run's own.
+    """
+
+    def __init__(self, path: str, what: str, option: str = "model.path") -> None:
+        self.path, self.what, self.option = path, what, option
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        from pickle import UnpicklingError
+
+        from safetensors import SafetensorError
+
+        torn = (SafetensorError, UnpicklingError, EOFError, RuntimeError)
+        if isinstance(error, (OSError, ValueError, KeyError, ImportError, *torn)):
+            folder = "name the folder of a downloaded model"
+            reason, first = _hub_refusal(self.path, error) or (_first_line(error), "")
+            hint = f"{first}, or {folder}" if first else folder
+            raise DenserlError(
+                f"cannot load the {self.what} {self.path}: {reason}",
+                hint=f"{hint}: --set {self.option}=FOLDER" if self.option else "train it again",
+            ) from error
+
+
+def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
+    """Why the hub did not give a model and what to do; None when that was not the trouble."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{path}"
+    cause: BaseException | None = error
+    while cause is not None:  # transformers wraps the hub's errors
+        if isinstance(cause, GatedRepoError):
+            return "its licence is not accepted", f"accept it at {page} and run `hf auth login`"
+        if isinstance(cause, RepositoryNotFoundError):
+            advice = "mend the name, run `hf auth login` if it is private"
+            return "no such folder, and no such model on the hub", advice
+        if isinstance(cause, RevisionNotFoundError):
+            return "the hub has no such revision of it", f"choose one of {page}/tree/main"
+        if isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+            reason = "no such folder, not downloaded yet, and the hub is out of reach"
+            return reason, f"download it where there is a network: `hf download {path}`"
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status in (401, 403):
+                return f"the hub refuses it ({status})", f"ask for access at {page} and log in"
+            return f"the hub answers {status}", "try again later"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
