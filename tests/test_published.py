@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -11,13 +13,13 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
 )
 
+from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import Recipe
 from denserl_cli.core.tracking import Observer
@@ -41,7 +43,7 @@ SIZES = (
     "reward_model.batch_size=4",
     "reward_model.micro_batch_size=4",
     "normalizer.pairs=10",
-    "ppo.iterations=2",
+    "ppo.iterations=1",
     "ppo.rollout_batch_size=4",
     "ppo.train_batch_size=4",
     "ppo.micro_batch_size=4",
@@ -55,6 +57,14 @@ STOPS = {
     "llama3-sft": [128009, 128001],
 }
 STAGES = ("train-rm", "fit-function", "train-ppo")
+LOADED = lru_cache(load_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes longest here: a tokenizer is read once for all stages, nothing is plotted."""
+    monkeypatch.setattr("denserl_cli.core.materials.load_tokenizer", LOADED)
+    monkeypatch.setattr("denserl_cli.core.fitting.plot", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +86,17 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     tokenizers = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
     if not tokenizers.exists():
         pytest.skip(f"no shared fixtures at {tokenizers}")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizers / name)
+    folder = tmp_path_factory.mktemp("hub") / request.param
+    folder.mkdir()
+    for file in (tokenizers / name).iterdir():
+        shutil.copyfile(file, folder / file.name)
     torch.manual_seed(0)
     if name == "phi3-mini":
         ids = {"pad_token_id": 32000, "bos_token_id": 1, "eos_token_id": 32000}
         model = Phi3ForCausalLM(Phi3Config(vocab_size=32064, **SHAPE, **ids))
     else:
         model = LlamaForCausalLM(LlamaConfig(vocab_size=128256, **SHAPE))
-    folder = tmp_path_factory.mktemp("hub") / request.param
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 

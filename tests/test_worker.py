@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,18 @@ def test_the_libraries_keep_quiet():
 
     worker.quiet_libraries()
     assert transformers.logging.get_verbosity() == logging.ERROR
+
+
+def test_deepspeed_leaves_stdout_to_results(capsys: pytest.CaptureFixture[str]):
+    worker.quiet_libraries()
+    logger = logging.getLogger("DeepSpeed")
+    handler = logging.StreamHandler(sys.stdout)  # what its import does
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        logger.warning("Setting accelerator to CPU")
+        assert capsys.readouterr().out == ""
+        logger.error("broken")
+        assert capsys.readouterr().out == "broken\n"
+    finally:
+        logger.removeHandler(handler)

@@ -82,8 +82,9 @@ def answer(
     """Answer a benchmark's questions in the format that its judge reads."""
     from denserl_cli.console import make_observer
     from denserl_cli.core.benchmarks.formats import BENCHMARKS
-    from denserl_cli.core.benchmarks.job import Job, choose_policy
+    from denserl_cli.core.benchmarks.job import Job
     from denserl_cli.core.benchmarks.questions import read_questions
+    from denserl_cli.core.choosing import choose_policy
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.run import RunFolder
 
@@ -92,6 +93,8 @@ def answer(
     run = RunFolder(folder, loaded)
     asked = BENCHMARKS[benchmark.value]
     chosen = choose_policy(loaded, run, policy)
+    if policy is None:
+        run.check_settings("train-ppo", ("sandbox", "model", "lora", "chat"))
     name = _checked(chosen.name if generator is None else generator)
     target = to or folder / "answers" / asked.name / f"{name}{asked.suffix}"
     _check(target, questions, temperature)

@@ -50,6 +50,8 @@ def export(
         typer.echo(f"would write the {part.value} of {folder} to {target}")
         return
     from denserl_cli.core.exporting import export as write
+    from denserl_cli.worker import quiet_libraries
 
+    quiet_libraries()
     write(part.value, loaded, RunFolder(folder, loaded), target, replace=resume is False)
     typer.echo(f"exported the {part.value} to {target}")

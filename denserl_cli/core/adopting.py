@@ -8,6 +8,7 @@ them: so the two are never mixed, and every later command finds them in the same
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +24,11 @@ from denserl_cli.core.reward_model import RECORD, RewardRecord
 from denserl_cli.core.scoring import Scorer
 from denserl_cli.core.sequence_reward import (
     SequenceReward,
+    check_head,
     has_plain_head,
     own_format,
     reads_ids_of,
+    translating,
 )
 from denserl_cli.core.vocabulary import check_vocabulary
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from denserl_cli.core.chat import ChatFormat
+    from denserl_cli.core.data import Prompt
     from denserl_cli.core.recipe.schema import PublishedConfig, Recipe
     from denserl_cli.core.run import RunFolder
     from denserl_cli.core.tracking import Observer
@@ -103,6 +107,8 @@ def adopt(
         return record
     published = recipe.published
     assert published is not None
+    if not is_adapters(published.reward_model):
+        check_head(published.reward_model, published.revision)
     if record.granularity != "bandit" and not reads_ids_of(record, chat):
         raise DenserlError(
             f"the reward model {record.weights} has another tokenizer than {recipe.model.path}, so "
@@ -158,15 +164,28 @@ def load_reward_model(
 
 
 def load_scorer(
-    record: RewardRecord, recipe: Recipe, run: RunFolder, observer: Observer | None = None
+    opened: Opened,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    reference: PreTrainedModel | None = None,
+    prompts: Sequence[Prompt] = (),
 ) -> Scorer:
-    """The run's reward model with the reference, where that segments for it."""
-    segmented = recipe.segmentation.granularity == "segment"
-    reference = load_reference(recipe) if segmented else None
+    """The run's reward model with the reference.
+
+    reference: the recipe's starting model; without it, it is loaded where segments depend on it.
+    prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
+    """
+    recipe, chat, reading = opened.recipe, opened.chat, opened.reading
+    if reference is None and recipe.segmentation.granularity == "segment":
+        reference = load_reference(recipe)
+    model = load_reward_model(opened.record, recipe, run, observer=observer, reference=reference)
+    if prompts and reading is not chat:
+        model = translating(model, chat, reading, prompts, observer)
     return Scorer(
         recipe.segmentation,
         reference=reference,
-        reward_model=load_reward_model(record, recipe, run, observer=observer, reference=reference),
+        reward_model=model,
         dtype=compute_dtype(recipe.model),
     )
 

@@ -38,7 +38,7 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
     """
     stage = _STAGE_OF[part]
     source = run.path / part.replace("-", "_")
-    run.admit(stage, "resume")  # the card's recipe must be the one that made the model
+    run.check_settings(stage)  # the card's recipe must be the one that made the model
     summary = run.summary(stage)
     if summary is None or not source.is_dir():
         raise DenserlError(

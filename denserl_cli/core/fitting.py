@@ -51,7 +51,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     everything = [*data.train, *data.evaluation]
     order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
     seed_everything(recipe.seed)
-    scorer = load_scorer(opened.record, recipe, run, observer)
+    scorer = load_scorer(opened, run, observer)
     run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
     rewards = segment_rewards(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from denserl_cli.core.errors import DenserlError
 
 
@@ -33,6 +36,23 @@ class readable_errors:
             ) from error
 
 
+def weight_names(path: str, revision: str | None = None) -> set[str] | None:
+    """Names of a model's tensors, read without them; None where no safetensors file tells."""
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+        found = cached_file(
+            path, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        if found is not None and name == SAFE_WEIGHTS_INDEX_NAME:
+            return set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"])
+        if found is not None:
+            with safe_open(found, "pt") as file:
+                return set(file.keys())
+    return None
+
+
 def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
     """Why the hub did not give a model and what to do; None when that was not the trouble."""
     from huggingface_hub.errors import (
@@ -56,7 +76,8 @@ def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
             return "the hub has no such revision of it", f"choose one of {page}/tree/main"
         if isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
             reason = "no such folder, not downloaded yet, and the hub is out of reach"
-            return reason, f"download it where there is a network: `hf download {path}`"
+            advice = f"download it where there is a network: `hf download {path}`"
+            return reason, f"{advice} (accept its licence first if {page} asks for it)"
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             if status in (401, 403):

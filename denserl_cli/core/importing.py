@@ -80,6 +80,8 @@ def import_normalizer(
             f"the reward model of {run.path} has a normaliser already",
             hint="replace it with --fresh, or name another folder with --out",
         )
+    if mode != "fresh":
+        run.check_later(STAGE)
     run.started(STAGE, mode, observer)
     about = {
         "kind": kind,

@@ -119,6 +119,13 @@ def fit_location_normalizer(locations: ArrayLike, rewards: ArrayLike) -> Locatio
     table = location_table(locations, rewards)
     mean = huber_line(np.log(table.location), table.mean)
     std = huber_line(np.log(table.location), table.std)
+    if abs(std.intercept) < 1e-9 * table.mean.std():  # rounding, where most groups are of one
+        once = int((table.count == 1).sum())
+        raise DenserlError(
+            f"the standard deviation of rewards is zero: {once} of {len(table.count)} locations "
+            "occur only once",
+            hint="fit on more responses, or use --set normalizer.kind=global",
+        )
     return LocationNormalizer(mean.slope, std.slope, mean.intercept, std.intercept)
 
 

@@ -116,8 +116,8 @@ def load_weights(
     train, the compute type otherwise. num_labels: of a classification head; None for other kinds.
     option: the recipe's field that names another folder, for errors. causal: False takes any model
     that is not an encoder and a decoder.
-    Raises DenserlError when the model is absent, not causal, or lacks weights, which transformers
-    would fill with random numbers.
+    Raises DenserlError when the model is absent, not causal, lacks weights, which transformers
+    would fill with random numbers, or has a bias that transformers would leave out.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -158,7 +158,20 @@ def load_weights(
             f"{', '.join(lacking[:5])}",
             hint="name a folder that holds a whole model of this kind",
         )
+    biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
+    if biases:
+        raise DenserlError(
+            f"{path} has weights that a {config.model_type} model has no place for: "
+            f"{', '.join(sorted(biases)[:5])}",
+            hint="without them it would be another model; name one that transformers knows",
+        )
     return loaded
+
+
+def _is_bias(model: Any, key: str) -> bool:
+    """Whether a name is that of the bias of a linear layer that the model has."""
+    layer, _, name = key.rpartition(".")
+    return name == "bias" and isinstance(dict(model.named_modules()).get(layer), torch.nn.Linear)
 
 
 def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,18 +109,16 @@ class RunFolder:
         """Decide whether a stage has work to do here; nothing is written.
 
         Returns False when it is finished. Raises DenserlError when an earlier attempt was
-        interrupted and the user said neither --resume nor --fresh, or when the folder holds the
-        stage's work under other settings.
+        interrupted and the user said neither --resume nor --fresh, when the folder holds the
+        stage's work under other settings, or later stages' that did without it.
         """
         entry = self._book["stages"].get(stage)
-        if entry is None or mode == "fresh":
+        if mode == "fresh":
             return True
-        changed = list(_differences(entry["settings"], self._settings(stage)))
-        if changed:
-            raise DenserlError(
-                f"{self.path} holds {stage} under other settings: {'; '.join(changed)}",
-                hint="name another folder with --out, or replace that work with --fresh",
-            )
+        if entry is None:
+            self.check_later(stage)
+            return True
+        self.check_settings(stage)
         if entry["status"] == "finished":
             return False
         if mode == "start":
@@ -129,6 +127,32 @@ class RunFolder:
                 hint="go on with --resume, or start it again with --fresh",
             )
         return True
+
+    def check_settings(self, stage: str, blocks: Sequence[str] = ()) -> None:
+        """Raise DenserlError when the folder holds a stage's work under other settings.
+
+        blocks: names of those that matter; all when empty.
+        """
+        entry = self._book["stages"].get(stage)
+        changed = [] if entry is None else _differences(entry["settings"], self._settings(stage))
+        about = tuple(f"{name}{end}" for name in blocks for end in (".", " "))
+        if named := "; ".join(line for line in changed if not about or line.startswith(about)):
+            raise DenserlError(
+                f"{self.path} holds {stage} under other settings: {named}",
+                hint="name another folder with --out, or replace that work with --fresh",
+            )
+
+    def check_later(self, stage: str) -> None:
+        """Raise DenserlError when the folder holds work of later stages, which would be replaced.
+
+        They did without this one: they scored with a published reward model or normaliser.
+        """
+        later = [name for name in _after(stage) if name in self._book["stages"]]
+        if later:
+            raise DenserlError(
+                f"{stage} in {self.path} would replace {' and '.join(later)}, done without it",
+                hint="name another folder with --out, or replace that work with --fresh",
+            )
 
     @contextmanager
     def locked(self, observer: Observer) -> Iterator[None]:
@@ -170,19 +194,18 @@ class RunFolder:
         Unless that is resumed, the results of this stage and of those after it are moved aside:
         they belong to the work that is being replaced.
         """
-        checkpoints = self._checkpoints(stage)
-        latest = checkpoints.latest(observer) if mode == "resume" else None
-        later = list(READS)[list(READS).index(stage) :] if latest is None else []
-        for name in later:
+        latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
+        replaced = [stage, *_after(stage)] if latest is None else []
+        for name in replaced:
             self._book["stages"].pop(name, None)
             self._checkpoints(name).clear()
         entry = {"status": "interrupted", "settings": self._settings(stage)}
         self._book["stages"][stage] = entry
         self._write_book()  # before the results go, or a kill could leave a finished stage without
         self.claim()
-        self._move_aside(later)
+        self._move_aside(replaced)
         if latest is not None:
-            checkpoints.drop_after(latest.step)
+            self._checkpoints(stage).drop_after(latest.step)
         for file in LOGS:
             self._drop_lines(file, stage, after=latest.step if latest else -1)
         return latest
@@ -267,6 +290,11 @@ class RunFolder:
 
     def _write_book(self) -> None:
         write_text(self.path / "run.json", json.dumps(self._book, indent=2) + "\n")
+
+
+def _after(stage: str) -> list[str]:
+    """The stages that build on a stage's results."""
+    return list(READS)[list(READS).index(stage) + 1 :]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

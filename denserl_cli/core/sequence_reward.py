@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from denserl_cli.core.chat import ChatFormat, Layout
 from denserl_cli.core.data import Prompt, collate_sequences, encode_prompts
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.hub import readable_errors
+from denserl_cli.core.hub import readable_errors, weight_names
 from denserl_cli.core.policy import load_weights
 from denserl_cli.core.reward_model import token_values
 from denserl_cli.core.template import Slot, Template
@@ -224,6 +224,20 @@ def has_plain_head(path: str, revision: str | None = None) -> bool:
             model: Any = AutoModelForSequenceClassification.from_config(config)
     head = getattr(model, "score", None)
     return isinstance(head, nn.Linear) and head.bias is None
+
+
+def check_head(path: str, revision: str | None = None) -> None:
+    """Raise DenserlError when the weights of a published model have no head; none is loaded."""
+    if not has_plain_head(path, revision):
+        return  # transformers knows its head's name when it loads
+    with readable_errors(path, "reward model", "published.reward_model"):
+        names = weight_names(path, revision)
+    if names is not None and not any("score" in name for name in names):
+        raise DenserlError(
+            f"{path} lacks weights of the reward model: score.weight",
+            hint="name a folder that holds a whole reward model: "
+            "--set published.reward_model=FOLDER",
+        )
 
 
 def positions(model: Any) -> int | None:

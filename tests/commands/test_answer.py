@@ -130,6 +130,25 @@ def test_a_run_without_a_policy(scored: Path, questions: Path):
     assert "denserl train-ppo" in (result.exception.hint or "")
 
 
+def test_a_policy_of_another_model_or_format_is_refused(finished: Path, questions: Path):
+    for setting, message in (
+        ("model.revision=other", 'model.revision was null, is "other"'),
+        ("chat.stop_tokens=[w1]", 'chat.stop_tokens was [], is ["w1"]'),
+        ("lora={rank: 2}", "lora.rank was null, is 2"),
+    ):
+        result = run(finished, questions, "--set", setting)
+        assert isinstance(result.exception, DenserlError), setting
+        assert message in result.exception.message
+        assert "ppo" not in result.exception.message.partition("settings: ")[2]
+
+
+def test_what_no_answer_depends_on_may_change(finished: Path, questions: Path):
+    result = run(
+        finished, questions, "--dry-run", "--set", "ppo.lam=0.5", "--set", "data.strict=true"
+    )
+    assert result.exit_code == 0, result.exception
+
+
 def test_a_place_that_cannot_be_written_is_one_message(
     finished: Path, questions: Path, tmp_path: Path, monkeypatch, capsys
 ):

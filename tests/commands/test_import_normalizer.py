@@ -153,6 +153,20 @@ def test_an_imported_normaliser_is_the_one_that_ppo_uses(scored: Path):
     assert (scored / "replaced" / "reward_model" / "normalizer.json.1").exists()
 
 
+def test_a_policy_that_did_without_a_normaliser_stays(scored: Path):
+    (scored / "reward_model" / "normalizer.json").unlink()
+    book = scored / "run.json"
+    stages = json.loads(book.read_text())["stages"]
+    trained = {"train-rm": stages["train-rm"], "train-ppo": stages["fit-function"]}
+    document = {**json.loads(book.read_text()), "stages": trained}
+    book.write_text(json.dumps(document))
+    result = denserl(str(written(AUTHORS)), "-o", str(scored))
+    assert isinstance(result.exception, DenserlError)
+    assert "would replace train-ppo" in result.exception.message
+    assert json.loads(book.read_text()) == document
+    assert denserl(str(written(AUTHORS)), "-o", str(scored), "--fresh").exit_code == 0
+
+
 def test_only_a_location_normaliser_can_be_imported(scored: Path):
     file = str(written(AUTHORS))
     result = denserl("--out", str(scored), "--set", "normalizer.kind=last", "--fresh", file)

@@ -85,6 +85,8 @@ def test_ppo_starts_from_a_published_pair(recipe: MakeRecipe, weights: Path, tmp
     )
     plain = AutoModelForSequenceClassification.from_pretrained(weights)
     assert torch.equal(model.score.weight, plain.score.weight)
+    with pytest.raises(DenserlError, match=r"train-rm in .* would replace train-ppo"):
+        run_stage("train-rm", asked, folder, "start", ears)
 
 
 def test_the_runs_own_pair_wins(recipe: MakeRecipe, weights: Path, run_with_model: Path):
@@ -260,6 +262,18 @@ def test_a_published_model_without_head_is_no_random_reward(
     with pytest.raises(DenserlError, match=r"lacks weights of the reward model.*score\.weight"):
         run_stage("train-ppo", recipe(pair(weights), *PPO), tmp_path / "run", "start", Observer())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_head_is_not_adopted_by_an_evaluation(
+    recipe: MakeRecipe, weights: Path, tmp_path: Path
+):
+    file = weights / "model.safetensors"
+    left = {name: w for name, w in load_file(file).items() if not name.startswith("score")}
+    save_file(left, file, metadata={"format": "pt"})
+    run = tmp_path / "run"
+    with pytest.raises(DenserlError, match=r"lacks weights of the reward model: score\.weight"):
+        opened(recipe(pair(weights)), run)
+    assert not (run / "reward_model").exists()
 
 
 def test_a_tokenizer_of_its_own_rewards_no_segments(

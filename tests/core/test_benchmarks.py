@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from denserl_cli.core.benchmarks.answering import Answerer, answer
 from denserl_cli.core.benchmarks.formats import BENCHMARKS, Answer, Question
-from denserl_cli.core.benchmarks.job import START, Job, choose_policy
+from denserl_cli.core.benchmarks.job import Job
 from denserl_cli.core.benchmarks.questions import read_questions
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
@@ -33,7 +33,7 @@ from denserl_cli.core.run import Mode, RunFolder
 from denserl_cli.core.tracking import Observer
 from tests import tiny
 from tests.core.conftest import Ears
-from tests.core.fake_tokenizers import byte_tokenizer
+from tests.core.fake_tokenizers import byte_tokenizer, load
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -297,7 +297,7 @@ def test_an_answers_file(name: str, policy: Path, tmp_path: Path):
 def test_real_questions_through_real_tokenizers(
     tokenizer: str, name: str, shared: Path, tmp_path: Path
 ):
-    real = AutoTokenizer.from_pretrained(shared / "tokenizers" / tokenizer)
+    real = load(shared / "tokenizers" / tokenizer)
     settings = tiny.config(vocabulary=len(real) + 60)
     settings.max_position_embeddings = 4096
     torch.manual_seed(0)
@@ -645,47 +645,3 @@ def test_a_target_that_the_judge_cannot_read(name: str, policy: Path, tmp_path: 
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(DenserlError, match=r"--to .*(are a \.jsonl file|is a folder)"):
         do(job_of("mt-bench", tmp_path / name), policy)
-
-
-# --- whose answers
-
-
-PUBLISHED = "published={reward_model: a/rm, granularity: segment, cutoff: 1.0, policy: a/ppo}"
-
-
-def booked(folder: Path, recipe: Recipe, status: str) -> RunFolder:
-    """A run folder that says how far train-ppo got."""
-    run = RunFolder(folder, recipe)
-    run.started("train-ppo", "start", Observer())
-    if status == "finished":
-        run.finished("train-ppo", {"iterations": 1})
-    return RunFolder(folder, recipe)
-
-
-def test_the_runs_own_policy_comes_first(policy: Path, tmp_path: Path):
-    recipe = recipe_of(policy, PUBLISHED)
-    run = booked(tmp_path / "run", recipe, "finished")
-    assert choose_policy(recipe, run, None)[:2] == (str(run.policy), recipe.name)
-    assert choose_policy(recipe, run, START)[:2] == (None, f"{recipe.name}-start")
-    assert choose_policy(recipe, run, "org/other") == ("org/other", "other", "")
-    other = recipe_of(policy, "ppo.lam=0.5")
-    with pytest.raises(DenserlError, match=r"ppo\.lam was 0\.95, is 0\.5"):
-        choose_policy(other, RunFolder(run.path, other), None)
-
-
-def test_the_published_policy_is_used_with_a_notice(policy: Path, tmp_path: Path):
-    recipe = recipe_of(policy, PUBLISHED)
-    chosen = choose_policy(recipe, RunFolder(tmp_path / "run", recipe), None)
-    assert chosen[:2] == ("a/ppo", "ppo") and "the published one, a/ppo" in chosen.notice
-
-
-def test_no_policy(policy: Path, tmp_path: Path):
-    recipe = recipe_of(policy)
-    with pytest.raises(DenserlError, match="has no policy"):
-        choose_policy(recipe, RunFolder(tmp_path / "run", recipe), None)
-    run = booked(tmp_path / "other", recipe, "interrupted")
-    with pytest.raises(DenserlError, match="is not finished") as caught:
-        choose_policy(recipe, run, None)
-    assert "--resume" in caught.value.hint
-    with pytest.raises(DenserlError, match="no such folder"):
-        choose_policy(recipe, run, "./gone")

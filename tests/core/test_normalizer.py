@@ -109,6 +109,14 @@ def test_location_table_by_hand():
     assert table.count.tolist() == [1, 1, 2, 1]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_spread_that_is_only_rounding_is_refused(seed: int):
+    rewards = np.random.default_rng(seed).normal(size=64)
+    with pytest.raises(DenserlError, match="64 of 64 locations occur only once") as caught:
+        fit_location_normalizer(np.arange(1, 65) / 64, rewards)
+    assert caught.value.hint and "normalizer.kind=global" in caught.value.hint
+
+
 def test_wrong_samples():
     for location in (0.0, 1.5):
         with pytest.raises(DenserlError, match="above 0 and at most 1"):
@@ -117,7 +125,7 @@ def test_wrong_samples():
         fit_location_normalizer([0.5, 1.0], [1.0, math.nan])
     with pytest.raises(DenserlError, match="two or more locations"):
         fit_location_normalizer([1.0, 1.0], [1.0, 2.0])
-    with pytest.raises(DenserlError, match="b_std must be positive"):
+    with pytest.raises(DenserlError, match="is zero: 2 of 2 locations occur only once"):
         fit_location_normalizer([0.5, 1.0], [1.0, 2.0])
     with pytest.raises(DenserlError, match="b_std must be positive"):
         fit_constant_normalizer([3.0])

@@ -34,6 +34,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.policy import load_causal_lm, load_tokenizer
 from denserl_cli.core.recipe.schema import ModelConfig
 from denserl_cli.core.reward_model import load_scalar_model, token_values
+from denserl_cli.core.sequence_reward import check_head
 
 SHAPE = {
     "vocab_size": 40,
@@ -169,6 +170,23 @@ def test_a_head_that_does_not_fit_is_never_made_up(
         loaded(folder)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_bias_that_would_be_left_out_is_refused(name: str, tmp_path: Path):
+    folder = publish(made(name), tmp_path / "rm")
+    change_weights(folder, score__bias=torch.ones(1))
+    with pytest.raises(DenserlError, match=rf"{name} model has no place for: score\.bias"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+def test_a_missing_head_is_seen_without_loading_weights(shard: str, tmp_path: Path):
+    check_head(str(publish(made("llama"), tmp_path / "rm", shard=SHARDS[shard])))
+    policy = publish(made("llama", scalar=False), tmp_path / "policy", shard=SHARDS[shard])
+    with pytest.raises(DenserlError, match=r"policy lacks weights .*score\.weight") as caught:
+        check_head(str(policy))
+    assert caught.value.hint and "published.reward_model=FOLDER" in caught.value.hint
+
+
 def test_a_shard_that_is_not_there(tmp_path: Path):
     folder = publish(made("llama"), tmp_path / "rm", shard="10KB")
     sorted(folder.glob("*.safetensors"))[1].unlink()
@@ -208,6 +226,7 @@ REFUSALS = [
     (http(HfHubHTTPError, 403), "the hub refuses it (403)", "ask for access"),
     (http(HfHubHTTPError, 503), "the hub answers 503", "try again later"),
     (OfflineModeIsEnabled("offline"), "out of reach", "hf download some/model"),
+    (OfflineModeIsEnabled("offline"), "out of reach", "accept its licence"),
     (LocalEntryNotFoundError("no entry"), "out of reach", "hf download some/model"),
 ]
 

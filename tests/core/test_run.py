@@ -84,6 +84,19 @@ def test_an_unfinished_stage_has_no_summary(interrupted: RunFolder):
 
 
 @pytest.mark.parametrize("finished", [False, True])
+def test_a_stage_that_later_work_did_without_needs_fresh(run: RunFolder, finished: bool):
+    run.started("train-ppo", "start", Observer())  # with a published reward model
+    if finished:
+        run.finished("train-ppo", {})
+    again = run_in(run.path)
+    for stage in ("train-rm", "fit-function"):
+        for mode in ("start", "resume"):
+            with pytest.raises(DenserlError, match=f"{stage} in .* would replace train-ppo"):
+                again.admit(stage, mode)
+        assert again.admit(stage, "fresh")
+
+
+@pytest.mark.parametrize("finished", [False, True])
 def test_other_settings_are_named_one_by_one(interrupted: RunFolder, finished: bool):
     if finished:
         interrupted.finished(STAGE, {})

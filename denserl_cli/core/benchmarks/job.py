@@ -1,65 +1,17 @@
-"""What is to be answered: whose answers, to which questions, under which settings."""
+"""What is to be answered: which questions, by which policy, under which settings."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from os.path import expanduser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.benchmarks.formats import Benchmark, Question
-from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
-    from denserl_cli.core.run import RunFolder
-
-START = "start"
-"""In place of a policy's path: the recipe's starting model."""
-
-
-class Policy(NamedTuple):
-    """A policy and what to call it. path: None for the starting model."""
-
-    path: str | None
-    name: str
-    notice: str = ""
-
-
-def choose_policy(recipe: Recipe, run: RunFolder, asked: str | None) -> Policy:
-    """The policy that is asked for; else the run's own; else the one published with the recipe.
-
-    asked: hub name, folder, or START. Raises DenserlError when there is none, and when the run's is
-    not finished or was trained by other settings.
-    """
-    if asked == START:
-        return Policy(None, f"{recipe.name}-start")
-    if asked is not None:
-        return _given(expanduser(asked))
-    run.admit("train-ppo", "resume")
-    if run.interrupted("train-ppo"):
-        raise DenserlError(
-            f"train-ppo in {run.path} is not finished",
-            hint="finish it with denserl train-ppo --resume, or name a policy with --policy",
-        )
-    if run.summary("train-ppo") is not None:
-        return Policy(str(run.policy), recipe.name)
-    if recipe.published is not None and recipe.published.policy:
-        path = recipe.published.policy
-        notice = f"{run.path} has no policy; using the published one, {path}"
-        return _given(path)._replace(notice=notice)
-    raise DenserlError(
-        f"{run.path} has no policy",
-        hint=f"run denserl train-ppo --recipe {recipe.name}, or name a policy with --policy",
-    )
-
-
-def _given(path: str) -> Policy:
-    if path.startswith((".", "/")) and not Path(path).is_dir():
-        raise DenserlError(f"--policy {path}: no such folder", hint="check the path")
-    return Policy(path, Path(path).resolve().name)
 
 
 @dataclass(frozen=True)

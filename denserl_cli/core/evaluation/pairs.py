@@ -60,7 +60,7 @@ def evaluate_reward_model(
             hint="name a file of the benchmark with --data, or leave --benchmark out",
         )
     list_skipped(skipped, run, STAGE, observer)
-    scorer = load_scorer(record, recipe, run, observer)
+    scorer = load_scorer(opened, run, observer)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {

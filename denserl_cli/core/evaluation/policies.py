@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 
 from denserl_cli.core.adapters import load_policy, load_reference
-from denserl_cli.core.adopting import load_reward_model, open_reward_model
+from denserl_cli.core.adopting import load_scorer, open_reward_model
+from denserl_cli.core.choosing import choose_policy
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation.statistics import (
     Floats,
@@ -30,10 +30,7 @@ from denserl_cli.core.ppo.figures import dense_rewards, response_figures
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
 from denserl_cli.core.ppo.rollout import Sampling
 from denserl_cli.core.ppo.stage import judge_of
-from denserl_cli.core.recipe.checks import looks_local
 from denserl_cli.core.reward_model import check_finite
-from denserl_cli.core.scoring import Scorer
-from denserl_cli.core.sequence_reward import translating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +43,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.scoring import Scorer
     from denserl_cli.core.tracking import Observer
 
 STAGE = "evaluate-policy"
@@ -67,19 +65,21 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Compare a policy with the one it started from; leaves figures and samples in the run folder.
 
-    policy: hub name or folder; None: the run's own, or the recipe's published one. held_out: use
-    the prompts that train-ppo holds out, otherwise all of `data.prompts`. limit: at most so many of
-    them. Returns the figures.
+    policy: as `choose_policy` has it. held_out: use the prompts that train-ppo holds out, otherwise
+    all of `data.prompts`. limit: at most so many of them. Returns the figures.
     """
-    path, asked = policy_path(policy, recipe, run), recipe
+    chosen, asked = choose_policy(recipe, run, policy), recipe
+    if chosen.notice:
+        observer.notice(chosen.notice)
     opened = open_reward_model(recipe, run, observer)
     recipe, record = opened.recipe, opened.record
+    path = chosen.path or recipe.model.path
     prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
     observer.notice(f"comparing the policy {path} with {recipe.model.path}")
     start = load_reference(recipe)
     measure = Measure(
         opened,
-        scorer=_scorer(opened, run, prompts, start, observer),
+        scorer=load_scorer(opened, run, observer, reference=start, prompts=prompts),
         normalizer=_normalizer(recipe, run, observer),
         judge=judge_of(asked),
         observer=observer,
@@ -103,26 +103,6 @@ def evaluate_policy(
     write_text(folder / "policy.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {folder / 'policy.json'}, samples beside it")
     return result
-
-
-def policy_path(policy: str | None, recipe: Recipe, run: RunFolder) -> str:
-    """The policy to evaluate: as asked, the run's own, or the published one of the recipe."""
-    if policy is not None:
-        if looks_local(policy) and not Path(policy).expanduser().is_dir():
-            raise DenserlError(f"--policy {policy}: no such folder", hint="name a model's folder")
-        return str(Path(policy).expanduser()) if looks_local(policy) else policy
-    if run.interrupted("train-ppo"):
-        raise DenserlError(
-            f"the training of the policy in {run.path} was interrupted",
-            hint="finish it with denserl train-ppo --resume, or name a policy with --policy",
-        )
-    if run.policy.is_dir():
-        return str(run.policy)
-    if recipe.published is not None and recipe.published.policy is not None:
-        return recipe.published.policy
-    raise DenserlError(
-        f"no policy in {run.path}", hint="run denserl train-ppo, or name one with --policy"
-    )
 
 
 def _load(path: str, recipe: Recipe, start: PreTrainedModel) -> PreTrainedModel:
@@ -237,26 +217,6 @@ def compare(before: Figures, after: Figures) -> dict[str, Any]:
         "best_of_n": best,
         "equivalent_n": equivalent_n(curve, float(after["rm_score"].mean())),
     }
-
-
-def _scorer(
-    opened: Opened,
-    run: RunFolder,
-    prompts: Sequence[Prompt],
-    start: PreTrainedModel,
-    observer: Observer,
-) -> Scorer:
-    """The starting model as the reference, and the reward model that reads what is sampled."""
-    recipe, chat, reading = opened.recipe, opened.chat, opened.reading
-    reward_model = load_reward_model(opened.record, recipe, run, observer=observer, reference=start)
-    if reading is not chat:
-        reward_model = translating(reward_model, chat, reading, prompts, observer)
-    return Scorer(
-        recipe.segmentation,
-        reference=start,
-        reward_model=reward_model,
-        dtype=compute_dtype(recipe.model),
-    )
 
 
 def _normalizer(recipe: Recipe, run: RunFolder, observer: Observer) -> LocationNormalizer | None:

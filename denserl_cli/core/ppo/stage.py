@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core import sandbox
 from denserl_cli.core.adapters import load_reference, new_policy, new_scalar_model
-from denserl_cli.core.adopting import Opened, load_reward_model, open_reward_model
+from denserl_cli.core.adopting import Opened, load_reward_model, load_scorer, open_reward_model
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Prompt, global_batches
 from denserl_cli.core.engine import TorchEngine, seed_everything
@@ -20,12 +20,11 @@ from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.rollout import Sampling
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
-from denserl_cli.core.scoring import Scorer
-from denserl_cli.core.sequence_reward import translating
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import Mode, RunFolder
+    from denserl_cli.core.scoring import Scorer
     from denserl_cli.core.tracking import Observer
 
 
@@ -37,15 +36,9 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
-    collect, update = _models(opened, run, plan)
-    if opened.reading is not chat:
-        collect.scorer.reward_model = translating(
-            collect.scorer.reward_model,
-            chat,
-            opened.reading,
-            [*prompts.train, *prompts.evaluation],
-            observer,
-        )
+    everything, reference = [*prompts.train, *prompts.evaluation], load_reference(recipe)
+    scorer = load_scorer(opened, run, observer, reference=reference, prompts=everything)
+    collect, update = _models(opened, run, plan, scorer)
     policy = update.actor.model
     _stop_generation(policy, chat)
     trainer = PPOTrainer(
@@ -93,13 +86,16 @@ def _plan(recipe: Recipe, prompts: list[Prompt]) -> PromptPlan:
     return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
 
 
-def _models(opened: Opened, run: RunFolder, plan: PromptPlan) -> tuple[Collector, Updater]:
-    """Policy and critic with their engines; the frozen reference and reward model."""
+def _models(
+    opened: Opened, run: RunFolder, plan: PromptPlan, scorer: Scorer
+) -> tuple[Collector, Updater]:
+    """Policy and critic with their engines, beside the frozen models of the scorer."""
     recipe, record, chat = opened.recipe, opened.record, opened.chat
     ppo, dtype = recipe.ppo, compute_dtype(recipe.model)
     responses = ppo.rollout_batch_size * ppo.samples_per_prompt
     steps = ppo.epochs * responses // ppo.train_batch_size
-    reference = load_reference(recipe)
+    reference = scorer.reference
+    assert reference is not None
     actor = TorchEngine(
         new_policy(recipe, reference),
         learning_rate=ppo.actor_learning_rate,
@@ -115,12 +111,6 @@ def _models(opened: Opened, run: RunFolder, plan: PromptPlan) -> tuple[Collector
         settings=recipe.optimizer,
         total_steps=plan.iterations * steps,
         compute_dtype=dtype,
-    )
-    scorer = Scorer(
-        recipe.segmentation,
-        reference=reference,
-        reward_model=load_reward_model(record, recipe, run, reference=reference),
-        dtype=dtype,
     )
     collect = Collector(
         policy=actor.model,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from denserl_cli.core import sandbox
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.evaluation.policies import compare, evaluate_policy, policy_path
+from denserl_cli.core.evaluation.policies import compare, evaluate_policy
 from denserl_cli.core.evaluation.responses import score_responses
 from denserl_cli.core.evaluation.statistics import best_of
 from denserl_cli.core.run import RunFolder
@@ -149,23 +149,6 @@ def test_the_comparison_by_hand():
     assert [one["rm_score"] for one in found["best_of_n"]] == [1.5, 2.5]
     assert found["equivalent_n"] == 1.5
     assert found["difference"]["rm_score"]["mean"] == 0.5
-
-
-def test_which_policy_is_evaluated(scored: Path, tmp_path: Path):
-    recipe = tiny.recipe()
-    run = RunFolder(scored, recipe)
-    with pytest.raises(DenserlError, match="no policy in"):
-        policy_path(None, recipe, run)
-    published = tiny.recipe(
-        "published={reward_model: org/rm, granularity: token, policy: org/policy}"
-    )
-    assert policy_path(None, published, run) == "org/policy"
-    run.policy.mkdir()
-    assert policy_path(None, published, run) == str(run.policy)
-    assert policy_path("org/other", recipe, run) == "org/other"
-    assert policy_path(str(tmp_path), recipe, run) == str(tmp_path)
-    with pytest.raises(DenserlError, match="no such folder"):
-        policy_path(str(tmp_path / "gone"), recipe, run)
 
 
 def test_a_policy_of_another_vocabulary_is_refused(scored: Path, tmp_path: Path):

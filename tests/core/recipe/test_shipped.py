@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
@@ -13,6 +12,7 @@ from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.catalog import list_recipes, recipes_folder
 from denserl_cli.core.recipe.schema import Coefficients, Source
+from tests.core.fake_tokenizers import load
 
 ROOT = Path(__file__).resolve().parents[3]
 BACKBONES = {
@@ -234,7 +234,7 @@ def test_recorded_shapes_make_the_recorded_number_of_parameters(name: str):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_generation_stops_at_the_published_tokens(backbone: str, shared: Path):
     _, folder, ids = BACKBONES[backbone]
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / folder)
+    tokenizer = load(shared / "tokenizers" / folder)
     settings, *others = [load_recipe(f"{backbone}-{g}").chat for g in GRANULARITIES]
     assert others == [settings, settings]
     chat = ChatFormat.of(
