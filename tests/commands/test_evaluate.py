@@ -52,6 +52,8 @@ def test_the_benchmarks_format(scored: Path, bench: Path):
     assert (scored / "evaluation" / "rm-reward-bench.json").exists()
     for word in ("accuracy", "ties", "calibration", "by length", "donotanswer", "Safety", "other"):
         assert word in named.stdout
+    (absent,) = [line for line in named.stdout.splitlines() if "subsets that are absent" in line]
+    assert absent.split()[-1] == str(len(found["absent_subsets"]))
 
 
 def test_a_policy(scored: Path):

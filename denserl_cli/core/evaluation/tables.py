@@ -41,7 +41,10 @@ def pair_tables(result: dict[str, Any]) -> list[Table]:
         shown.append(("subsets", columns, rows))
     if "sections" in result:
         rows = [[name, score] for name, score in result["sections"].items()]
-        shown.append(("sections", ["section", "score"], [*rows, ["mean", result["section_mean"]]]))
+        rows += [["mean", result["section_mean"]]]
+        if result["absent_subsets"]:
+            rows += [["subsets that are absent", len(result["absent_subsets"])]]
+        shown.append(("sections", ["section", "score"], rows))
     return shown
 
 
