@@ -15,14 +15,17 @@ from denserl_cli.commands import (
     export,
     fit_function,
     import_normalizer,
+    plan,
     recipes,
     score,
     segment,
+    slurm,
     train_ppo,
     train_rm,
     validate,
 )
-from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.distributed import first_to_fail
+from denserl_cli.core.errors import DenserlError, read_os_error
 
 app = typer.Typer(
     name="denserl",
@@ -45,6 +48,8 @@ app.command("answer", epilog=answer.EXAMPLE)(answer.answer)
 app.command("score", epilog=score.EXAMPLE)(score.score)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command("slurm", epilog=slurm.EXAMPLE)(slurm.slurm)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(recipes.app, name="recipes")
@@ -73,10 +78,10 @@ def main() -> None:
     except (DenserlError, OSError) as error:
         from denserl_cli.console import print_error
 
-        if isinstance(error, OSError):  # a disk that is full, a folder that cannot be written
-            place = f"{error.filename}: " if error.filename else ""
-            error = DenserlError(f"{place}{error.strerror or error}")
-        print_error(error)
+        if isinstance(error, OSError):
+            error = read_os_error(error)
+        if first_to_fail():
+            print_error(error)
         sys.exit(error.exit_code)
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import Recipe
-
-RANKS = 1
-"""A stage runs in this one process."""
 
 
 class Size(NamedTuple):
@@ -24,13 +22,15 @@ class Size(NamedTuple):
         return f"{self.rows:,} ({self.source})"
 
 
-def plan_lines(stage: str, recipe: Recipe) -> list[str]:
-    """Describe a stage, one fact a line.
+def plan_lines(stage: str, recipe: Recipe, ranks: int = 1) -> list[str]:
+    """Describe a stage in so many processes, one fact a line.
 
     Raises DenserlError when the known data do not make one batch.
     """
-    lines = {"train-rm": _reward_model, "fit-function": _fit, "train-ppo": _ppo}[stage](recipe)
-    return [*_model(recipe), *lines, *_published_batches(stage, recipe)]
+    lines = {"train-rm": _reward_model, "fit-function": _fit, "train-ppo": _ppo}[stage](
+        recipe, ranks
+    )
+    return [*_model(recipe), *lines, *_published_batches(stage, recipe, ranks)]
 
 
 def _model(recipe: Recipe) -> list[str]:
@@ -41,10 +41,10 @@ def _model(recipe: Recipe) -> list[str]:
     return [f"model: {name}, {recorded.parameters / 1e9:.2f}B parameters (recorded)"]
 
 
-def _reward_model(recipe: Recipe) -> list[str]:
+def _reward_model(recipe: Recipe, ranks: int) -> list[str]:
     settings, data = recipe.reward_model, recipe.data
     batch, size = settings.batch_size, _pairs(recipe)
-    lines = [batches("pairs per step", settings.micro_batch_size, batch)]
+    lines = [batches("pairs per step", settings.micro_batch_size, batch, ranks)]
     if size is None:
         return ["pairs: known when the data is read", *lines, "steps: known when the data is read"]
     held = 0 if data.evaluation else _held_out(size, data.eval_pairs)
@@ -58,7 +58,7 @@ def _reward_model(recipe: Recipe) -> list[str]:
     ]
 
 
-def _fit(recipe: Recipe) -> list[str]:
+def _fit(recipe: Recipe, ranks: int) -> list[str]:
     settings, size = recipe.normalizer, _pairs(recipe)
     used = settings.pairs if size is None else min(settings.pairs, size.rows)
     passes = math.ceil(used / settings.batch_size)
@@ -67,21 +67,21 @@ def _fit(recipe: Recipe) -> list[str]:
     known = "the data's size is known when it is read" if size is None else f"of {size}"
     return [
         f"pairs: {used:,} at most, {known}",
-        batches("pairs per forward pass", settings.batch_size, settings.batch_size),
+        batches("pairs per forward pass", settings.batch_size, settings.batch_size * ranks, ranks),
         f"forward passes: {passes:,} at most, of {models}",
         _scored_by(recipe),
     ]
 
 
-def _ppo(recipe: Recipe) -> list[str]:
+def _ppo(recipe: Recipe, ranks: int) -> list[str]:
     ppo, size = recipe.ppo, _prompts(recipe)
     responses = ppo.rollout_batch_size * ppo.samples_per_prompt
     sampled = f"{ppo.rollout_batch_size} prompts × {ppo.samples_per_prompt} samples"
     steps = responses // ppo.train_batch_size
     lines = [
         f"responses per iteration: {sampled} = {responses}, "
-        f"up to {ppo.rollout_micro_batch_size} at a time",
-        batches("responses per step", ppo.micro_batch_size, ppo.train_batch_size),
+        f"up to {ppo.rollout_micro_batch_size} at a time on a rank",
+        batches("responses per step", ppo.micro_batch_size, ppo.train_batch_size, ranks),
         f"steps per iteration: {ppo.epochs} epochs × {steps} = {ppo.epochs * steps}",
     ]
     iterations, why = ppo.iterations, "ppo.iterations"
@@ -116,7 +116,25 @@ def _scored_by(recipe: Recipe) -> str:
     return f"{own} if there is one, else {published.reward_model}" if published else own
 
 
-def batches(what: str, micro: int, total: int, ranks: int = RANKS) -> str:
+def check_batches(stage: str, recipe: Recipe, ranks: int) -> None:
+    """Raise DenserlError when a global batch is not whole micro-batches on every rank."""
+    if stage == "fit-function":
+        return
+    block, key = (
+        ("reward_model", "batch_size") if stage == "train-rm" else ("ppo", "train_batch_size")
+    )
+    settings = getattr(recipe, block)
+    total, micro = getattr(settings, key), settings.micro_batch_size
+    if total % (micro * ranks):
+        raise DenserlError(
+            f"{block}.{key} {total} is not a multiple of {block}.micro_batch_size {micro} × "
+            f"{ranks} processes",
+            hint=f"change one of the two, or --processes; {block}.micro_batch_size divides "
+            f"{total // ranks if total % ranks == 0 else total} here",
+        )
+
+
+def batches(what: str, micro: int, total: int, ranks: int) -> str:
     """Return micro × accumulation × ranks = global, or that it does not come out."""
     if total % (micro * ranks):
         return f"{what}: global {total} is not a multiple of micro {micro} × ranks {ranks}"
@@ -124,20 +142,20 @@ def batches(what: str, micro: int, total: int, ranks: int = RANKS) -> str:
     return f"{what}: micro {micro} × accumulation {accumulation} × ranks {ranks} = global {total}"
 
 
-def _published_batches(stage: str, recipe: Recipe) -> list[str]:
+def _published_batches(stage: str, recipe: Recipe, ranks: int) -> list[str]:
     """The same batch on as many GPUs as the published training had."""
     recorded = recipe.recorded
-    if recorded is None or recorded.gpus <= RANKS or stage == "fit-function":
+    if recorded is None or recorded.gpus == ranks or stage == "fit-function":
         return []
     if stage == "train-rm":
         micro, total = recipe.reward_model.micro_batch_size, recipe.reward_model.batch_size
-        zero, offload = recorded.reward_model_zero, False
+        engine = recipe.reward_model.engine
     else:
         micro, total = recipe.ppo.micro_batch_size, recipe.ppo.train_batch_size
-        zero, offload = recorded.ppo_zero, recorded.ppo_offload
+        engine = recipe.ppo.engine
     line = batches(f"on {recorded.gpus} GPUs, as published", micro, total, recorded.gpus)
-    engine = f"; ZeRO-{zero}" if zero else ""
-    return [f"{line}{engine}{', Adam on the CPU' if offload else ''} (recorded)"]
+    offload = ", Adam on the CPU" if engine.offload_optimizer else ""
+    return [f"{line}; ZeRO-{engine.zero_stage}{offload}"]
 
 
 def _pairs(recipe: Recipe) -> Size | None:

@@ -1,10 +1,10 @@
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 
+from denserl_cli import worker
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import (
     ModelConfig,
@@ -29,7 +29,6 @@ RECIPE = Recipe(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What a worker was asked to do; this one fails when asked for `fit-function`."""
     record: list[tuple] = []
-    worker = ModuleType("denserl_cli.worker")
 
     def run_stage(stage, recipe, folder, mode, observer) -> None:
         record.append((stage, recipe, folder, mode, observer))
@@ -38,8 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         if stage == "fit-function":
             raise DenserlError("no reward model")
 
-    worker.run_stage = run_stage
-    monkeypatch.setitem(sys.modules, "denserl_cli.worker", worker)
+    monkeypatch.setattr(worker, "run_stage", run_stage)
     return record
 
 

@@ -55,7 +55,7 @@ def test_a_plan_of_data_whose_size_nobody_knows():
     assert plan_lines("train-ppo", RECIPE) == [
         "model: a/b",
         f"prompts: {UNKNOWN}",
-        "responses per iteration: 64 prompts × 4 samples = 256, up to 16 at a time",
+        "responses per iteration: 64 prompts × 4 samples = 256, up to 16 at a time on a rank",
         "responses per step: micro 4 × accumulation 8 × ranks 1 = global 32",
         "steps per iteration: 2 epochs × 8 = 16",
         f"iterations: {UNKNOWN}",
@@ -108,20 +108,18 @@ def test_data_that_make_no_batch_are_refused_as_the_stage_refuses_them():
 
 
 def test_the_published_gpus_share_a_batch_or_the_plan_says_that_they_cannot():
-    published = {"gpus": 8, "reward_model_zero": 3, "ppo_zero": 2, "ppo_offload": True}
-    lines = plan_lines("train-rm", recorded(**published))
-    assert lines[-1] == (
-        "on 8 GPUs, as published: micro 8 × accumulation 2 × ranks 8 = global 128; "
-        "ZeRO-3 (recorded)"
+    recipe = recorded(gpus=8)
+    offload = replace(recipe.ppo.engine, offload_optimizer=True)
+    recipe = replace(recipe, ppo=replace(recipe.ppo, engine=offload))
+    assert plan_lines("train-rm", recipe)[-1] == (
+        "on 8 GPUs, as published: micro 8 × accumulation 2 × ranks 8 = global 128; ZeRO-2"
     )
-    lines = plan_lines("train-ppo", recorded(**published))
-    assert lines[-1] == (
+    assert plan_lines("train-ppo", recipe)[-1] == (
         "on 8 GPUs, as published: micro 4 × accumulation 1 × ranks 8 = global 32; "
-        "ZeRO-2, Adam on the CPU (recorded)"
+        "ZeRO-2, Adam on the CPU"
     )
-    lines = plan_lines("train-rm", recorded(gpus=3))
-    assert lines[-1] == (
-        "on 3 GPUs, as published: global 128 is not a multiple of micro 8 × ranks 3 (recorded)"
+    assert plan_lines("train-rm", recorded(gpus=3))[-1] == (
+        "on 3 GPUs, as published: global 128 is not a multiple of micro 8 × ranks 3; ZeRO-2"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.policy import StreamedHead
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.run import RunFolder
 from denserl_cli.core.tracking import Observer
@@ -88,10 +89,14 @@ def config(vocabulary: int = 20, hidden: int = 16, layers: int = 2) -> LlamaConf
     )
 
 
-def causal_lm(seed: int = 0, **shape: int) -> LlamaForCausalLM:
+def causal_lm(seed: int = 0, tied: bool = False, **shape: int) -> LlamaForCausalLM:
     """A language model with random weights, in evaluation mode."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config(**shape)).eval()
+    settings = config(**shape)
+    settings.tie_word_embeddings = tied
+    model = LlamaForCausalLM(settings).eval()
+    StreamedHead.take_over(model)
+    return model
 
 
 def scalar_model(seed: int = 0, **shape: int) -> LlamaForSequenceClassification:

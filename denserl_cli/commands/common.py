@@ -48,6 +48,31 @@ ModelOption = Annotated[
     typer.Option("--model", metavar="PATH_OR_HUB_NAME", help="Starting model to use."),
 ]
 
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        "--gpus",
+        "-n",
+        min=1,
+        metavar="N",
+        help="Processes on this machine; one for each GPU without it.",
+    ),
+]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines that work together.")]
+NodeRankOption = Annotated[
+    int | None,
+    typer.Option("--node-rank", metavar="K", help="Number of this machine, from 0."),
+]
+RendezvousOption = Annotated[
+    str | None,
+    typer.Option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet."),
+]
+HostfileOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Machines for DeepSpeed's launcher: lines of NAME slots=N."),
+]
+
 _DATA_BLOCK = {
     "train-rm": "preferences",
     "fit-function": "preferences",

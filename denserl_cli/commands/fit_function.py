@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from denserl_cli.commands.common import (
     DryRunOption,
+    HostfileOption,
     ModelOption,
+    NodeRankOption,
+    NodesOption,
     OutOption,
     PreferencesOption,
+    ProcessesOption,
     RecipeOption,
+    RendezvousOption,
     ResumeOption,
     SetOption,
     read_mode,
@@ -25,9 +30,22 @@ def fit_function(
     model: ModelOption = None,
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,
+    processes: ProcessesOption = None,
+    nodes: NodesOption = 1,
+    node_rank: NodeRankOption = None,
+    rendezvous: RendezvousOption = None,
+    hostfile: HostfileOption = None,
 ) -> None:
     """Fit the normaliser functions of a reward model."""
     from denserl_cli.launch import launch
+    from denserl_cli.processes import read_processes
 
     loaded = read_recipe("fit-function", recipe, overrides, data=data, model=model)
-    launch("fit-function", loaded, out=out, mode=read_mode(resume), dry_run=dry_run)
+    launch(
+        "fit-function",
+        loaded,
+        out=out,
+        mode=read_mode(resume),
+        dry_run=dry_run,
+        processes=read_processes(processes, nodes, node_rank, rendezvous, hostfile),
+    )

@@ -6,15 +6,18 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denserl_cli.core.distributed import from_first_rank, is_first, wait_for_all
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.files import replaced_folder
+from denserl_cli.core.files import aside_of, full_disk_named, replaced_folder
 
 if TYPE_CHECKING:
+    from denserl_cli.core.engine import Engine
     from denserl_cli.core.tracking import Observer
 
 SCHEMA = 1
@@ -26,6 +29,7 @@ class Checkpoint:
 
     step: int
     state: dict[str, Any]
+    folder: Path
 
 
 class DamagedError(Exception):
@@ -46,9 +50,12 @@ class Checkpoints:
         self.settings = fingerprint(settings)
         self.keep, self.gigabytes = keep, gigabytes
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, state: Mapping[str, Any], shards: Mapping[str, Engine] | None = None
+    ) -> None:
         """Write a complete state aside, rename it into place and drop the oldest ones.
 
+        shards: engines by name, each of which writes its process's part into a folder of that name.
         Raises DenserlError when the disk is full; the earlier checkpoints are intact then.
         """
         import torch
@@ -62,23 +69,44 @@ class Checkpoints:
         }
         place = self.folder / f"step-{step:08d}"
         try:
-            # a file of Python's own: torch hides the reason why its own could not be written
-            with replaced_folder(place) as aside, (aside / "state.pt").open("wb") as file:
-                torch.save(record, file)
+            with _together(place) as aside:
+                for name, engine in (shards or {}).items():
+                    engine.save_shards(aside / name)
+                wait_for_all()
+                if is_first():
+                    record["files"] = [str(file.relative_to(aside)) for file in _shards(aside)]
+                    # a file of Python's own: torch hides why its own could not be written
+                    with (aside / "state.pt").open("wb") as file:
+                        torch.save(record, file)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise self._disk_full(step) from error
-        self._prune()
+        if is_first():
+            self._prune()
 
     def latest(self, observer: Observer) -> Checkpoint | None:
         """The newest whole checkpoint; damaged ones are passed over with a notice.
 
         Raises DenserlError when it was written under other settings.
         """
+        mine = self._newest(observer) if is_first() else None  # checking reads all that was written
+        folder = from_first_rank(None if mine is None else mine.folder)
+        if is_first() or folder is None:
+            return mine
+        record = _read(folder / "state.pt")
+        return Checkpoint(record["step"], record["state"], folder)
+
+    def _newest(self, observer: Observer) -> Checkpoint | None:
+        """What `latest` returns."""
         for folder in self._folders():
             try:
+                for shard in _shards(folder):
+                    _check(shard)
                 record = _read(folder / "state.pt")
+                for name in record.get("files", []):
+                    if not (folder / name).exists():
+                        raise DamagedError(f"{name} is missing")
             except DamagedError as error:
                 observer.notice(f"checkpoint {folder} is damaged ({error}); trying an older one")
                 continue
@@ -94,7 +122,7 @@ class Checkpoints:
                     f"checkpoint {folder} was written with {', '.join(changed)}: rounding may "
                     "differ from here on"
                 )
-            return Checkpoint(record["step"], record["state"])
+            return Checkpoint(record["step"], record["state"], folder)
         return None
 
     def drop_after(self, step: int) -> None:
@@ -115,7 +143,7 @@ class Checkpoints:
     def _prune(self) -> None:
         size = 0
         for place, folder in enumerate(self._folders()):
-            size += sum(file.stat().st_size for file in folder.iterdir())
+            size += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             large = self.gigabytes is not None and size > self.gigabytes * 1e9
             if place and (place >= self.keep or large):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -152,25 +180,54 @@ def versions() -> dict[str, str]:
     }
 
 
+@contextmanager
+def _together(place: Path) -> Iterator[Path]:
+    """Yield, to all processes, a folder aside that becomes `place` when all have left."""
+    with replaced_folder(place) if is_first() else full_disk_named(place):
+        wait_for_all()
+        yield aside_of(place)
+        wait_for_all()
+    wait_for_all()
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a checkpoint's folder."""
+    return sorted(folder.rglob("*.pt"))
+
+
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _check(file: Path) -> None:
+    """Compare a file's contents with its own sums, which torch.load does not."""
+    import zipfile
+
+    with _damage(), zipfile.ZipFile(file) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise DamagedError(f"{broken} is not what was written")
+
+
 def _read(file: Path) -> dict[str, Any]:
-    """Read a checkpoint's file whole. Raises DamagedError when it is torn or of another kind."""
+    """Read a checkpoint's own file. Raises DamagedError when it is torn or of another kind."""
+    import torch
+
+    with _damage():
+        record = torch.load(file, map_location="cpu", weights_only=True)
+        if record["schema"] != SCHEMA:
+            raise DamagedError(f"schema {record['schema']}, expected {SCHEMA}")
+    return record
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn what readers raise for torn files into DamagedError."""
     import pickle
     import zipfile
     import zlib
 
-    import torch
-
     try:
-        with zipfile.ZipFile(file) as archive:  # torch.load checks no sums
-            if (broken := archive.testzip()) is not None:
-                raise DamagedError(f"{broken} is not what was written")
-        record = torch.load(file, map_location="cpu", weights_only=True)
-        if record["schema"] != SCHEMA:
-            raise DamagedError(f"schema {record['schema']}, expected {SCHEMA}")
+        yield
     except OSError as error:  # EINVAL: a position that makes no sense
         if error.errno not in (errno.ENOENT, errno.EINVAL):
             raise
@@ -180,4 +237,3 @@ def _read(file: Path) -> dict[str, Any]:
         *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError),
     ) as error:
         raise DamagedError(str(error) or repr(error)) from error
-    return record

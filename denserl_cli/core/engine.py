@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +14,60 @@ from torch import Tensor, nn
 
 from denserl_cli.core.recipe.schema import OptimizerConfig
 
+T = TypeVar("T")
+
 
 class NonFiniteError(ArithmeticError):
     """A loss, gradient or reward is NaN or infinite; no weight was changed."""
+
+
+class Engine(Protocol):
+    """One model in training, wherever its weights are.
+
+    Gradients accumulate over `backward` calls until `step`. Where several processes train one
+    model, each makes the same calls in the same order.
+    """
+
+    device: torch.device
+    compute_dtype: torch.dtype
+
+    @property
+    def model(self) -> Any:
+        """The model; where weights are sharded they are there only inside `()` and `gathered`."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+
+    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function(model, *inputs)` with the weights at hand, in the compute type."""
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add this loss and its gradient to the accumulated ones; `last`: `step` comes next."""
+
+    def check(self) -> None:
+        """Raise NonFiniteError when what was accumulated is not finite."""
+
+    def update(self) -> Tensor:
+        """Change the weights; returns the gradient norm before clipping."""
+
+    def discard(self) -> None:
+        """Forget the accumulated loss and gradient."""
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Yield the model with all weights in place, on every process, for inference."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that resuming needs and `save_shards` does not write."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+
+    def save_shards(self, folder: Path) -> None:
+        """Write this process's part of weights and optimizer."""
+
+    def load_shards(self, folder: Path) -> None:
+        """Take over what `save_shards` wrote."""
 
 
 class TorchEngine:
@@ -33,8 +85,6 @@ class TorchEngine:
         total_steps: int,
         compute_dtype: torch.dtype,
     ) -> None:
-        from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
         self.model = model
         self.compute_dtype = compute_dtype
         self.clip_norm = settings.clip_norm
@@ -48,12 +98,7 @@ class TorchEngine:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            self.optimizer,
-            num_warmup_steps=round(settings.warmup_ratio * total_steps),
-            num_training_steps=total_steps,
-            min_lr_rate=settings.min_lr_ratio,
-        )
+        self.schedule = cosine_schedule(self.optimizer, settings, total_steps)
         self.loss = torch.zeros((), device=self.device)
 
     @property
@@ -61,41 +106,39 @@ class TorchEngine:
         """The rate of the next step."""
         return float(self.schedule.get_last_lr()[0])
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Context for forward passes."""
-        return autocast(self.device, self.compute_dtype)
+    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function(model, *inputs)` in the compute type."""
+        with autocast(self.device, self.compute_dtype):
+            return function(self.model, *inputs, **options)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this loss and its gradient to the accumulated ones."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add this loss and its gradient to the accumulated ones; `last`: `step` comes next."""
         loss.backward()
         self.loss = self.loss + loss.detach()
 
-    def clip(self) -> Tensor:
-        """Clip the accumulated gradient; returns its norm before.
-
-        Raises NonFiniteError when that or the loss is NaN or infinite.
-        """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        for name, value in (("gradient norm", norm), ("loss", self.loss)):
+    def check(self) -> None:
+        """Clip the accumulated gradient; NonFiniteError when it or the loss is not finite."""
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        for name, value in (("gradient norm", self.norm), ("loss", self.loss)):
             if not torch.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value:g}")
-        return norm
 
-    def step(self) -> Tensor:
-        """Clip and update; returns the gradient norm before. Raises NonFiniteError as `clip`."""
-        (norm,) = step(self)
-        return norm
-
-    def update(self) -> None:
-        """Change the weights by the accumulated gradient, advance the schedule."""
+    def update(self) -> Tensor:
+        """Change the weights by the accumulated gradient; returns its norm before clipping."""
         self.optimizer.step()
         self.schedule.step()
         self.discard()
+        return self.norm
 
     def discard(self) -> None:
         """Forget the accumulated loss and gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = torch.zeros((), device=self.device)
+
+    @contextmanager
+    def gathered(self) -> Iterator[Any]:
+        """Yield the model with all weights in place, for inference."""
+        yield self.model
 
     def state(self) -> dict[str, Any]:
         """The weights that are trained, optimizer and schedule."""
@@ -113,22 +156,59 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
+    def save_shards(self, folder: Path) -> None:
+        """One process has no shards: `state` is everything."""
 
-def step(*engines: TorchEngine) -> list[Tensor]:
-    """Clip and update every engine or, when one's gradient is not finite, none.
+    def load_shards(self, folder: Path) -> None:
+        """One process has no shards: `restore` was everything."""
+
+
+class Frozen:
+    """A model that is not trained, in the compute type; what `Engine` and it share reads it."""
+
+    def __init__(self, model: Any, compute_dtype: torch.dtype) -> None:
+        self.model, self.compute_dtype = model, compute_dtype
+        self.device = model.device
+
+    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function(model, *inputs)` in the compute type."""
+        with autocast(self.device, self.compute_dtype):
+            return function(self.model, *inputs, **options)
+
+    @contextmanager
+    def gathered(self) -> Iterator[Any]:
+        """Yield the model."""
+        yield self.model
+
+
+def step(*engines: Engine) -> list[Tensor]:
+    """Clip and update every engine or, when one's numbers are not finite, none.
 
     Returns the gradient norms before clipping. Raises NonFiniteError before any weight is changed;
     the gradients are gone then.
     """
     try:
-        norms = [engine.clip() for engine in engines]
+        for engine in engines:
+            engine.check()
     except NonFiniteError:
         for engine in engines:
             engine.discard()
         raise
-    for engine in engines:
-        engine.update()
-    return norms
+    return [engine.update() for engine in engines]
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, settings: OptimizerConfig, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then a cosine down to the recipe's least rate."""
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    return get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer,
+        num_warmup_steps=round(settings.warmup_ratio * total_steps),
+        num_training_steps=total_steps,
+        min_lr_rate=settings.min_lr_ratio,
+    )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -27,6 +27,12 @@ class RecipeError(DenserlError):
         self.problems = tuple(problems)
 
 
+def read_os_error(error: OSError) -> DenserlError:
+    """What the user can mend of an OSError: a full disk, a folder that cannot be written."""
+    place = f"{error.filename}: " if error.filename else ""
+    return DenserlError(f"{place}{error.strerror or error}")
+
+
 class Interrupted(DenserlError):
     """The user or the scheduler asked the run to stop; the state is in a checkpoint."""
 

@@ -42,16 +42,15 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     disk, whatever the library that wrote makes of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = aside_of(path)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        yield aside
-        sync_folder(aside)
-    except BaseException as error:
+        with full_disk_named(path):
+            yield aside
+            sync_folder(aside)
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        if _is_full_disk(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -60,6 +59,17 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     aside.rename(path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Make an OSError with ENOSPC of whatever a library makes of a full disk."""
+    try:
+        yield
+    except BaseException as error:
+        if _is_full_disk(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -75,6 +85,11 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def aside_of(path: Path) -> Path:
+    """Where `replaced_folder` fills what becomes `path`."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,15 @@ import torch
 
 from denserl_cli.core.adopting import load_scorer, open_reward_model
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.distributed import (
+    first_goes_ahead,
+    from_all_ranks,
+    is_first,
+    share,
+    world_size,
+)
 from denserl_cli.core.engine import seed_everything
+from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.materials import list_skipped, load_pairs
 from denserl_cli.core.normalizer import (
@@ -44,7 +53,8 @@ class SegmentRewards(NamedTuple):
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Fit the normaliser of a run's reward model and leave it beside the model."""
-    opened = open_reward_model(recipe, run, observer)
+    with first_goes_ahead():
+        opened = open_reward_model(recipe, run, observer)
     recipe, chat = opened.recipe, opened.reading
     data = load_pairs(recipe, chat, observer)
     rng = np.random.default_rng(recipe.normalizer.seed)
@@ -52,11 +62,14 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
     seed_everything(recipe.seed)
     scorer = load_scorer(opened, run, observer)
+    spread(scorer, recipe, recipe.reward_model.engine)
     run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
     rewards = segment_rewards(
         [everything[i] for i in order], scorer, recipe.normalizer.batch_size, chat.pad_id, observer
     )
+    if not is_first():
+        return
     normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
     if recipe.normalizer.min_std is not None:
         normalizer = replace(normalizer, min_std=recipe.normalizer.min_std)
@@ -108,19 +121,21 @@ def segment_rewards(
 ) -> SegmentRewards:
     """Location and raw reward of every segment of both responses of every pair."""
     lengths = np.array([len(r.prompt) + max(len(r.chosen), len(r.rejected)) for r in rows])
-    found: list[torch.Tensor] = []
+    found: list[np.ndarray] = []
     observer.begin("score segments", total=len(rows))
-    for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
+    for part, is_mine in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):
         batch = collate_pairs([rows[i] for i in part], pad_id, device())
         scored = scorer(batch)
         assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
         order = scored.ends.cumsum(1)
         columns = (order.double() / counts.clamp(min=1), scored.token_values, order == counts)
-        found.append(torch.stack([c[scored.ends].double() for c in columns]))
-        observer.advance(len(part))
+        if is_mine:
+            found.append(torch.stack([c[scored.ends].double() for c in columns]).cpu().numpy())
+        observer.advance(len(part) * world_size())
     observer.end()
-    location, reward, last = torch.cat(found, dim=1).cpu().numpy()
+    in_order = [part for turn in zip_longest(*from_all_ranks(found)) for part in turn]
+    location, reward, last = np.concatenate([p for p in in_order if p is not None], axis=1)
     return SegmentRewards(location, reward, last > 0)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from denserl_cli.core.distributed import is_first, wait_for_all
 from denserl_cli.core.engine import NonFiniteError
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import replaced_folder
@@ -64,8 +65,10 @@ class NonFiniteGuard:
             self.observer.notice(f"{self.stage} step {step}: {error}; its update is skipped")
             return
         place = self.run.path / "nonfinite" / f"{self.stage}-{step:08d}"
-        with replaced_folder(place) as folder:
-            torch.save(dict(batch()), folder / "batch.pt")
+        if is_first():
+            with replaced_folder(place) as folder:
+                torch.save(dict(batch()), folder / "batch.pt")
+        wait_for_all()  # an error in one process ends the others
         before = f" after {self.in_a_row} skipped updates in a row" if self.in_a_row else ""
         raise DenserlError(
             f"{self.stage} stopped at step {step}{before}: {error}; the batch is in {place}",

@@ -23,6 +23,7 @@ from denserl_cli.core.data import (
     split_prompts,
     write_skipped,
 )
+from denserl_cli.core.distributed import is_first
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
@@ -168,7 +169,7 @@ def list_skipped(
     skipped: Sequence[Skipped], run: RunFolder, stage: str, observer: Observer
 ) -> None:
     """List every row that a stage skipped in the run folder."""
-    if not skipped:
+    if not skipped or not is_first():
         return
     file = run.path / f"skipped-{stage}.jsonl"
     write_skipped(file, skipped)

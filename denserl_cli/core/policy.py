@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denserl_cli.core.engine import autocast
 from denserl_cli.core.errors import DenserlError
@@ -91,6 +91,7 @@ def load_causal_lm(
     )
     with autocast(loaded.device, compute_dtype(model)):
         refuse_unusual_head(loaded, model.path)
+    StreamedHead.take_over(loaded)
     return loaded
 
 
@@ -245,6 +246,24 @@ def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
     ).last_hidden_state
 
 
+class StreamedHead(nn.Linear):
+    """A language-model head that also streams log-probabilities and entropies (`targets` given).
+
+    Under ZeRO 3 a head's weight is there only while the head itself is called.
+    """
+
+    @classmethod
+    def take_over(cls, model: Any) -> None:
+        """Make a model's own head one of these; its weight and name stay."""
+        model.get_output_embeddings().__class__ = cls
+
+    def forward(self, input: Tensor, targets: Tensor | None = None, **options: Any) -> Any:
+        """Logits of hidden states or, with targets, what `logprob_and_entropy` returns."""
+        if targets is None:
+            return super().forward(input)
+        return logprob_and_entropy(input, self.weight, targets, **options)
+
+
 def response_logprobs(
     model: Any,
     batch: SequenceBatch,
@@ -261,13 +280,13 @@ def response_logprobs(
     start, mask = batch.prompt_width, batch.response_mask[:, batch.prompt_width :]
     states = hidden_states(model, batch)[:, start - 1 : -1][mask]
     targets = batch.input_ids[:, start:][mask]
-    weight = model.get_output_embeddings().weight
+    head = model.get_output_embeddings()
     both = with_entropy and temperature == 1.0
-    logprob, entropy = logprob_and_entropy(
-        states, weight, targets, temperature=temperature, with_entropy=both
-    )
+    if not isinstance(head, StreamedHead):
+        StreamedHead.take_over(model)
+    logprob, entropy = head(states, targets, temperature=temperature, with_entropy=both)
     if with_entropy and not both:
-        _, entropy = logprob_and_entropy(states, weight, targets)
+        _, entropy = head(states, targets)
     logprobs = logprob.new_zeros(mask.shape).masked_scatter(mask, logprob)
     if entropy is None:
         return ResponseScores(logprobs, None)

@@ -241,5 +241,6 @@ def token_values(model: Any, batch: SequenceBatch | PairBatch, *, before: bool =
     states = hidden_states(model, batch)
     window = states[:, start - 1 : -1] if before else states[:, start:]
     with torch.autocast(states.device.type, enabled=False):  # the head stays float32
-        values = model.score(window[mask].float())[:, 0]
+        # its weight is of another type only under DeepSpeed's bfloat16, which has float32 masters
+        values = model.score(window[mask].to(next(model.score.parameters()).dtype))[:, 0].float()
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

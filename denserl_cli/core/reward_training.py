@@ -21,12 +21,20 @@ from denserl_cli.core.data import (
     global_batches,
     micro_batches,
 )
-from denserl_cli.core.engine import (
-    TorchEngine,
-    random_state,
-    restore_random_state,
-    seed_everything,
+from denserl_cli.core.distributed import (
+    any_rank,
+    first_goes_ahead,
+    from_all_ranks,
+    is_first,
+    rank,
+    share,
+    sum_over_ranks,
+    wait_for_all,
+    world_size,
 )
+from denserl_cli.core.engine import random_state, restore_random_state, seed_everything
+from denserl_cli.core.engine import step as engine_step
+from denserl_cli.core.engines import check_engine, make_engine, spread
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.guards import NonFiniteGuard
@@ -42,6 +50,7 @@ from denserl_cli.core.scoring import Scorer
 from denserl_cli.core.stopping import stop_requested
 
 if TYPE_CHECKING:
+    from denserl_cli.core.checkpoints import Checkpoint
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import Mode, RunFolder
     from denserl_cli.core.tracking import Observer
@@ -53,7 +62,9 @@ HEADLINE = ("loss", "accuracy", "segments_per_response", "tokens_per_second")
 
 def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the reward model of a recipe and leave it in the run folder."""
-    recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+    check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
+    with first_goes_ahead():
+        recipe = settled(with_sandbox(recipe, run, observer), run, observer)
     tokenizer, chat = load_chat(recipe)
     data = load_pairs(recipe, chat, observer)
     settings = recipe.reward_model
@@ -69,17 +80,23 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     start = 0
     if checkpoint is not None:
         start = checkpoint.step
-        trainer.restore(checkpoint.state)
+        trainer.restore(checkpoint)
         observer.notice(f"resuming after step {start} of {len(batches)}")
         del checkpoint  # a copy of all weights and optimizer states
     trainer.train(start)
+    with trainer.engine.gathered() as model:
+        if is_first():
+            model.config.pad_token_id = chat.pad_id
+            with replaced_folder(run.reward_model) as folder:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                # the cutoff as a number
+                asked = replace(run.recipe, segmentation=recipe.segmentation)
+                RewardRecord.of(asked, chat).save(folder)
+    wait_for_all()
+    if not is_first():
+        return
     summary = trainer.summary()
-    trainer.engine.model.config.pad_token_id = chat.pad_id
-    with replaced_folder(run.reward_model) as folder:
-        trainer.engine.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        asked = replace(run.recipe, segmentation=recipe.segmentation)  # the cutoff as a number
-        RewardRecord.of(asked, chat).save(folder)
     run.finished(STAGE, summary)
     observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
 
@@ -104,14 +121,15 @@ class RewardTrainer:
         segmented = recipe.segmentation.granularity == "segment"
         reference = load_reference(recipe) if segmented else None
         dtype = compute_dtype(recipe.model)
-        self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
-        self.engine = TorchEngine(
+        self.engine = make_engine(
+            recipe,
+            self.settings.engine,
             new_scalar_model(recipe, reference),
             learning_rate=self.settings.learning_rate,
-            settings=recipe.optimizer,
             total_steps=len(batches),
-            compute_dtype=dtype,
         )
+        self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
+        spread(self.scorer, recipe, self.settings.engine)
         self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, float] = {}
 
@@ -130,9 +148,9 @@ class RewardTrainer:
                     figures |= self.evaluated
                 self.run.log(STAGE, step, figures)
                 self.observer.advance(**{name: figures[name] for name in HEADLINE})
-                stop = stopping()
+                stop = any_rank(stopping())
                 if step % self.settings.save_every == 0 or step == total or stop:
-                    self.run.save_checkpoint(STAGE, step, self.state())
+                    self.run.save_checkpoint(STAGE, step, self.state(), {"engine": self.engine})
                 if stop and step < total:
                     self.observer.end()
                     raise Interrupted(
@@ -146,14 +164,16 @@ class RewardTrainer:
         lengths = np.array([_length(self.rows[i]) for i in indices])
         totals: list[Tensor] = []
         learning_rate = self.engine.learning_rate
-        for part in micro_batches(lengths, indices, self.settings.micro_batch_size):
+        mine = share(micro_batches(lengths, indices, self.settings.micro_batch_size))
+        for turn, (part, counts) in enumerate(mine, 1):
             batch = collate_pairs([self.rows[i] for i in part], self.pad_id, device())
             figures = self.forward(batch)
-            self.engine.backward(figures["loss"] * len(part) / len(indices))
-            totals.append(torch.stack([v.detach() for v in figures.values()]) * len(part))
+            weight = len(part) * counts
+            self.engine.backward(figures["loss"] * weight / len(indices), last=turn == len(mine))
+            totals.append(torch.stack([v.detach() for v in figures.values()]) * weight)
         norm = math.nan
         with self.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
-            norm = self.engine.step().item()
+            norm = engine_step(self.engine)[0].item()
         means = _means(list(figures), totals, len(indices))
         figures_of_step = {"gradient_norm": norm, "learning_rate": learning_rate}
         return {**means, **figures_of_step, **self.guard.figures()}
@@ -161,8 +181,7 @@ class RewardTrainer:
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
         ends = self.scorer(batch).ends
-        with self.engine.autocast():
-            values = token_values(self.engine.model, batch)
+        values = self.engine(token_values, batch)
         scores = aggregate_segments(values, ends, self.settings.aggregate)
         chosen, rejected = scores.chunk(2)
         return {
@@ -186,10 +205,11 @@ class RewardTrainer:
         self.observer.begin("evaluate", total=len(self.evaluation))
         model.eval()
         totals = []
-        for part in parts:
+        for part, counts in share(parts):
             batch = collate_pairs([self.evaluation[i] for i in part], self.pad_id, device())
-            totals.append(torch.stack(list((figures := self.forward(batch)).values())) * len(part))
-            self.observer.advance(len(part))
+            figures = self.forward(batch)
+            totals.append(torch.stack(list(figures.values())) * len(part) * counts)
+            self.observer.advance(len(part) * world_size())
         model.train()
         self.observer.end()
         means = _means(list(figures), totals, len(self.evaluation))
@@ -214,20 +234,24 @@ class RewardTrainer:
         """Everything that resuming needs; the data position is the step itself."""
         return {
             "engine": self.engine.state(),
-            "random": random_state(),
+            "random": from_all_ranks(random_state()),
             "guard": self.guard.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint."""
+        state = checkpoint.state
         self.engine.restore(state["engine"])
-        restore_random_state(state["random"])
+        self.engine.load_shards(checkpoint.folder / "engine")
+        restore_random_state(state["random"][rank()])
         self.guard.restore(state["guard"])
 
 
 def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[str, float]:
     """Means from weighted sums of micro-batches; the mean square becomes a standard deviation."""
-    means = dict(zip(names, (torch.stack(list(totals)).sum(0) / count).tolist(), strict=True))
+    means = dict(
+        zip(names, (sum_over_ranks(torch.stack(list(totals)).sum(0)) / count).tolist(), strict=True)
+    )
     variance = means.pop("reward_square") - means["reward_mean"] ** 2
     return {**means, "reward_std": max(variance, 0.0) ** 0.5}
 

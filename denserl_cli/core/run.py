@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denserl_cli.core.checkpoints import Checkpoint, Checkpoints
+from denserl_cli.core.distributed import is_first, wait_for_all
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import clear_leftovers, sync, write_text
 from denserl_cli.core.locking import locked
 from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
 
 if TYPE_CHECKING:
+    from denserl_cli.core.engine import Engine
     from denserl_cli.core.tracking import Observer
 
 Mode = Literal["start", "resume", "fresh"]
@@ -160,7 +162,7 @@ class RunFolder:
 
         Raises DenserlError, naming the holder, when another job works here.
         """
-        if self._locked:
+        if self._locked or not is_first():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -176,13 +178,15 @@ class RunFolder:
 
     def claim(self) -> None:
         """Make the folder this recipe's."""
+        if not is_first():
+            return
         if not (self.path / "run.json").exists():
             self._write_book()
         write_text(self.path / "recipe.yaml", recipe_to_yaml(self.recipe))
 
     def abandon(self) -> None:
         """Remove the folder if this command made it and no stage got as far as to start."""
-        if self._new and not self._book["stages"]:
+        if is_first() and self._new and not self._book["stages"]:
             _remove(self.path)
             for parent in self._new[1:]:
                 with suppress(OSError):  # somebody else has put something there
@@ -195,6 +199,14 @@ class RunFolder:
         they belong to the work that is being replaced.
         """
         latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
+        wait_for_all()  # nothing is changed before all processes have read it
+        if is_first():
+            self._begin(stage, latest)
+        wait_for_all()
+        return latest
+
+    def _begin(self, stage: str, latest: Checkpoint | None) -> None:
+        """Put a stage's start on record and move aside what it replaces."""
         replaced = [stage, *_after(stage)] if latest is None else []
         for name in replaced:
             self._book["stages"].pop(name, None)
@@ -208,10 +220,11 @@ class RunFolder:
             self._checkpoints(stage).drop_after(latest.step)
         for file in LOGS:
             self._drop_lines(file, stage, after=latest.step if latest else -1)
-        return latest
 
     def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
         """Record that a stage is finished and what it reports; its checkpoints go."""
+        if not is_first():
+            return
         self._book["stages"][stage] |= {"status": "finished", "summary": dict(summary)}
         self._write_book()
         self._checkpoints(stage).clear()
@@ -220,6 +233,8 @@ class RunFolder:
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
     ) -> None:
         """Append one line to metrics.jsonl, or to another of `LOGS`."""
+        if not is_first():
+            return
         known = {name: _null_if_nan(value) for name, value in figures.items()}
         line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
         with (self.path / file).open("a", encoding="utf-8") as out:
@@ -229,15 +244,22 @@ class RunFolder:
         """The logged lines of one stage."""
         return [line for line in self._lines("metrics.jsonl") if line["stage"] == stage]
 
-    def save_checkpoint(self, stage: str, step: int, state: Mapping[str, Any]) -> None:
+    def save_checkpoint(
+        self,
+        stage: str,
+        step: int,
+        state: Mapping[str, Any],
+        shards: Mapping[str, Engine] | None = None,
+    ) -> None:
         """Write a complete state aside, rename it into place and drop the oldest ones.
 
+        shards: engines by name, which write what `state` does not hold (see `Checkpoints.save`).
         Raises DenserlError when the disk is full; the earlier checkpoints are intact then.
         """
         for file in LOGS:  # or a power cut could leave a checkpoint without the lines before it
             if (self.path / file).exists():
                 sync(self.path / file)
-        self._checkpoints(stage).save(step, state)
+        self._checkpoints(stage).save(step, state, shards)
 
     def latest_checkpoint(self, stage: str, observer: Observer) -> Checkpoint | None:
         """The newest checkpoint that can be read; damaged ones are passed over with a notice."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from denserl_cli.core.deepspeed_engine import Sharded
 from denserl_cli.core.engine import autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.reward_model import token_values
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.data import SequenceBatch
     from denserl_cli.core.recipe.schema import SegmentationConfig
+
+
+def called(model: Any, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """`function` of a model that may be sharded over processes."""
+    if isinstance(model, Sharded):
+        return model(function, *inputs, **options)
+    return function(model, *inputs, **options)
 
 
 class ScoredBatch(NamedTuple):
@@ -66,14 +75,14 @@ class Scorer:
         logprobs = entropy = values = None
         with autocast(mask.device, self.dtype):
             if self.reference is not None:
-                logprobs, entropy = response_logprobs(
-                    self.reference, batch, temperature=temperature
+                logprobs, entropy = called(
+                    self.reference, response_logprobs, batch, temperature=temperature
                 )
             if self.reward_model is not None:
                 values = (
                     self.reward_model(batch)
                     if isinstance(self.reward_model, SequenceReward)
-                    else token_values(self.reward_model, batch)
+                    else called(self.reward_model, token_values, batch)
                 )
         ends = segment_ends(
             torch.zeros(mask.shape, device=mask.device) if entropy is None else entropy,

@@ -23,6 +23,10 @@ _FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 class Stopped(KeyboardInterrupt):
     """A scheduler's signal; raised where it finds the program, as Ctrl-C raises its base."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
 
 @contextmanager
 def stoppable(work: str) -> Iterator[None]:
@@ -31,25 +35,34 @@ def stoppable(work: str) -> Iterator[None]:
         with _handling(_FROM_SCHEDULERS, _stop_now):
             yield
     except Stopped as stopped:
-        error = Interrupted(
-            f"{work} was stopped at once by {stopped}; what was done since the last checkpoint, if "
-            "there is one, is lost",
-            hint="go on with --resume",
-        )
+        raise stopped_at_once(stopped.number, work) from None
+
+
+def stopped_at_once(number: int, work: str = "the job") -> Interrupted:
+    """What to say when a signal has ended work without a checkpoint."""
+    error = Interrupted(
+        f"{work} was stopped at once by {signal.Signals(number).name}; what was done since the "
+        "last checkpoint, if there is one, is lost",
+        hint="go on with --resume",
+    )
+    if number in _FROM_SCHEDULERS:
         error.exit_code = REQUEUE
-        raise error from None
+    return error
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C or a scheduler has asked to stop since.
 
-    A second signal stops at once, as the first does outside this context. An `Interrupted` that
-    leaves the context gets the exit code that belongs to the signal.
+    A second signal stops at once, as the first does outside this context; a scheduler's must differ
+    from the first, which may arrive twice. An `Interrupted` that leaves the context gets the exit
+    code that belongs to the signal.
     """
     asked: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
+        if number in asked and number in _FROM_SCHEDULERS:
+            return  # one from the scheduler itself, the same one from the launcher
         if asked:
             _stop_now(number, frame)
         asked.append(number)
@@ -66,7 +79,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 def _stop_now(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise Stopped(signal.Signals(number).name)
+    raise Stopped(number)
 
 
 @contextmanager

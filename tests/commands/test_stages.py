@@ -10,7 +10,9 @@ from denserl_cli.app import app
 from denserl_cli.commands.common import read_recipe
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.recipe.schema import Source
+from denserl_cli.processes import Processes
 
+ONE = {"processes": Processes()}
 TEXT = """\
 model: {path: org/model}
 segmentation: {cutoff: 1.0}
@@ -24,6 +26,7 @@ data:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     Path("r.yaml").write_text(TEXT)
     return tmp_path
 
@@ -44,15 +47,15 @@ def test_a_stage_is_launched_with_its_recipe(stage: str, launched):
     assert denserl(stage, "--recipe", "r.yaml", "--set", "seed=7").exit_code == 0
     ((words, options),) = launched
     assert (words[0], words[1].name, words[1].seed) == (stage, "r", 7)
-    assert options == {"out": None, "mode": "start", "dry_run": False}
+    assert options == {"out": None, "mode": "start", "dry_run": False, **ONE}
 
 
 def test_folder_mode_and_dry_run_are_passed_on(launched):
     denserl("train-rm", "-r", "r.yaml", "--out", "x", "--resume")
     denserl("train-rm", "-r", "r.yaml", "-o", "x", "--fresh", "--dry-run")
     assert [options for _, options in launched] == [
-        {"out": Path("x"), "mode": "resume", "dry_run": False},
-        {"out": Path("x"), "mode": "fresh", "dry_run": True},
+        {"out": Path("x"), "mode": "resume", "dry_run": False, **ONE},
+        {"out": Path("x"), "mode": "fresh", "dry_run": True, **ONE},
     ]
 
 

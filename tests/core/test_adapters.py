@@ -23,7 +23,7 @@ from transformers import (
 
 from denserl_cli.core import adapters
 from denserl_cli.core.batches import collate_sequences
-from denserl_cli.core.engine import TorchEngine, autocast
+from denserl_cli.core.engine import TorchEngine, autocast, step
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.exporting import export
 from denserl_cli.core.materials import with_sandbox
@@ -82,10 +82,9 @@ def trained(model: Any, steps: int = 3, dtype: torch.dtype = torch.float32) -> T
         compute_dtype=dtype,
     )
     for _ in range(steps):
-        with engine.autocast():
-            given = token_values if hasattr(model, "score") else log_of
-            engine.backward(given(model, BATCH).square().mean())
-        engine.step()
+        given = token_values if hasattr(model, "score") else log_of
+        engine.backward(engine(given, BATCH).square().mean())
+        step(engine)
     model.eval()
     return engine
 

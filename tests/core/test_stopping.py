@@ -23,15 +23,24 @@ def handlers() -> list[object]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *SCHEDULERS])
-def test_a_signal_is_remembered_and_a_second_one_interrupts(number: signal.Signals):
+def test_a_signal_is_remembered_and_ctrl_c_then_interrupts(number: signal.Signals):
     before = handlers()
     with stop_requested() as stopping:
         assert not stopping()
         signal.raise_signal(number)
         assert stopping() and stopping()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
     assert handlers() == before
+
+
+@pytest.mark.parametrize("number", SCHEDULERS)
+def test_a_schedulers_signal_may_come_twice(number: signal.Signals):
+    """A scheduler may signal every process of a job, and the launcher hands its own on."""
+    with stop_requested() as stopping:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stopping()
 
 
 def test_outside_ctrl_c_interrupts_at_once():

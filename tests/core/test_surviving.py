@@ -146,8 +146,8 @@ def older(schedule: dict[str, Any]) -> dict[str, Any]:
     return {**schedule, "last_epoch": 0}
 
 
-def reseeded(random: dict[str, Any]) -> dict[str, Any]:
-    return {**random, "torch": torch.Generator().manual_seed(99).get_state()}
+def reseeded(random: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**one, "torch": torch.Generator().manual_seed(99).get_state()} for one in random]
 
 
 def left(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerBase
 from denserl_cli.core.batches import collate_pairs
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Pair, encode_pairs
+from denserl_cli.core.engine import Frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.materials import load_chat
 from denserl_cli.core.ppo.collect import Collector
@@ -146,7 +147,7 @@ def test_scores_do_not_depend_on_the_pad(
 def test_any_stop_token_ends_a_response_and_belongs_to_no_segment() -> None:
     chat = ChatFormat.of(byte_tokenizer(eos_token="<eos>"), stop_tokens=["<user>", *"abcdefgh"])
     collect = Collector(
-        policy=causal_lm(0, vocabulary=262),
+        policy=Frozen(causal_lm(0, vocabulary=262), torch.float32),
         scorer=Scorer(
             SegmentationConfig("token"),
             reference=None,
@@ -155,7 +156,6 @@ def test_any_stop_token_ends_a_response_and_belongs_to_no_segment() -> None:
         sampling=Sampling(20, chat.stop_ids),
         micro_batch_size=24,
         pad_id=chat.pad_id,
-        dtype=torch.float32,
     )
     prompts = [np.array(chat.encode_prompt([{"role": "user", "content": "xyz"}]), np.int32)] * 24
     rollout = collect(prompts, [(0, 1, row, 0) for row in range(24)])

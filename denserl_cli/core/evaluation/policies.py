@@ -13,6 +13,7 @@ import torch
 from denserl_cli.core.adapters import load_policy, load_reference
 from denserl_cli.core.adopting import load_scorer, open_reward_model
 from denserl_cli.core.choosing import choose_policy
+from denserl_cli.core.engine import Frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation.statistics import (
     Floats,
@@ -140,12 +141,11 @@ class Measure:
         """The figures of `samples` responses for each prompt, which are written to `out`."""
         ppo = self.recipe.ppo
         collect = Collector(
-            policy=policy,
+            policy=Frozen(policy, compute_dtype(self.recipe.model)),
             scorer=self.scorer,
             sampling=Sampling(ppo.max_new_tokens, self.chat.stop_ids, ppo.temperature, ppo.top_p),
             micro_batch_size=ppo.rollout_micro_batch_size,
             pad_id=self.chat.pad_id,
-            dtype=compute_dtype(self.recipe.model),
         )
         found: list[Figures] = []
         self.observer.begin(f"sample responses of the {name}", total=len(batch.prompts))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.data import collate_sequences, micro_batches
-from denserl_cli.core.engine import autocast
+from denserl_cli.core.distributed import from_all_ranks, rank, share, sum_over_ranks, world_size
+from denserl_cli.core.engine import Engine, Frozen, autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise, sample
 from denserl_cli.core.reward_model import token_values
@@ -29,17 +30,16 @@ class Collector:
     def __init__(
         self,
         *,
-        policy: Any,
-        critic: Any | None = None,
+        policy: Engine | Frozen,
+        critic: Engine | None = None,
         scorer: Scorer,
         sampling: Sampling,
         micro_batch_size: int,
         pad_id: int,
-        dtype: torch.dtype,
     ) -> None:
         self.policy, self.critic, self.scorer = policy, critic, scorer
         self.sampling, self.micro_batch_size = sampling, micro_batch_size
-        self.pad_id, self.dtype = pad_id, dtype
+        self.pad_id = pad_id
         self.device = policy.device
 
     @torch.no_grad()
@@ -55,7 +55,7 @@ class Collector:
         keys: the name of each response, from which its randomness comes (see `noise`). progress:
         called with the number of responses that have just been sampled.
         """
-        models = [model for model in (self.policy, self.critic) if model is not None]
+        models = [held.model for held in (self.policy, self.critic) if held is not None]
         with evaluating(*models):
             return self.score(prompts, self.sample(prompts, keys, progress))
 
@@ -68,18 +68,23 @@ class Collector:
         """Responses in the order of the prompts, drawn in batches of similar prompt length."""
         uniform = noise(keys, self.sampling.max_new_tokens)
         responses: list[Response | None] = [None] * len(prompts)
-        for part in self.parts([len(prompt) for prompt in prompts]):
-            with autocast(self.device, self.dtype):
-                drawn = sample(
-                    self.policy,
-                    [prompts[i] for i in part],
-                    self.sampling,
-                    uniform[torch.from_numpy(part)],
-                    self.pad_id,
-                )
-            for i, response in zip(part, drawn, strict=True):
+        parts = self.parts([len(prompt) for prompt in prompts])
+        with self.policy.gathered() as policy:
+            for part in parts[rank() :: world_size()]:  # no collective call: gathered once for all
+                with autocast(self.device, self.policy.compute_dtype):
+                    drawn = sample(
+                        policy,
+                        [prompts[i] for i in part],
+                        self.sampling,
+                        uniform[torch.from_numpy(part)],
+                        self.pad_id,
+                    )
+                for i, response in zip(part, drawn, strict=True):
+                    responses[i] = response
+                progress(len(part))
+        for theirs in from_all_ranks([(i, r) for i, r in enumerate(responses) if r is not None]):
+            for i, response in theirs:
                 responses[i] = response
-            progress(len(part))
         return [response for response in responses if response is not None]
 
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
@@ -92,7 +97,7 @@ class Collector:
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
-        for part in self.parts(lengths):
+        for part, counts in share(self.parts(lengths)):
             batch = collate_sequences(
                 [prompts[i] for i in part],
                 [responses[i].ids for i in part],
@@ -102,13 +107,12 @@ class Collector:
             rows = torch.from_numpy(part).to(self.device)
             temperature = self.sampling.temperature
             scored = self.scorer(batch, terminated[rows], temperature=temperature)
-            with autocast(self.device, self.dtype):
-                policy = response_logprobs(
-                    self.policy, batch, temperature=temperature, with_entropy=False
-                )
-                values = None
-                if self.critic is not None:
-                    values = token_values(self.critic, batch, before=True)
+            policy = self.policy(
+                response_logprobs, batch, temperature=temperature, with_entropy=False
+            )
+            values = None if self.critic is None else self.critic(token_values, batch, before=True)
+            if not counts:
+                continue
             window = batch.response_mask[:, batch.prompt_width :]
             measured: dict[str, Tensor | None] = {
                 "logprobs": policy.logprobs,
@@ -122,6 +126,8 @@ class Collector:
                     columns[name][rows, : window.shape[1]] = part_values
             mask[rows, : window.shape[1]] = window
             ends[rows, : window.shape[1]] = scored.ends
+        for measured_everywhere in (*columns.values(), mask, ends):
+            sum_over_ranks(measured_everywhere)  # each process has filled in rows of its own
         return Rollout(
             prompts=list(prompts),
             responses=[response.ids for response in responses],

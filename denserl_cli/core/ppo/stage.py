@@ -10,11 +10,12 @@ from denserl_cli.core.adapters import load_reference, new_policy, new_scalar_mod
 from denserl_cli.core.adopting import Opened, load_reward_model, load_scorer, open_reward_model
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Prompt, global_batches
-from denserl_cli.core.engine import TorchEngine, seed_everything
+from denserl_cli.core.distributed import first_goes_ahead, is_first, wait_for_all
+from denserl_cli.core.engine import Engine, seed_everything
+from denserl_cli.core.engines import check_engine, make_engine, spread
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.fitting import load_normalizer
 from denserl_cli.core.materials import list_skipped, load_prompts
-from denserl_cli.core.policy import compute_dtype
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.rollout import Sampling
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
-    asked, opened = recipe, open_reward_model(recipe, run, observer)
+    check_engine(recipe, recipe.ppo.engine, "ppo.engine")
+    with first_goes_ahead():
+        asked, opened = recipe, open_reward_model(recipe, run, observer)
     recipe, tokenizer, chat = opened.recipe, opened.tokenizer, opened.chat
     normalizer = load_normalizer(recipe, run)
     prompts = load_prompts(recipe, chat, observer)
@@ -52,18 +55,20 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         normalizer=normalizer,
         tokenizer=tokenizer,
         judge=judge_of(asked),
-        save_policy=partial(_save, policy, tokenizer, run),
+        save_policy=partial(_save, update.actor, tokenizer, run),
     )
     checkpoint = run.started(STAGE, mode, observer)
     list_skipped(prompts.skipped, run, STAGE, observer)
     start = 0
     if checkpoint is not None:
         start = checkpoint.step
-        trainer.restore(checkpoint.state)
+        trainer.restore(checkpoint)
         observer.notice(f"resuming after iteration {start} of {plan.iterations}")
         del checkpoint  # a copy of all weights and optimizer states
     trainer.train(start)
-    _save(policy, tokenizer, run, "policy")
+    trainer.save_policy("policy")
+    if not is_first():
+        return
     summary = trainer.summary()
     run.finished(STAGE, summary)
     rows = [[k, v["start"], v["end"]] for k, v in summary.items() if isinstance(v, dict)]
@@ -91,35 +96,35 @@ def _models(
 ) -> tuple[Collector, Updater]:
     """Policy and critic with their engines, beside the frozen models of the scorer."""
     recipe, record, chat = opened.recipe, opened.record, opened.chat
-    ppo, dtype = recipe.ppo, compute_dtype(recipe.model)
+    ppo = recipe.ppo
     responses = ppo.rollout_batch_size * ppo.samples_per_prompt
     steps = ppo.epochs * responses // ppo.train_batch_size
     reference = scorer.reference
     assert reference is not None
-    actor = TorchEngine(
+    actor = make_engine(
+        recipe,
+        ppo.engine,
         new_policy(recipe, reference),
         learning_rate=ppo.actor_learning_rate,
-        settings=recipe.optimizer,
         total_steps=max(1, (plan.iterations - ppo.critic_warmup) * steps),
-        compute_dtype=dtype,
     )
-    critic = TorchEngine(
+    critic = make_engine(
+        recipe,
+        ppo.engine,
         load_reward_model(record, recipe, run, trained=True, reference=reference)
         if ppo.critic_init == "reward_model"
         else new_scalar_model(recipe, reference),
         learning_rate=ppo.critic_learning_rate,
-        settings=recipe.optimizer,
         total_steps=plan.iterations * steps,
-        compute_dtype=dtype,
     )
+    spread(scorer, recipe, ppo.engine)
     collect = Collector(
-        policy=actor.model,
-        critic=critic.model,
+        policy=actor,
+        critic=critic,
         scorer=scorer,
         sampling=Sampling(ppo.max_new_tokens, chat.stop_ids, ppo.temperature, ppo.top_p),
         micro_batch_size=ppo.rollout_micro_batch_size,
         pad_id=chat.pad_id,
-        dtype=dtype,
     )
     update = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
     return collect, update
@@ -146,7 +151,10 @@ def _stop_generation(policy: Any, chat: ChatFormat) -> None:
         )
 
 
-def _save(policy: Any, tokenizer: Any, run: RunFolder, name: str) -> None:
-    with replaced_folder(run.path / name) as folder:
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+def _save(actor: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
+    with actor.gathered() as policy:
+        if is_first():
+            with replaced_folder(run.path / name) as folder:
+                policy.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+    wait_for_all()

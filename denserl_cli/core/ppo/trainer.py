@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from denserl_cli.core.distributed import any_rank, from_all_ranks, from_first_rank, rank, world_size
 from denserl_cli.core.engine import NonFiniteError, random_state, restore_random_state
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.guards import NonFiniteGuard
@@ -26,6 +27,7 @@ from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.stopping import stop_requested
 
 if TYPE_CHECKING:
+    from denserl_cli.core.checkpoints import Checkpoint
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.ppo.collect import Collector
     from denserl_cli.core.ppo.prompts import Judge, PromptBatch, PromptPlan
@@ -78,7 +80,9 @@ class PPOTrainer:
             return
         settings = self.settings
         self.observer.begin("train the policy", total=self.plan.iterations, done=start)
-        if not self.run.metrics(STAGE):  # a run that was stopped in its first iteration has them
+        if not from_first_rank(
+            bool(self.run.metrics(STAGE))
+        ):  # a run that was stopped in its first iteration has them
             before = self.evaluate()
             self.record(0, before)
             self.keep_best(before)
@@ -105,7 +109,7 @@ class PPOTrainer:
                 stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
                 stats |= self.describe(prompts, rollout, earned, returns)
                 stats["seconds"] = time.perf_counter() - began
-                if self.conclude(iteration, stats, stopping()):
+                if self.conclude(iteration, stats, any_rank(stopping())):
                     break
         self.observer.end()
 
@@ -116,7 +120,7 @@ class PPOTrainer:
 
         def leave_if_asked(sampled: int) -> None:
             self.observer.advance(sampled)
-            if stopping():
+            if world_size() == 1 and stopping():  # several processes agree between iterations
                 raise self.interrupted(iteration - 1)
 
         self.observer.begin("sample responses", total=len(prompts.prompts))
@@ -244,7 +248,7 @@ class PPOTrainer:
         state = {
             "actor": self.update.actor.state(),
             "critic": self.update.critic.state(),
-            "random": random_state(),
+            "random": from_all_ranks(random_state()),
             "guard": self.guard.state(),
             "kl_coef": self.kl.coef,
             "best": self.best,
@@ -252,13 +256,17 @@ class PPOTrainer:
             "warned": self.warned,
             "beyond": self.beyond,
         }
-        self.run.save_checkpoint(STAGE, iteration, state)
+        shards = {"actor": self.update.actor, "critic": self.update.critic}
+        self.run.save_checkpoint(STAGE, iteration, state, shards)
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Take over what `save` wrote."""
+        state = checkpoint.state
         self.update.actor.restore(state["actor"])
         self.update.critic.restore(state["critic"])
-        restore_random_state(state["random"])
+        self.update.actor.load_shards(checkpoint.folder / "actor")
+        self.update.critic.load_shards(checkpoint.folder / "critic")
+        restore_random_state(state["random"][rank()])
         self.guard.restore(state["guard"])
         self.kl.coef = state["kl_coef"]
         self.best, self.start_segments = state["best"], state["start_segments"]
@@ -266,8 +274,10 @@ class PPOTrainer:
 
 
 def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
-    """One transfer for all figures."""
-    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+    """One transfer for all figures; the first process's, so that all decide the same by them."""
+    return from_first_rank(
+        dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+    )
 
 
 def _kept(rollout: Rollout) -> dict[str, Any]:

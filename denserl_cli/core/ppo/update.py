@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.data import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.distributed import max_over_ranks, share, sum_over_ranks
 from denserl_cli.core.engine import step
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.reward_model import token_values
 
 if TYPE_CHECKING:
-    from denserl_cli.core.engine import TorchEngine
+    from denserl_cli.core.engine import Engine
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import PPOConfig
 
@@ -29,8 +30,8 @@ class Updater:
         self,
         settings: PPOConfig,
         *,
-        actor: TorchEngine,
-        critic: TorchEngine,
+        actor: Engine,
+        critic: Engine,
         pad_id: int,
         seed: int,
     ) -> None:
@@ -78,20 +79,23 @@ class Updater:
     ) -> dict[str, Tensor]:
         """One optimizer step on the train batch `rows`; micro-batches weigh by their share."""
         total: dict[str, Tensor] = {}
-        for part in self.parts(rollout, rows):
+        mine = share(self.parts(rollout, rows))
+        for turn, (part, counts) in enumerate(mine, 1):
             batch = self.collate(rollout, part)
-            tokens = _share(rollout, part, rows)
-            share = tokens if self.settings.loss_reduce == "token" else len(part) / len(rows)
+            tokens = _share(rollout, part, rows) * counts
+            weight = tokens if self.settings.loss_reduce == "token" else len(part) / len(rows)
+            weight, last = weight * counts, turn == len(mine)
             outputs = {"value": self.value_loss(batch, rollout, returns, part)}
-            self.critic.backward(outputs["value"].loss * share)
+            self.critic.backward(outputs["value"].loss * weight, last=last)
             if policy_learns:
                 outputs["policy"] = self.policy_loss(batch, rollout, advantages, part)
-                self.actor.backward(outputs["policy"].loss * share)
+                self.actor.backward(outputs["policy"].loss * weight, last=last)
             for name, output in outputs.items():
-                loss = output.loss.detach() * share
+                loss = output.loss.detach() * weight
                 total[f"{name}_loss"] = total.get(f"{name}_loss", 0) + loss
                 for figure, value in output.metrics.items():
                     _gather(total, f"{name}_{figure}", value, tokens)
+        _over_ranks(total)
         engines = {"critic": self.critic} | ({"policy": self.actor} if policy_learns else {})
         for name, norm in zip(engines, step(*engines.values()), strict=True):
             total[f"{name}_gradient_norm"] = norm
@@ -101,13 +105,9 @@ class Updater:
         self, batch: SequenceBatch, rollout: Rollout, advantages: Tensor, part: np.ndarray
     ) -> LossOutput:
         """The clipped surrogate of one micro-batch."""
-        with self.actor.autocast():
-            logprobs = response_logprobs(
-                self.actor.model,
-                batch,
-                temperature=self.settings.temperature,
-                with_entropy=False,
-            ).logprobs
+        logprobs = self.actor(
+            response_logprobs, batch, temperature=self.settings.temperature, with_entropy=False
+        ).logprobs
         return clipped_policy_loss(
             logprobs,
             _window(rollout.logprobs, part, logprobs),
@@ -121,8 +121,7 @@ class Updater:
         self, batch: SequenceBatch, rollout: Rollout, returns: Tensor, part: np.ndarray
     ) -> LossOutput:
         """The clipped value loss of one micro-batch."""
-        with self.critic.autocast():
-            values = token_values(self.critic.model, batch, before=True)
+        values = self.critic(token_values, batch, before=True)
         return clipped_value_loss(
             values,
             _window(rollout.values, part, values),
@@ -159,6 +158,15 @@ def _gather(total: dict[str, Tensor], figure: str, value: Tensor, share: float) 
         total[figure] = torch.maximum(total.get(figure, value), value)
     else:
         total[figure] = total.get(figure, 0) + value * share
+
+
+def _over_ranks(total: dict[str, Tensor]) -> None:
+    """Complete figures of this process's micro-batches to those of the whole train batch."""
+    for largest, reduce in ((False, sum_over_ranks), (True, max_over_ranks)):
+        names = [name for name in total if name.endswith("_max") is largest]
+        if names:
+            whole = reduce(torch.stack([total[name].float() for name in names]))
+            total.update(zip(names, whole.unbind(), strict=True))
 
 
 def _window(values: Tensor, part: np.ndarray, like: Tensor) -> Tensor:

@@ -81,9 +81,9 @@ class Builder:
 
     def _choice(self, expected: Any, node: Node, key: str) -> Any:
         choices = get_args(expected)
-        if node.value in choices:
+        if node.value in choices and type(node.value) is not bool:
             return node.value
-        near = get_close_matches(str(node.value), choices, 1)
+        near = get_close_matches(str(node.value), map(str, choices), 1)
         message = f"must be {words(expected)}, not {_found(node)}"
         return self.reject(node, key, message + did_you_mean(near))
 
@@ -172,7 +172,7 @@ def words(expected: Any) -> str:
     if origin is Literal and len(arguments) == 1:
         return str(arguments[0])
     if origin is Literal:
-        return f"{', '.join(arguments[:-1])} or {arguments[-1]}"
+        return f"{', '.join(map(str, arguments[:-1]))} or {arguments[-1]}"
     if origin is tuple:
         several = {Source: "sources", str: "texts", float: "numbers"}[arguments[0]]
         return f"a list of {'' if ... in arguments else f'{len(arguments)} '}{several}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from denserl_cli.core.recipe import schema
 from denserl_cli.core.recipe.building import field_types, options, words
-from denserl_cli.core.recipe.schema import Coefficients, Recipe, Source
+from denserl_cli.core.recipe.schema import Coefficients, EngineConfig, Recipe, Source
 
 _INTRODUCTION = """\
 # Recipes
@@ -56,6 +56,7 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
 - **A list of sources** may hold plain strings, short for `{path: ...}`; a single source needs no
   list.
 """
+_ENGINE = "reward_model.engine."
 
 
 def reference() -> str:
@@ -66,6 +67,7 @@ def reference() -> str:
         _table("Top level", Recipe, "", skip=[name for name, _ in blocks]),
         *(_table(f"`{name}`", section, f"{name}.") for name, section in blocks),
         _table("A source of data", Source, "…"),
+        _table("`reward_model.engine`, and the same for `ppo.engine`", EngineConfig, _ENGINE),
         _table("`published.normalizer`", Coefficients, "published.normalizer."),
     ]
     return "\n".join(parts)
@@ -91,6 +93,8 @@ def _table(title: str, section: Any, prefix: str, skip: list[str] | None = None)
 def _default(field: Field) -> str:
     if field.name == "name":
         return "the file's name"
+    if isinstance(field.default_factory, type) and is_dataclass(field.default_factory):
+        return "its defaults"
     if field.default_factory is not MISSING:
         return f"`{json.dumps(field.default_factory())}`"
     return "required" if field.default is MISSING else f"`{json.dumps(field.default)}`"

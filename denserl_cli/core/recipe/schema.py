@@ -137,6 +137,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What holds the trained models of a stage, and how they are spread over processes."""
+
+    kind: Literal["auto", "torch", "deepspeed"] = "auto"
+    """auto: plain torch in one process, DeepSpeed in several or where a GPU offloads something."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """What DeepSpeed shards over processes: 1 optimizer, 2 and gradients, 3 and weights."""
+    offload_optimizer: bool = False
+    """Keep Adam's state and the master weights in the CPU's memory."""
+    offload_parameters: bool = False
+    """Keep sharded weights in the CPU's memory between their uses; zero_stage 3 alone."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients accumulate."""
+    shard_frozen: bool | None = None
+    """Shard reference and reward model like the trained models; null: with zero_stage 3."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed settings of your own, laid over what the fields above make."""
+
+
+@dataclass(frozen=True)
 class RewardModelConfig:
     """Training of the segment reward model (method §3)."""
 
@@ -154,6 +174,8 @@ class RewardModelConfig:
     """Optimizer steps between evaluations; the last step always evaluates."""
     save_every: int = 256
     """Optimizer steps between checkpoints."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What trains the reward model."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +268,8 @@ class PPOConfig:
     """Iterations between evaluations on held-out prompts; the last iteration always evaluates."""
     save_every: int = 5
     """Iterations between checkpoints."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What trains policy and critic."""
 
 
 @dataclass(frozen=True)
@@ -330,12 +354,6 @@ class RecordedConfig:
     """Rows of `data.preferences`."""
     prompts: int | None = None
     """Rows of `data.prompts`."""
-    reward_model_zero: int | None = None
-    """ZeRO stage of the published train-rm."""
-    ppo_zero: int | None = None
-    """ZeRO stage of the published train-ppo."""
-    ppo_offload: bool = False
-    """Whether the published train-ppo kept Adam's state on the CPU."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from denserl_cli.core.engine import Frozen
 from denserl_cli.core.ppo.collect import Collector, evaluating
 from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise
 from denserl_cli.core.recipe.schema import SegmentationConfig
@@ -20,8 +21,8 @@ CUTOFF = 2.0
 
 def collector(micro_batch_size: int = 2, sampling: Sampling = SAMPLING) -> Collector:
     return Collector(
-        policy=tiny.causal_lm(0),
-        critic=tiny.scalar_model(1),
+        policy=Frozen(tiny.causal_lm(0), torch.float32),
+        critic=Frozen(tiny.scalar_model(1), torch.float32),
         scorer=Scorer(
             SegmentationConfig(cutoff=CUTOFF),
             reference=tiny.causal_lm(2),
@@ -30,7 +31,6 @@ def collector(micro_batch_size: int = 2, sampling: Sampling = SAMPLING) -> Colle
         sampling=sampling,
         micro_batch_size=micro_batch_size,
         pad_id=5,
-        dtype=torch.float32,
     )
 
 
@@ -83,7 +83,7 @@ def test_logprobs_are_those_of_the_distribution_that_was_sampled(
     collect: Collector, collected: Rollout
 ):
     for name, model in (
-        ("logprobs", collect.policy),
+        ("logprobs", collect.policy.model),
         ("reference_logprobs", collect.scorer.reference),
     ):
         for row, count, prompt, response in rows(collected):
@@ -110,7 +110,7 @@ def test_the_critic_is_read_before_a_token_and_the_reward_model_at_it(
     collect: Collector, collected: Rollout
 ):
     for row, count, prompt, response in rows(collected):
-        before = token_scores(collect.critic, prompt, response)[:-1]
+        before = token_scores(collect.critic.model, prompt, response)[:-1]
         at = token_scores(collect.scorer.reward_model, prompt, response)[1:]
         torch.testing.assert_close(collected.values[row, :count], before, rtol=0, atol=1e-5)
         torch.testing.assert_close(collected.token_values[row, :count], at, rtol=0, atol=1e-5)
@@ -148,17 +148,17 @@ def test_progress_counts_responses(collect: Collector):
 
 
 def test_models_are_evaluated_for_the_while_only(collect: Collector):
-    collect.policy.train()
+    collect.policy.model.train()
     seen: list[bool] = []
 
     def stop(_: int) -> None:
-        seen.append(collect.policy.training)
+        seen.append(collect.policy.model.training)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         collect(PROMPTS, KEYS, progress=stop)
     assert seen == [False]
-    assert collect.policy.training and not collect.critic.training
-    collect.policy.eval()
-    with evaluating(collect.policy):
-        assert not collect.policy.training
+    assert collect.policy.model.training and not collect.critic.model.training
+    collect.policy.model.eval()
+    with evaluating(collect.policy.model):
+        assert not collect.policy.model.training

@@ -104,10 +104,10 @@ def test_the_policy_is_a_plain_model_that_stops_by_itself(
 ):
     ids, kept, save = torch.tensor([[3, 7, 8, 9]]), {}, stage._save
 
-    def noting(policy: Any, tokenizer: Any, run: RunFolder, name: str) -> None:
+    def noting(actor: Any, tokenizer: Any, run: RunFolder, name: str) -> None:
         with torch.no_grad():
-            kept[name] = policy(ids).logits
-        save(policy, tokenizer, run, name)
+            kept[name] = actor.model(ids).logits
+        save(actor, tokenizer, run, name)
 
     monkeypatch.setattr(stage, "_save", noting)
     train(scored)

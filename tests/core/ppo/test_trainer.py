@@ -35,6 +35,12 @@ class Engine:
     def restore(self, state: dict[str, int]) -> None:
         self.value = state["value"]
 
+    def save_shards(self, folder: Path) -> None:
+        """It has none."""
+
+    def load_shards(self, folder: Path) -> None:
+        """It has none."""
+
 
 class Update:
     """Counts its calls, and keeps what it was given."""
@@ -264,7 +270,7 @@ def test_a_run_killed_after_its_last_checkpoint_stays_stopped_by_the_limit(tmp_p
     rollouts = [rollout(kl=3.0), rollout()]
     trainer(tmp_path, rollouts, kl_limit=2.0).train(0)
     again = trainer(tmp_path, rollouts, kl_limit=2.0)
-    again.restore(again.run.latest_checkpoint(STAGE, Observer()).state)
+    again.restore(again.run.latest_checkpoint(STAGE, Observer()))
     again.train(1)
     assert [line["step"] for line in lines(tmp_path)] == [0, 1]
 
@@ -311,7 +317,7 @@ def test_the_adaptive_kl_goes_on_where_it_was(tmp_path: Path):
     # 1 nat a token is beyond the target, so the error is 0.2, over 2 of 10 responses
     assert coefficients == pytest.approx([0.1, 0.1 * 1.04])
     again = trainer(tmp_path, [rollout(kl=4.0)] * 3, **settings)
-    again.restore(again.run.latest_checkpoint(STAGE, Observer()).state)
+    again.restore(again.run.latest_checkpoint(STAGE, Observer()))
     again.train(2)
     assert lines(tmp_path)[-1]["kl_coef"] == pytest.approx(0.1 * 1.04**2)
 
@@ -322,7 +328,7 @@ def test_everything_is_restored(tmp_path: Path):
     )
     made.train(0)
     again = trainer(tmp_path, [], save_every=1)
-    again.restore(again.run.latest_checkpoint(STAGE, Observer()).state)
+    again.restore(again.run.latest_checkpoint(STAGE, Observer()))
     assert (again.best, again.start_segments, again.warned) == (made.best, 2.0, True)
     assert again.update.actor.value == 2
 
@@ -368,6 +374,6 @@ def test_a_stop_during_the_first_rollout_does_not_evaluate_twice(tmp_path: Path)
     again = trainer(tmp_path, [rollout()], evaluation=[rollout()])
     checkpoint = again.run.latest_checkpoint(STAGE, Observer())
     assert checkpoint.step == 0
-    again.restore(checkpoint.state)
+    again.restore(checkpoint)
     again.train(0)
     assert [line["step"] for line in lines(tmp_path)] == [0, 1]

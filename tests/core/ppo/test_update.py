@@ -64,13 +64,13 @@ def gradients(update: Updater) -> dict[str, list[torch.Tensor]]:
     kept: dict[str, list[torch.Tensor]] = {"actor": [], "critic": []}
     for name in kept:
         trained, found = getattr(update, name), kept[name]
-        clip = trained.clip
+        check = trained.check
 
-        def noting(trained=trained, found=found, clip=clip) -> torch.Tensor:
+        def noting(trained=trained, found=found, check=check) -> None:
             found += [p.grad.clone() for p in trained.parameters if p.grad is not None]
-            return clip()
+            check()
 
-        trained.clip = noting
+        trained.check = noting
     return kept
 
 

@@ -126,9 +126,10 @@ COMMON = {
     "recorded.gpus": 8,
     "recorded.preference_pairs": 700_000,
     "recorded.prompts": 60_917,
-    "recorded.reward_model_zero": 3,
-    "recorded.ppo_zero": 2,
-    "recorded.ppo_offload": True,
+    "reward_model.engine.zero_stage": 3,
+    "reward_model.engine.offload_optimizer": False,
+    "ppo.engine.zero_stage": 2,
+    "ppo.engine.offload_optimizer": True,
 }
 OF_BACKBONE = {
     "phi3": {

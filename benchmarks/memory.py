@@ -1,0 +1,317 @@
+"""How far `denserl plan` is off: predicted against measured peaks, on CPU processes.
+
+    python benchmarks/memory.py [--shapes small medium wide] [--engines torch-float32 ...]
+
+Every case is a process, or two, that builds small random models and takes two steps of a stage with
+two micro-batches each. Measured is the highest resident set of the first process after loading,
+above what it had before there was a model; malloc gives large blocks back at once, so that this is
+what tensors hold. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = {
+    "small": (256, 688, 4, 4, 2, 4_000),
+    "medium": (512, 1376, 6, 8, 8, 8_000),
+    "wide": (768, 2048, 5, 12, 12, 12_000),
+}
+"""Width, feed-forward width, layers, heads, key heads, vocabulary."""
+ENGINES = {
+    "torch-float32": (0, 1, "float32"),
+    "torch-bfloat16": (0, 1, "bfloat16"),
+    "zero2-float32": (2, 1, "float32"),
+    "zero2-float32-2": (2, 2, "float32"),
+    "zero2-bfloat16-2": (2, 2, "bfloat16"),
+    "zero3-float32": (3, 1, "float32"),
+    "zero3-float32-2": (3, 2, "float32"),
+    "zero3-bfloat16-2": (3, 2, "bfloat16"),
+}
+"""ZeRO stage (0: plain torch), processes, compute type."""
+STAGES = ("train-rm", "train-ppo")
+PROMPT, RESPONSE = 96, 64
+
+
+def main() -> None:
+    """Run every case and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        stage, engine, shape = arguments.case
+        work(stage, engine, shape, arguments.checkpointing)
+        return
+    print("| stage | engine | shape | weights, M | predicted, MiB | measured, MiB | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for stage in arguments.stages:
+        for engine in arguments.engines:
+            for shape in arguments.shapes:
+                print(row(stage, engine, shape, arguments.checkpointing), flush=True)
+
+
+def row(stage: str, engine: str, shape: str, checkpointing: bool) -> str:
+    """Run one case in processes of its own; its line of the table."""
+    words = [str(Path(__file__)), "--case", stage, engine, shape]
+    words += ["--checkpointing"] if checkpointing else []
+    count = ENGINES[engine][1]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *launcher, *words], capture_output=True, text=True, env=environment
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{stage} {engine} {shape} failed:\n{done.stderr[-3000:]}")
+    found = json.loads(lines[-1])
+    predicted, measured = found["predicted"] / 2**20, found["measured"] / 2**20
+    figures = f"{found['weights'] / 1e6:.1f} | {predicted:.0f} | {measured:.0f}"
+    return f"| {stage} | {engine} | {shape} | {figures} | {predicted / measured:.2f} |"
+
+
+def work(stage: str, engine: str, shape: str, checkpointing: bool) -> None:
+    """Train for two steps in this process; the first process prints what it found."""
+    from denserl_cli.core import distributed
+
+    distributed.join()
+    train(stage, engine, "small", steps=1, checkpointing=False)  # loads every library
+    before = resident("VmRSS")
+    peak = train(stage, engine, shape, steps=2, checkpointing=checkpointing)
+    if distributed.is_first():
+        found = {"measured": peak - before, **predict(stage, engine, shape, checkpointing)}
+        print(json.dumps(found))
+    distributed.leave()
+
+
+def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[str, float]:
+    """What the plan says of the case."""
+    from denserl_cli.core import memory, phases, planning
+    from denserl_cli.core.likelihood import CHUNK_BYTES
+    from denserl_cli.core.recipe import load_recipe
+    from denserl_cli.core.shapes import config_shape
+
+    zero, count, dtype = ENGINES[engine]
+    recipe = load_recipe(
+        "sandbox-segment",
+        [
+            f"data.max_length={PROMPT + RESPONSE}",
+            f"data.max_prompt_length={PROMPT}",
+            "reward_model.micro_batch_size=2",
+            "ppo.rollout_batch_size=8",
+            "ppo.samples_per_prompt=1",
+            "ppo.train_batch_size=8",
+            "ppo.micro_batch_size=4",
+            "ppo.rollout_micro_batch_size=4",
+            f"ppo.max_prompt_length={PROMPT}",
+            f"ppo.max_new_tokens={RESPONSE}",
+        ],
+    )
+    setting = replace(
+        planning.own_setting(recipe, stage, count),
+        zero_stage=zero,
+        compute=4 if dtype == "float32" else 2,
+        checkpointing=checkpointing,
+        chunk=CHUNK_BYTES,
+        on_cpu=True,
+    )
+    found = config_shape(config(shape))
+    plan = phases.plan(recipe, found, stage, setting)
+    peaks = {name: memory.total(terms) for name, terms in plan.phases.items() if name != "load"}
+    top = max(peaks, key=lambda name: peaks[name])
+    return {"predicted": peaks[top], "weights": found.parameters}
+
+
+def config(shape: str) -> Any:
+    """The shape as a configuration of transformers."""
+    from transformers import LlamaConfig
+
+    hidden, inner, layers, heads, pairs, vocabulary = SHAPES[shape]
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=pairs,
+        vocab_size=vocabulary,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+
+
+def tiny_model(shape: str, dtype: str) -> Callable[..., Any]:
+    """Makes models of a shape with random weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from denserl_cli.core.policy import StreamedHead
+
+    def make(*, scalar: bool = False, trained: bool = True, checkpointing: bool = False) -> Any:
+        kind: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+        settings = config(shape)
+        settings.num_labels = 1
+        model = kind.from_config(settings)
+        if not scalar:
+            StreamedHead.take_over(model)
+        model.requires_grad_(trained).train(trained)
+        if trained and checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not trained and scalar:
+            model.model.to(getattr(torch, dtype))
+        elif not trained:
+            model.to(getattr(torch, dtype))
+        return model
+
+    return make
+
+
+def train(stage: str, engine: str, shape: str, *, steps: int, checkpointing: bool) -> int:
+    """Some steps of a stage; the peak of the resident set after everything was built."""
+    make = tiny_model(shape, ENGINES[engine][2])
+    rng = np.random.default_rng(0)
+    vocabulary = SHAPES[shape][-1]
+
+    def rows(count: int, length: int) -> list[np.ndarray]:
+        return list(rng.integers(1, vocabulary, (count, length)))
+
+    take_step = (reward_steps if stage == "train-rm" else ppo_steps)(make, engine, checkpointing)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark starts anew
+    for _ in range(steps):
+        take_step(rows)
+    return resident("VmHWM")
+
+
+def make_engine(model: Any, engine: str) -> Any:
+    """The engine of a case around a model."""
+    import torch
+
+    from denserl_cli.core.engine import TorchEngine
+    from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
+
+    zero, _, dtype = ENGINES[engine]
+    common: dict[str, Any] = {
+        "learning_rate": 1e-4,
+        "settings": OptimizerConfig(),
+        "total_steps": 8,
+        "compute_dtype": getattr(torch, dtype),
+    }
+    if zero == 0:
+        return TorchEngine(model, **common)
+    from denserl_cli.core.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, engine=EngineConfig(zero_stage=zero), **common)  # type: ignore[arg-type]
+
+
+def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], None]:
+    """Steps of train-rm: the reference segments, the reward model learns."""
+    import torch
+
+    from denserl_cli.core.batches import collate_sequences
+    from denserl_cli.core.recipe.schema import SegmentationConfig
+    from denserl_cli.core.reward_model import aggregate_segments, preference_loss, token_values
+    from denserl_cli.core.scoring import Scorer
+
+    dtype = getattr(torch, ENGINES[engine][2])
+    scorer = Scorer(
+        SegmentationConfig(cutoff=1.0), reference=make(trained=False).eval(), dtype=dtype
+    )
+    learner = make_engine(make(scalar=True, checkpointing=checkpointing), engine)
+
+    def step(rows: Any) -> None:
+        for last in (False, True):
+            batch = collate_sequences(rows(4, PROMPT), rows(4, RESPONSE), 0)
+            ends = scorer(batch).ends
+            values = learner(token_values, batch)
+            chosen, rejected = aggregate_segments(values, ends).chunk(2)
+            learner.backward(preference_loss(chosen, rejected) / 2, last=last)
+        learner.step()
+
+    return step
+
+
+def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], None]:
+    """Iterations of train-ppo: sample, score with all four models, learn."""
+    import torch
+
+    from denserl_cli.core.batches import collate_sequences
+    from denserl_cli.core.engine import autocast
+    from denserl_cli.core.policy import response_logprobs
+    from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
+    from denserl_cli.core.ppo.rollout import Sampling, noise, sample
+    from denserl_cli.core.recipe.schema import SegmentationConfig
+    from denserl_cli.core.reward_model import token_values
+    from denserl_cli.core.scoring import Scorer
+
+    dtype = getattr(torch, ENGINES[engine][2])
+    scorer = Scorer(
+        SegmentationConfig(cutoff=1.0),
+        reference=make(trained=False).eval(),
+        reward_model=make(scalar=True, trained=False).eval(),
+        dtype=dtype,
+    )
+    actor = make_engine(make(checkpointing=checkpointing), engine)
+    critic = make_engine(make(scalar=True, checkpointing=checkpointing), engine)
+
+    def roll_out(prompts: list[np.ndarray]) -> list[np.ndarray]:
+        uniform = noise([[0, row] for row in range(4)], RESPONSE)
+        plain = autocast(actor.device, dtype if ENGINES[engine][0] == 0 else torch.float32)
+        with actor.gathered() as policy, plain, torch.no_grad():
+            policy.eval()
+            drawn = sample(policy, prompts, Sampling(RESPONSE, ()), uniform, 0)
+            policy.train()
+        return [response.ids for response in drawn]
+
+    def step(rows: Any) -> None:
+        prompts = rows(4, PROMPT)
+        batch = collate_sequences(prompts, roll_out(prompts), 0)
+        with torch.no_grad():
+            scorer(batch)
+            old = actor(response_logprobs, batch, with_entropy=False).logprobs.float()
+            values = critic(token_values, batch, before=True).float()
+        mask = batch.response_mask[:, PROMPT:]
+        for last in (False, True):
+            found = critic(token_values, batch, before=True)
+            loss = clipped_value_loss(found, values, values + 1, mask, clip=0.2).loss
+            critic.backward(loss / 2, last=last)
+            logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
+            loss = clipped_policy_loss(logprobs, old, values + 1, mask, clip=0.2).loss
+            actor.backward(loss / 2, last=last)
+        critic.step()
+        actor.step()
+
+    return step
+
+
+def resident(field: str) -> int:
+    """Bytes of this process's resident set: VmRSS now, VmHWM at its highest."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("this benchmark reads /proc, which Linux alone has")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The processes of a job: who am I, what is my share, and sums over all of them.
+
+One process needs none of it, and every function here is then free. Several processes are started by
+torchrun, which says in the environment who is who.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+_PATIENCE = timedelta(seconds=5)
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes work on the job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def first_to_fail(otherwise: bool = True) -> bool:
+    """Whether no other process of the job has asked this before: whose error is to be shown.
+
+    otherwise: the answer where the store through which the processes meet is not there.
+    """
+    if world_size() == 1:
+        return True
+    import torch
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = torch.distributed.TCPStore(host, port, timeout=_PATIENCE)
+        return bool(store.add(f"denserl/failed/{turn}", 1) == 1)
+    except RuntimeError:
+        return otherwise
+
+
+def join() -> None:
+    """Meet the other processes of the job; does nothing in a job of one."""
+    import torch
+
+    if world_size() == 1 or torch.distributed.is_initialized():
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank())
+    device = torch.device("cuda", local_rank()) if cuda else None
+    # gloo beside nccl: small objects travel without a GPU
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device)
+
+
+def join_alone() -> None:
+    """Make a group of this one process, for libraries that need a group."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+
+
+def leave() -> None:
+    """Take leave of the other processes."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Return when every process has come this far."""
+    import torch
+
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """Let the first process do something alone; the others do it when it has finished."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in some process."""
+    return any(from_all_ranks(flag)) if world_size() > 1 else flag
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place; each must call with the same shape."""
+    import torch
+
+    if world_size() > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The largest of a tensor over all processes, in place, element by element."""
+    import torch
+
+    if world_size() > 1:
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return values
+
+
+def from_all_ranks(mine: T) -> list[T]:
+    """What each process passed, in the order of the ranks."""
+    import torch
+
+    if world_size() == 1:
+        return [mine]
+    found: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+def from_first_rank(value: T) -> T:
+    """What the first process passed."""
+    import torch
+
+    if world_size() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def share(parts: Sequence[T]) -> list[tuple[T, bool]]:
+    """The parts that fall to this process, and whether each one counts.
+
+    Neighbours, which are of similar length, go to different processes. Every process gets the same
+    number, for each part is a collective call where weights are sharded: where there are too few,
+    a process works on an early part once more, and that does not count.
+    """
+    if not parts:
+        return []
+    rounds = -(-len(parts) // world_size())
+    places = [turn * world_size() + rank() for turn in range(rounds)]
+    return [(parts[place % len(parts)], place < len(parts)) for place in places]

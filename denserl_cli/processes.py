@@ -1,0 +1,287 @@
+"""Several processes for one stage: torchrun's own launcher, started for the user.
+
+The processes run `denserl_cli.worker`. What goes wrong in one of them comes back through a file, so
+that the first error is the one that is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from denserl_cli.core.distributed import world_size
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.files import write_text
+from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+from denserl_cli.core.stopping import stopped_at_once
+from denserl_cli.hostfile import check_launcher, launcher_command, read_hosts
+from denserl_cli.worker import LAUNCHER, PLACE, SIGNAL, lost
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+WORKER = "denserl_cli.worker"
+"""The module that each process runs."""
+_LINES = 20
+"""How much of a process's own words is shown when it ended without leaving a report."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes work on a stage, and on which machines.
+
+    count: on each machine. rendezvous: host:port of the first machine, needed for several.
+    node_rank: number of this machine; None lets the rendezvous number them. started: by another
+    launcher, and this is one of them; count is then that of all machines. hostfile: DeepSpeed's
+    launcher starts them on the machines that it names; count is that of all machines, too.
+    """
+
+    count: int = 1
+    nodes: int = 1
+    node_rank: int | None = None
+    rendezvous: str | None = None
+    started: bool = False
+    hostfile: Path | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self.count * self.nodes
+
+    def torchrun(self, script: list[str]) -> list[str]:
+        """The command that starts the processes by hand."""
+        words = ["torchrun", f"--nproc-per-node={self.count}"]
+        if self.nodes == 1:
+            words.append("--standalone")
+        elif self.node_rank is None:
+            words += [f"--nnodes={self.nodes}", "--rdzv-backend=c10d"]
+            words += [f"--rdzv-endpoint={self.rendezvous}", "--rdzv-id=denserl"]
+        else:
+            host, _, port = (self.rendezvous or "").rpartition(":")
+            words += [f"--nnodes={self.nodes}", f"--node-rank={self.node_rank}"]
+            words += [f"--master-addr={host}", f"--master-port={port}"]
+        return [*words, "-m", WORKER, *script]
+
+
+def visible_gpus() -> int:
+    """GPUs that this machine shows to the program, without asking torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return len([name for name in named.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def read_processes(
+    count: int | None,
+    nodes: int,
+    node_rank: int | None,
+    rendezvous: str | None,
+    hostfile: Path | None = None,
+) -> Processes:
+    """The processes that the command line asks for; by default one for each visible GPU.
+
+    Where torchrun or another launcher has started them already, its count holds.
+
+    Raises DenserlError for options that contradict each other.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return Processes(count=world_size(), started=True)
+    if hostfile is not None:
+        if count or nodes > 1 or node_rank is not None or rendezvous:
+            raise DenserlError(
+                "--hostfile names machines and processes itself",
+                hint="leave out --processes, --nodes, --node-rank and --rendezvous",
+            )
+        return Processes(count=sum(read_hosts(hostfile).values()), hostfile=hostfile)
+    if nodes > 1 and not rendezvous:
+        raise DenserlError(
+            "--nodes needs --rendezvous",
+            hint="name HOST:PORT of the first one, on each",
+        )
+    if nodes > 1 and ":" not in (rendezvous or ""):
+        raise DenserlError(f"--rendezvous {rendezvous}: no port", hint="write HOST:PORT")
+    if node_rank is not None and not 0 <= node_rank < nodes:
+        raise DenserlError(
+            f"--node-rank {node_rank} of --nodes {nodes}", hint="machines are numbered from 0"
+        )
+    return Processes(count or max(1, visible_gpus()), nodes, node_rank, rendezvous)
+
+
+def run_processes(
+    processes: Processes, stage: str, recipe: Recipe, folder: Path, mode: str
+) -> None:
+    """Run a stage in several processes; returns when all have finished.
+
+    Raises DenserlError with the first error of any process, after all of them have ended.
+    """
+    with TemporaryDirectory(prefix="denserl-") as name:
+        place = Path(name)
+        file = place / "recipe.yaml"
+        file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+        (place / LAUNCHER).write_text(str(os.getpid()))
+        words = worker_words(stage, file, folder, mode)
+        os.environ[PLACE] = str(place)
+        os.environ.setdefault("OMP_NUM_THREADS", _threads(processes.count))
+        with _signals_to_workers(place) as asked:
+            _launch(processes, words, place, asked)
+
+
+def run_hosts(file: Path, stage: str, recipe: Recipe, folder: Path, mode: str) -> None:
+    """Become DeepSpeed's launcher, which runs a stage on the machines of a hostfile.
+
+    Its signals and exit code are its own. Raises DenserlError when something that it needs is
+    missing.
+    """
+    check_launcher(file)
+    write_text(resolved(stage, folder), recipe_to_yaml(recipe))
+    if not visible_gpus():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    command = hosts_command(file, stage, folder, mode)
+    os.execv(command[0], command)
+
+
+def hosts_command(file: Path, stage: str, folder: Path, mode: str) -> list[str]:
+    """The command that `run_hosts` becomes."""
+    words = worker_words(stage, resolved(stage, folder), folder, mode)
+    return launcher_command(file, [WORKER, *words])
+
+
+def resolved(stage: str, folder: Path) -> Path:
+    """The recipe for the processes of all machines, beside the run folder, which they share."""
+    return folder.absolute().with_name(f".{folder.name}.{stage}.yaml")
+
+
+def worker_words(stage: str, file: Path, folder: Path, mode: str) -> list[str]:
+    """What follows `-m denserl_cli.worker`."""
+    return [stage, "--recipe", str(file), "--run", str(folder.absolute()), "--mode", mode]
+
+
+def _launch(
+    processes: Processes, words: list[str], place: Path, asked: Callable[[], int | None]
+) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    static = processes.nodes > 1 and processes.node_rank is not None
+    config = LaunchConfig(
+        min_nodes=processes.nodes,
+        max_nodes=processes.nodes,
+        nproc_per_node=processes.count,
+        run_id="denserl",
+        rdzv_backend="static" if static else "c10d",
+        rdzv_endpoint=(processes.rendezvous or "") if processes.nodes > 1 else "localhost:0",
+        rdzv_configs={"rank": processes.node_rank, "timeout": 900} if static else {},
+        max_restarts=0,
+        shutdown_timeout=10,  # seconds from the first failure until the others are killed
+        signals_to_handle="SIGHUP",  # the others ask the processes for a checkpoint, see below
+        logs_specs=DefaultLogsSpecs(
+            log_dir=str(place / "logs"),
+            redirects={rank: Std.ALL for rank in range(1, processes.count)},
+        ),
+    )
+    started = time.monotonic()
+    try:
+        elastic_launch(config, sys.executable)("-m", WORKER, *words)
+    except ChildFailedError as error:
+        raise first_error(place, error.failures, asked()) from error
+    except (RuntimeError, OSError) as error:
+        seconds = time.monotonic() - started
+        raise DenserlError(
+            f"the processes did not meet within {seconds:.0f} s: {error}",
+            hint="check --nodes, --node-rank and --rendezvous on every machine",
+        ) from error
+
+
+def first_error(
+    place: Path, failures: Mapping[int, ProcessFailure], asked: int | None = None
+) -> DenserlError:
+    """The first error that a process of this machine left, or how the first one ended.
+
+    failures: by rank. asked: the signal that asked the launcher to stop; without it, a process that
+    has been stopped was stopped because another one had failed, or on another machine.
+    """
+    files = {int(file.stem.split("-")[1]): file for file in place.glob("error-*.json")}
+    left = [json.loads(file.read_text("utf-8")) for file in files.values()]
+    reports = sorted(left, key=lambda report: float(report["time"]))
+    own = ("error",) if asked is None else ("error", "interrupted")
+    errors = [report for report in reports if report["kind"] in own]
+    # the launcher itself ends the others by SIGTERM
+    silent = [
+        _unexplained(rank, failure, place)
+        for rank, failure in failures.items()
+        if rank not in files and failure.exitcode != -signal.SIGTERM
+    ]
+    if not errors and asked is not None:
+        return stopped_at_once(asked)
+    if not errors and silent:
+        return silent[0]
+    for report in errors or reports:
+        error = DenserlError(report["message"], hint=report["hint"])
+        error.exit_code = report["exit_code"]
+        return error
+    return lost()
+
+
+def _unexplained(rank: int, failure: ProcessFailure, place: Path) -> DenserlError:
+    """What is known of a process that ended without a word."""
+    if failure.exitcode < 0:
+        error = DenserlError(
+            f"process {rank} was killed by {failure.signal_name()}",
+            hint="out of memory is the usual reason; --resume goes on from the last checkpoint",
+        )
+        error.exit_code = 1
+        return error
+    logs = place.glob(f"logs/*/attempt_0/{failure.local_rank}/stderr.log")
+    lines = [line for log in logs for line in log.read_text("utf-8", "replace").splitlines()]
+    ended = f"process {rank} ended with code {failure.exitcode}"
+    error = DenserlError("\n".join([ended, *lines[-_LINES:]]))
+    error.exit_code = 1
+    return error
+
+
+@contextmanager
+def _signals_to_workers(place: Path) -> Iterator[Callable[[], int | None]]:
+    """Hand Ctrl-C and the scheduler's signals on to the processes; a second Ctrl-C kills them.
+
+    Yields a function that returns the first such signal, if there was one.
+    """
+    asked: list[int] = []
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        how = signal.SIGKILL if asked and number == signal.SIGINT else number
+        asked.append(number)
+        write_text(place / SIGNAL, str(how))  # for those that are just starting
+        for file in place.glob("worker-*.pid"):
+            try:
+                os.kill(int(file.read_text()), how)
+            except (ProcessLookupError, ValueError):
+                continue  # it has ended
+
+    before = {number: signal.signal(number, hand_on) for number in _STOP_SIGNALS}
+    try:
+        yield lambda: asked[0] if asked else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _threads(processes: int) -> str:
+    """Threads of each process, so that together they fill the machine once."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return str(max(1, cores // processes))

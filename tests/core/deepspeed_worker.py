@@ -1,0 +1,93 @@
+"""A process of `test_deepspeed_engine.py`: trains a tiny policy and critic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from denserl_cli.core import distributed
+from denserl_cli.core.batches import collate_sequences, micro_batches
+from denserl_cli.core.engine import TorchEngine, step
+from denserl_cli.core.policy import response_logprobs
+from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
+from denserl_cli.core.reward_model import token_values
+from tests import tiny
+
+SETTINGS = OptimizerConfig(warmup_ratio=0.0, clip_norm=0.5)
+
+
+def make_engine(model: torch.nn.Module, kind: str, stage: int) -> TorchEngine:
+    common = {
+        "learning_rate": 1e-3,
+        "settings": SETTINGS,
+        "total_steps": 8,
+        "compute_dtype": torch.float32,
+    }
+    if kind == "torch":
+        return TorchEngine(model.train(), **common)
+    from denserl_cli.core.deepspeed_engine import DeepSpeedEngine
+
+    zero = {"stage3_param_persistence_threshold": 0}  # or nothing of a tiny model is sharded
+    engine = EngineConfig(zero_stage=stage, deepspeed={"zero_optimization": zero})
+    return DeepSpeedEngine(model.train(), engine=engine, **common)
+
+
+def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
+    """Four steps of a policy and a critic, with a generation in between."""
+    actor = make_engine(tiny.causal_lm(0, tied=tied), kind, stage)
+    critic = make_engine(tiny.scalar_model(1), kind, stage)
+    rng = np.random.default_rng(0)
+    losses, norms, rates = [], [], []
+    generated = torch.empty(0)
+    for number in range(4):
+        prompts = [rng.integers(1, 20, rng.integers(1, 6)) for _ in range(8)]
+        responses = [rng.integers(1, 20, rng.integers(1, 9)) for _ in range(8)]
+        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        parts = distributed.share(micro_batches(lengths, np.arange(8), 2))
+        total = torch.zeros(2)
+        for turn, (part, _) in enumerate(parts, 1):
+            batch = collate_sequences([prompts[i] for i in part], [responses[i] for i in part], 0)
+            logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
+            values = critic(token_values, batch, before=True)
+            pair = -logprobs.sum() / 64, (values - 1).square().sum() / 64
+            actor.backward(pair[0], last=turn == len(parts))
+            critic.backward(pair[1], last=turn == len(parts))
+            total += torch.stack([loss.detach() for loss in pair])
+        losses.append(distributed.sum_over_ranks(total))
+        rates.append(actor.learning_rate)
+        norms += [norm.float() for norm in step(actor, critic)]
+        if number == 1:
+            generated = generate(actor)
+    with actor.gathered() as model:
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+    figures = {"losses": torch.stack(losses), "norms": torch.stack(norms)}
+    return {**figures, "rates": torch.tensor(rates), "generated": generated, "weights": weights}
+
+
+def generate(actor: TorchEngine) -> torch.Tensor:
+    """Six tokens; each process asks for another number, which is no collective call."""
+    with actor.gathered() as model, torch.no_grad():
+        model.eval()
+        tokens = 4 + distributed.rank()
+        out = model.generate(
+            torch.tensor([[3, 5]]), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+        )
+        model.train()
+    return out[0, :6]
+
+
+def main(kind: str, stages: str, tied: str, out: str) -> None:
+    """Train once for each stage in one process group; the first process writes what it found."""
+    distributed.join()
+    found = {int(stage): train(kind, int(stage), tied == "tied") for stage in stages.split(",")}
+    if distributed.is_first():
+        torch.save(found, Path(out))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
