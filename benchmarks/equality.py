@@ -71,6 +71,10 @@ class Group(NamedTuple):
     cases: tuple[Case, ...]
 
 
+def _uncut(granularity: str) -> tuple[str, ...]:
+    return (f"segmentation.granularity={granularity}", "segmentation.cutoff=null")
+
+
 _ONE_BY_ONE = ("reward_model.micro_batch_size=1", "ppo.micro_batch_size=1")
 _WHOLE = ("reward_model.micro_batch_size=8", "ppo.micro_batch_size=8")
 PLAIN = Case("torch", 0, 1)
@@ -78,12 +82,8 @@ TWO = tuple(Case(f"ZeRO-{stage} x 2", stage, 2) for stage in (1, 2, 3))
 ONE = tuple(Case(f"ZeRO-{stage} x 1", stage, 1) for stage in (1, 2, 3))
 GROUPS = {
     "segment": Group((), (PLAIN, *ONE, *TWO)),
-    "token": Group(
-        ("segmentation.granularity=token", "segmentation.cutoff=null"), (PLAIN, *TWO[1:])
-    ),
-    "bandit": Group(
-        ("segmentation.granularity=bandit", "segmentation.cutoff=null"), (PLAIN, *TWO[1:])
-    ),
+    "token": Group(_uncut("token"), (PLAIN, *TWO[1:])),
+    "bandit": Group(_uncut("bandit"), (PLAIN, *TWO[1:])),
     "critic from the reward model": Group(("ppo.critic_init=reward_model",), (PLAIN, *TWO[1:])),
     "loss over tokens": Group(("ppo.loss_reduce=token",), (PLAIN, *TWO[1:])),
     "critic warm-up": Group(("ppo.critic_warmup=1",), (PLAIN, *TWO[1:])),
@@ -248,7 +248,7 @@ def _apart(plain: Path, other: Path) -> Iterator[tuple[float, str]]:
 
 
 def _distance(expected: object, found: object) -> float:
-    """The difference of two values relative to their size or to 1; the largest of many."""
+    """The largest difference in two values, relative to its size or to 1."""
     if isinstance(expected, dict) and isinstance(found, dict):
         expected, found = (list(each.items()) for each in (expected, found))
     if isinstance(expected, tuple) and isinstance(found, tuple):
@@ -266,7 +266,7 @@ def _normalizer(folder: Path) -> dict[str, object]:
 
 
 def weights_apart(plain: Path, other: Path) -> float:
-    """The largest difference between the weights of two folders."""
+    """The largest difference of a weight in two folders."""
     from safetensors.torch import load_file
 
     first, second = (

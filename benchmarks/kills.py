@@ -1,12 +1,14 @@
 """Kill train-rm and train-ppo with -9 at random moments, resume, compare every byte.
 
-    python benchmarks/kills.py --out runs/kills [--kills 20] [--seed 0] [--jobs 2]
+    python benchmarks/kills.py --out runs/kills [--kills 20] [--seed 0] [--jobs 2] [--processes 1]
 
 Each kill has a run folder and a process of its own. One in three comes at a moment drawn uniformly
 from the life of an uninterrupted process, most of which is start-up; one after a random number of
 steps; one inside a random checkpoint write. The killed stage is resumed to its end; its weights and
 figures must be those of the uninterrupted run. Prints a Markdown table, writes it to OUT/report.md,
 and exits with 1 when anything differs.
+
+With several processes the launcher is killed, and its processes die with it.
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ SETTINGS = (
     *("ppo.max_new_tokens=20", "ppo.missing_eos_penalty=null", "ppo.eval_every=10"),
     *("ppo.save_every=2", "ppo.kl_target=0.01"),
 )
+SEVERAL = (
+    *("reward_model.micro_batch_size=2", "reward_model.engine.zero_stage=3"),
+    *("ppo.micro_batch_size=2", "ppo.engine.zero_stage=3"),
+)
 TIMES = ("seconds", "tokens_per_second")
 """Figures that depend on the clock."""
 
@@ -48,6 +54,7 @@ class Kill(NamedTuple):
     number: int
     after: float
     unit: str
+    processes: int
 
 
 class Row(NamedTuple):
@@ -68,18 +75,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="for each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=1, help="for each run, under ZeRO 3")
     arguments = parser.parse_args()
     out: Path = arguments.out
     shutil.rmtree(out, ignore_errors=True)
     rows: list[Row] = []
     for stage in STAGES:
-        seconds, steps, writes = uninterrupted(stage, out)
+        seconds, steps, writes = uninterrupted(stage, out, arguments.processes)
         print(f"{stage}: {seconds:.1f} s uninterrupted, seed {arguments.seed}", flush=True)
         rng = random.Random(f"{arguments.seed} {stage}")
         life = (("seconds", seconds), ("steps", steps), ("writes", writes))
         kills = [
-            Kill(stage, number, rng.uniform(0, life[number % 3][1]), life[number % 3][0])
+            Kill(stage, number, rng.uniform(0, most), unit, arguments.processes)
             for number in range(arguments.kills)
+            for unit, most in [life[number % 3]]
         ]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             rows += pool.map(lambda kill: survive(kill, out), kills)
@@ -87,18 +96,18 @@ def main() -> None:
     sys.exit(not all(row.same for row in rows))
 
 
-def uninterrupted(stage: str, out: Path) -> tuple[float, int, int]:
+def uninterrupted(stage: str, out: Path, processes: int) -> tuple[float, int, int]:
     """Run a stage to its end; returns its seconds, steps and checkpoints."""
     folder = out / stage / "whole"
     if stage == "train-ppo":
         shutil.copytree(out / "train-rm" / "whole", folder)
-        finish("fit-function", folder)
+        finish("fit-function", folder, processes)
         shutil.copytree(folder, out / stage / "start")
     else:
         (out / stage / "start").mkdir(parents=True)
     seen: set[str] = set()
     began = time.monotonic()
-    with start(stage, folder) as process:
+    with start(stage, folder, processes) as process:
         while process.poll() is None:
             seen |= {path.name for path in folder.glob(f"checkpoints/{stage}/step-*")}
             time.sleep(0.005)
@@ -110,13 +119,13 @@ def survive(kill: Kill, out: Path) -> Row:
     """Kill a run, resume it, compare."""
     folder = out / kill.stage / f"kill-{kill.number}"
     shutil.copytree(out / kill.stage / "start", folder)
-    with start(kill.stage, folder) as process:
+    with start(kill.stage, folder, kill.processes) as process:
         wait(kill, folder, process.poll)
         process.send_signal(signal.SIGKILL)
     moment = f"{kill.after:.1f} {kill.unit}" + (" (done)" if process.returncode == 0 else "")
     logged = len(figures(kill.stage, folder))
     writing = any(folder.glob("**/.*.tmp"))
-    finish(kill.stage, folder, "--resume")
+    finish(kill.stage, folder, kill.processes, "--resume")
     same = outcome(kill.stage, folder) == outcome(kill.stage, out / kill.stage / "whole")
     print(f"{kill.stage} {kill.number}: {moment}, {'same' if same else 'DIFFERENT'}", flush=True)
     return Row(kill.stage, kill.number, moment, logged, writing, same)
@@ -137,12 +146,13 @@ def wait(kill: Kill, folder: Path, over: Callable[[], int | None]) -> None:
         time.sleep(0.0005)
 
 
-def start(stage: str, folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Start a stage as a user would, on one core."""
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+def start(stage: str, folder: Path, processes: int, *words: str) -> subprocess.Popen[str]:
+    """Start a stage as a user would, on one core for each process."""
+    more = SEVERAL if processes > 1 else ()
+    settings = [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
     line = [sys.executable, "-m", "denserl_cli.app", stage, "--recipe", "sandbox-segment"]
     return subprocess.Popen(
-        [*line, *settings, "--out", str(folder), *words],
+        [*line, *settings, "--out", str(folder), "--processes", str(processes), *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -150,9 +160,9 @@ def start(stage: str, folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(stage: str, folder: Path, *words: str) -> None:
+def finish(stage: str, folder: Path, processes: int, *words: str) -> None:
     """Run a stage to its end."""
-    process = start(stage, folder, *words)
+    process = start(stage, folder, processes, *words)
     _, errors = process.communicate()
     if process.returncode:
         sys.exit(f"{stage} in {folder} ended with {process.returncode}:\n{errors}")

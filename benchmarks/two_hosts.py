@@ -118,7 +118,12 @@ def start(
 def finish(machines: Sequence[subprocess.Popen[str]]) -> None:
     """Wait for a run that must succeed."""
     for machine in machines:
-        _, errors = machine.communicate()
+        try:
+            _, errors = machine.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            for each in machines:
+                each.kill()
+            sys.exit("HANGS: the machines did not finish")
         if machine.returncode:
             sys.exit(f"ended with {machine.returncode}:\n{errors}")
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 WORKER = "denserl_cli.worker"
 """The module that each process runs."""
+_PATIENCE = 900
+"""Seconds that a machine waits for the others."""
 _LINES = 20
 """How much of a process's own words is shown when it ended without leaving a report."""
 
@@ -171,12 +174,21 @@ def worker_words(stage: str, file: Path, folder: Path, mode: str) -> list[str]:
 def _launch(
     processes: Processes, words: list[str], place: Path, asked: Callable[[], int | None]
 ) -> None:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    with _quiet_sockets():
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     static = processes.nodes > 1 and processes.node_rank is not None
+    settings: dict[str, object] = {}
+    if static:
+        settings = {"rank": processes.node_rank, "timeout": _PATIENCE}
+    elif processes.nodes > 1:
+        # torch compares names, which tells nothing where a machine has several
+        here = _can_listen(processes.rendezvous or "")
+        settings = {"is_host": here, "read_timeout": 60 if here else _PATIENCE}
     config = LaunchConfig(
         min_nodes=processes.nodes,
         max_nodes=processes.nodes,
@@ -184,7 +196,8 @@ def _launch(
         run_id="denserl",
         rdzv_backend="static" if static else "c10d",
         rdzv_endpoint=(processes.rendezvous or "") if processes.nodes > 1 else "localhost:0",
-        rdzv_configs={"rank": processes.node_rank, "timeout": 900} if static else {},
+        rdzv_configs=settings,
+        local_addr=_own_address(processes.rendezvous or "") if processes.nodes > 1 else None,
         max_restarts=0,
         shutdown_timeout=10,  # seconds from the first failure until the others are killed
         signals_to_handle="SIGHUP",  # the others ask the processes for a checkpoint, see below
@@ -198,12 +211,53 @@ def _launch(
         elastic_launch(config, sys.executable)("-m", WORKER, *words)
     except ChildFailedError as error:
         raise first_error(place, error.failures, asked()) from error
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, RendezvousError) as error:
         seconds = time.monotonic() - started
         raise DenserlError(
             f"the processes did not meet within {seconds:.0f} s: {error}",
             hint="check --nodes, --node-rank and --rendezvous on every machine",
         ) from error
+
+
+@contextmanager
+def _quiet_sockets() -> Iterator[None]:
+    """Import torch without its C++ library's words about every address that it tries."""
+    before = os.environ.get("TORCH_CPP_LOG_LEVEL")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    try:
+        yield
+    finally:
+        if before is None:  # the processes may speak
+            del os.environ["TORCH_CPP_LOG_LEVEL"]
+
+
+def _can_listen(rendezvous: str) -> bool:
+    """Whether HOST:PORT is an address of this machine on which nobody listens yet."""
+    host, _, port = rendezvous.rpartition(":")
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((host, int(port)))
+        except OSError:
+            return False
+    return True
+
+
+def _own_address(rendezvous: str) -> str:
+    """The address of this machine on the network that leads to HOST:PORT; nothing is sent.
+
+    torch would give the other machines its name, which they may not know.
+    """
+    host, _, port = rendezvous.rpartition(":")
+    with socket.socket(type=socket.SOCK_DGRAM) as towards:
+        try:
+            towards.connect((host, int(port)))
+        except OSError as error:
+            raise DenserlError(
+                f"--rendezvous {rendezvous}: {error.strerror or error}",
+                hint="name HOST:PORT of the first machine, as this one can reach it",
+            ) from error
+        return str(towards.getsockname()[0])
 
 
 def first_error(

@@ -98,6 +98,6 @@ def test_deepspeeds_launcher_runs_the_processes_of_this_machine(tmp_path: Path, 
     job = subprocess.run(
         [program, *words], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert job.returncode == 2
+    assert job.returncode in (1, 2)  # that of the process that the launcher sees end first
     assert job.stderr.count("error: no such file: x") == 1
     assert "Traceback" not in job.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -230,11 +231,11 @@ def import_deepspeed() -> Any:
 
 
 def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
-    """DeepSpeed's engine around a model, with nothing said on stdout."""
+    """DeepSpeed's engine around a model, without what it says on stdout."""
     deepspeed = import_deepspeed()
     if world_size() == 1:
         join_alone()
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=Whole(model), config=made, **options)
     return engine
 

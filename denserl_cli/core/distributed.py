@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-_PATIENCE = timedelta(seconds=5)
+
+_TIME_LIMIT = timedelta(hours=1)
+"""How long a process waits for the others: the first one may read and tokenise the data alone."""
+_ANSWER = timedelta(seconds=5)
+"""How long the store through which the processes met has to answer."""
 
 
 def rank() -> int:
@@ -51,7 +55,7 @@ def first_to_fail(otherwise: bool = True) -> bool:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        store = torch.distributed.TCPStore(host, port, timeout=_PATIENCE)
+        store = torch.distributed.TCPStore(host, port, timeout=_ANSWER)
         return bool(store.add(f"denserl/failed/{turn}", 1) == 1)
     except RuntimeError:
         return otherwise
@@ -68,7 +72,8 @@ def join() -> None:
         torch.cuda.set_device(local_rank())
     device = torch.device("cuda", local_rank()) if cuda else None
     # gloo beside nccl: small objects travel without a GPU
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    torch.distributed.init_process_group(backend, device_id=device, timeout=_TIME_LIMIT)
 
 
 def join_alone() -> None:
