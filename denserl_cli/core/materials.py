@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from denserl_cli.core import sandbox
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import (
-    EncodedPairRow,
-    EncodedPairs,
-    Prompt,
+    PairEncoding,
+    PairRows,
+    PromptEncoding,
+    PromptRows,
     Skipped,
-    encode_pairs,
-    encode_prompts,
-    read_pairs,
-    read_prompts,
     skipped_report,
     split_pairs,
     split_prompts,
@@ -25,6 +22,7 @@ from denserl_cli.core.data import (
 )
 from denserl_cli.core.distributed import is_first
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.mixture import Mixture, mixed
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
 from denserl_cli.core.vocabulary import check_vocabulary
@@ -42,17 +40,27 @@ SPLIT_SEED = 42
 class PairData(NamedTuple):
     """Encoded preference pairs for training and for evaluation, and the rows that are none."""
 
-    train: list[EncodedPairRow]
-    evaluation: list[EncodedPairRow]
+    train: PairRows
+    evaluation: PairRows
     skipped: list[Skipped]
+
+    @property
+    def everything(self) -> PairRows:
+        """The pairs for training, then those for evaluation."""
+        return self.train.followed_by(self.evaluation)
 
 
 class PromptData(NamedTuple):
     """Encoded prompts for training and for evaluation, and the rows that are none."""
 
-    train: list[Prompt]
-    evaluation: list[Prompt]
+    train: PromptRows
+    evaluation: PromptRows
     skipped: list[Skipped]
+
+    @property
+    def everything(self) -> PromptRows:
+        """The prompts for training, then those for evaluation."""
+        return self.train.followed_by(self.evaluation)
 
 
 def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
@@ -131,38 +139,30 @@ def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:
 
 def encode_sources(
     recipe: Recipe, sources: Sequence[Source], chat: ChatFormat, observer: Observer
-) -> EncodedPairs:
+) -> Mixture:
     """Read and encode the preference pairs of sources; `skipped` holds all rows that are none."""
     data = recipe.data
-    found = read_pairs(sources, seed=recipe.seed, strict=data.strict, notice=observer.notice)
-    encoded = encode_pairs(
-        chat,
-        found.pairs,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        strict=data.strict,
-        observer=observer,
-    )
-    if encoded.truncated:
+    encoding = PairEncoding(chat, data.max_length, data.max_prompt_length)
+    found = mixed(encoding, sources, seed=recipe.seed, strict=data.strict, observer=observer)
+    if found.truncated:
         limit = data.max_length
-        observer.notice(f"{encoded.truncated} pairs were cut to data.max_length {limit}")
-    return encoded._replace(skipped=[*found.skipped, *encoded.skipped])
+        observer.notice(f"{found.truncated} pairs were cut to data.max_length {limit}")
+    return found
 
 
 def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PromptData:
     """Read, encode and split the recipe's prompts; count the rows that are skipped."""
     data = recipe.data
-    found = read_prompts(data.prompts, seed=recipe.seed, strict=data.strict, notice=observer.notice)
     limit = recipe.ppo.max_prompt_length
-    encoded = encode_prompts(chat, found.prompts, limit, strict=data.strict, observer=observer)
-    if encoded.truncated:
+    encoding = PromptEncoding(chat, limit)
+    found = mixed(encoding, data.prompts, seed=recipe.seed, strict=data.strict, observer=observer)
+    if found.truncated:
         observer.notice(
-            f"{encoded.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
+            f"{found.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
         )
-    skipped = [*found.skipped, *encoded.skipped]
-    count_skipped(skipped, observer)
-    train, held = split_prompts(encoded.prompts, data.eval_prompts, SPLIT_SEED)
-    return PromptData(train, held, skipped)
+    count_skipped(found.skipped, observer)
+    train, held = split_prompts(found.rows, data.eval_prompts, SPLIT_SEED)
+    return PromptData(train, held, found.skipped)
 
 
 def list_skipped(
