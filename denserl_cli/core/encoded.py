@@ -45,6 +45,7 @@ class Rows(Sequence[Item], ABC, Generic[Item]):
         """order: row numbers, counted over all batches; default: all rows as they come."""
         self._batches = batches
         self._starts = np.cumsum([0, *(batch.columns.num_rows for batch in batches)]).tolist()
+        self._columns = [batch.columns.columns for batch in batches]
         self._known: dict[str, np.ndarray] = {}
         self.order = np.arange(self._starts[-1]) if order is None else order
 
@@ -65,12 +66,9 @@ class Rows(Sequence[Item], ABC, Generic[Item]):
             return self.take(np.arange(len(self))[place])
         number = int(self.order[place])
         part = bisect_right(self._starts, number) - 1
-        name, columns = self._batches[part]
-        row = {
-            field: columns.column(at)[number - self._starts[part]]
-            for at, field in enumerate(self.schema.names)
-        }
-        return self._made(name, row)
+        name, columns = self._batches[part].name, self._columns[part]
+        at = number - self._starts[part]
+        return self._made(name, [column[at] for column in columns])
 
     def __iter__(self) -> Iterator[Item]:
         return (self[place] for place in range(len(self)))
@@ -120,8 +118,8 @@ class Rows(Sequence[Item], ABC, Generic[Item]):
         """The columns of some rows. name: with which their origins begin."""
 
     @abstractmethod
-    def _made(self, name: str, row: dict[str, pa.Scalar]) -> Item:
-        """A row from its values. name: of its source."""
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> Item:
+        """A row from its values, in the schema's order. name: of its source."""
 
 
 class PairRows(Rows[EncodedPairRow]):
@@ -152,14 +150,12 @@ class PairRows(Rows[EncodedPairRow]):
         columns["group"] = [row.group or digest(row.prompt) for row in rows]
         return pa.RecordBatch.from_pydict(columns, cls.schema)
 
-    def _made(self, name: str, row: dict[str, pa.Scalar]) -> EncodedPairRow:
-        prompt, chosen, rejected = (_ids(row[side]) for side in _SIDES)
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> EncodedPairRow:
+        prompt, chosen, rejected = map(_ids, values[:3])
+        margin, origin, group, subset, truncated = (value.as_py() for value in values[3:])
+        origin = name + origin
         return EncodedPairRow(
-            *(prompt, chosen, rejected, row["margin"].as_py()),
-            origin=name + row["origin"].as_py(),
-            group=row["group"].as_py(),
-            subset=row["subset"].as_py(),
-            truncated=row["truncated"].as_py(),
+            prompt, chosen, rejected, margin, origin, group, subset=subset, truncated=truncated
         )
 
 
@@ -190,10 +186,10 @@ class PromptRows(Rows[Prompt]):
         }
         return pa.RecordBatch.from_pydict(columns, cls.schema)
 
-    def _made(self, name: str, row: dict[str, pa.Scalar]) -> Prompt:
-        messages, others = (json.loads(row[field].as_py()) for field in ("messages", "row"))
-        origin, truncated = name + row["origin"].as_py(), row["truncated"].as_py()
-        return Prompt(messages, origin, others, _ids(row["ids"]), truncated)
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> Prompt:
+        messages, row, origin, _, truncated = (value.as_py() for value in values[1:])
+        texts = json.loads(messages), name + origin, json.loads(row)
+        return Prompt(*texts, _ids(values[0]), truncated)
 
 
 def digest(ids: np.ndarray | Sequence[int]) -> bytes:

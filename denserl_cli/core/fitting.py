@@ -25,7 +25,7 @@ from denserl_cli.core.encoded import longest, pair_lengths
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.materials import list_skipped, load_pairs
+from denserl_cli.core.materials import draw_pairs, list_skipped
 from denserl_cli.core.normalizer import (
     LocationNormalizer,
     LocationTable,
@@ -58,18 +58,15 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     with first_goes_ahead():
         opened = open_reward_model(recipe, run, observer)
     recipe, chat = opened.recipe, opened.reading
-    data = load_pairs(recipe, chat, observer)
-    rng = np.random.default_rng(recipe.normalizer.seed)
-    everything = data.everything
-    order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
+    rows, skipped = draw_pairs(
+        recipe, chat, recipe.normalizer.pairs, recipe.normalizer.seed, observer
+    )
     seed_everything(recipe.seed)
     scorer = load_scorer(opened, run, observer)
     spread(scorer, recipe, recipe.reward_model.engine)
     run.started(STAGE, mode, observer)
-    list_skipped(data.skipped, run, STAGE, observer)
-    rewards = segment_rewards(
-        everything.take(order), scorer, recipe.normalizer.batch_size, chat.pad_id, observer
-    )
+    list_skipped(skipped, run, STAGE, observer)
+    rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)
     if not is_first():
         return
     normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
@@ -78,7 +75,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     record |= {
         "granularity": recipe.segmentation.granularity,
         "cutoff": recipe.segmentation.cutoff,
-        "pairs": len(order),
+        "pairs": len(rows),
         "seed": recipe.normalizer.seed,
     }
     plot(run.normalizer.with_suffix(".png"), rewards, normalizer)

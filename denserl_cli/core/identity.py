@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.chat import ChatFormat
 
 _BLOCK = 2**20
-_CODE = ("sources", "rows", "reading", "template", "chat", "data", "encoded", "cache")
+_CODE = ("sources", "json_files", "rows", "reading", "template", "chat", "data", "encoded", "cache")
 """Modules that decide what a row becomes."""
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from denserl_cli.core import sandbox
 from denserl_cli.core.chat import ChatFormat
@@ -20,11 +23,12 @@ from denserl_cli.core.data import (
     split_prompts,
     write_skipped,
 )
-from denserl_cli.core.distributed import is_first
+from denserl_cli.core.distributed import from_first_rank, is_first
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.mixture import Mixture, mixed
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.sources import row_count
 from denserl_cli.core.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -126,6 +130,33 @@ def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData
         rows, held = split_pairs(rows, data.eval_pairs, SPLIT_SEED)
     count_skipped(skipped, observer)
     return PairData(rows, held, skipped)
+
+
+def draw_pairs(
+    recipe: Recipe, chat: ChatFormat, count: int, seed: int, observer: Observer
+) -> tuple[PairRows, list[Skipped]]:
+    """At most `count` of all of a recipe's preference pairs, drawn with a seed.
+
+    Where the sources have more rows, as many as are wanted are drawn, alike from each, before any
+    is tokenised; those that cannot be used are not made up for. Returns the pairs, and the rows
+    that are none.
+    """
+    data = recipe.data
+    sources = (*data.preferences, *data.evaluation)
+    sizes = from_first_rank([row_count(source) for source in sources] if is_first() else [])
+    total = sum(size * source.weight for size, source in zip(sizes, sources, strict=True))
+    if all(sizes) and total > count:
+        thinned = tuple(
+            replace(source, max_samples=math.ceil(size * count / total))
+            for size, source in zip(sizes, sources, strict=True)
+        )
+        split = len(data.preferences)
+        data = replace(data, preferences=thinned[:split], evaluation=thinned[split:])
+        recipe = replace(recipe, seed=seed, data=data)
+    found = load_pairs(recipe, chat, observer)
+    everything = found.everything
+    order = np.random.default_rng(seed).permutation(len(everything))[:count]
+    return everything.take(order), found.skipped
 
 
 def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:

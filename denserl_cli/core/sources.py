@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from xxhash import xxh3_128
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
+from denserl_cli.core.json_files import is_json_lines, json_elements, json_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from denserl_cli.core.recipe.schema import Source
 
+
+T = TypeVar("T")
 
 _PLACES = 3
 _BATCH = 256
@@ -69,6 +72,12 @@ class OpenSource(NamedTuple):
     name: str
     read: Callable[[int | None, np.random.Generator], Iterator[Row | Skipped]]
     survey: Callable[[], Survey]
+
+
+def row_count(source: Source) -> int:
+    """About how many rows a source gives in one pass; 0 where that takes parsing them."""
+    rows = open_source(source).survey().rows or 0
+    return rows if source.max_samples is None else min(rows, source.max_samples)
 
 
 def read_source(source: Source, rng: np.random.Generator) -> Iterator[Row | Skipped]:
@@ -131,8 +140,8 @@ def _jsonl(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[
     wanted = None
     if limit is not None:
         with path.open("rb") as file:
-            numbers = (number for number, line in enumerate(file, 1) if line.strip())
-            filled = np.fromiter(numbers, np.int64)
+            places = (place for place, line in enumerate(file) if line.strip())
+            filled = np.fromiter(places, np.int64)
         wanted = filled[_drawn(len(filled), limit, rng)]
     with path.open("rb") as file:
         yield from read_lines(str(path), file, wanted)
@@ -143,15 +152,21 @@ def read_lines(
 ) -> Iterator[Row | Skipped]:
     """Yield the rows of JSON Lines, blank lines left out.
 
-    wanted: numbers of the lines to read, ascending from 1; default: all.
+    wanted: places of the lines to read, ascending from 0; default: all.
     """
-    chosen = iter(count(1) if wanted is None else wanted)
-    following = next(chosen, 0)
-    for number, line in enumerate(lines, 1):
-        if number == following:
-            following = next(chosen, 0)
-            if line.strip():
-                yield _parsed(f"{name}:{number}", line)
+    for place, line in _picked(lines, count() if wanted is None else wanted):
+        if line.strip():
+            yield _parsed(f"{name}:{place + 1}", line)
+
+
+def _picked(items: Iterable[T], wanted: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """The items at some places, ascending from 0, with their places."""
+    places = iter(wanted)
+    following = next(places, None)
+    for place, item in enumerate(items):
+        if place == following:
+            yield place, item
+            following = next(places, None)
 
 
 def _parsed(origin: str, line: bytes) -> Row | Skipped:
@@ -173,25 +188,15 @@ def _checked(origin: str, value: object) -> Row | Skipped:
 
 def _json(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
     """A list of rows, {"data": [...]}, or JSON Lines under another name."""
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DenserlError(f"{path}: not UTF-8: {error}", hint="save it as UTF-8") from error
-    except RecursionError as error:
-        raise DenserlError(f"{path}: nested too deeply", hint="mend the file") from error
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+    with json_errors(path):
+        if is_json_lines(path):
             yield from _jsonl(path, limit, rng)
             return
-        raise DenserlError(
-            f"{path}:{error.lineno}: broken JSON: {error.msg}",
-            hint="mend the file, or write one row a line in a .jsonl file",
-        ) from error
-    rows = rows.get("data") if isinstance(rows, dict) else rows
-    if not isinstance(rows, list):
-        raise DenserlError(f"{path}: neither a list of rows nor an object with such a list in data")
-    for place in _drawn(len(rows), limit, rng):
-        yield _checked(f"{path}[{place}]", rows[place])
+        wanted: Iterable[int] = count()
+        if limit is not None:
+            wanted = _drawn(sum(1 for _ in json_elements(path)), limit, rng)
+        for place, value in _picked(json_elements(path), wanted):
+            yield _checked(f"{path}[{place}]", value)
 
 
 def _parquet(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
@@ -267,11 +272,11 @@ def _split(source: Source, loaded: Dataset | Mapping[str, Dataset]) -> tuple[str
     return f"{source.path}:{split}", loaded[split]
 
 
-def _drawn(count: int, limit: int | None, rng: np.random.Generator) -> range | np.ndarray:
+def _drawn(rows: int, limit: int | None, rng: np.random.Generator) -> range | np.ndarray:
     """Row numbers to read, ascending."""
-    if limit is None or limit >= count:
-        return range(count)
-    return np.sort(rng.choice(count, size=limit, replace=False))
+    if limit is None or limit >= rows:
+        return range(rows)
+    return np.sort(rng.choice(rows, size=limit, replace=False))
 
 
 def check_usable(usable: int, skipped: Sequence[Skipped], *, strict: bool) -> None:
