@@ -185,11 +185,11 @@ class NormalizerConfig:
     kind: NormalizerKind | None = None
     """location, global, last or none; null: `location`, with bandit `global`."""
     pairs: int = 60000
-    """Preference pairs to score for the fit (both sides are used)."""
+    """Preference pairs to score for the fit, drawn from all of them (both sides are used)."""
     batch_size: int = 8
     """Pairs per forward pass."""
     seed: int = 42
-    """Seed of the sample of pairs."""
+    """Seed that draws the pairs."""
     min_std: float | None = None
     """Floor of std(p); null: a tenth of b_std."""
 
