@@ -40,7 +40,7 @@ def demo(
 
         typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
         return
-    from denserl_cli.console import make_observer
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import run_stage
 
     with make_observer() as observer:

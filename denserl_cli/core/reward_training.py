@@ -48,15 +48,22 @@ from denserl_cli.core.reward_model import (
 )
 from denserl_cli.core.scoring import Scorer
 from denserl_cli.core.stopping import stop_requested
+from denserl_cli.core.text import segment_values
+from denserl_cli.core.tracking import throughput
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from denserl_cli.core.checkpoints import Checkpoint
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import Mode, RunFolder
     from denserl_cli.core.tracking import Observer
 
 STAGE = "train-rm"
-HEADLINE = ("loss", "accuracy", "segments_per_response", "tokens_per_second")
+HEADLINE = (
+    *("loss", "accuracy", "segments_per_response"),
+    *("tokens_per_second", "responses_per_second"),
+)
 """The figures beside the progress bar; metrics.jsonl has them all."""
 
 
@@ -73,7 +80,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     )
     seed_everything(recipe.seed)
     trainer = RewardTrainer(
-        recipe, run, observer, data.train, data.evaluation, batches, chat.pad_id
+        recipe, run, observer, data.train, data.evaluation, batches, tokenizer, chat.pad_id
     )
     checkpoint = run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
@@ -112,12 +119,14 @@ class RewardTrainer:
         rows: Sequence[EncodedPairRow],
         evaluation: Sequence[EncodedPairRow],
         batches: Sequence[np.ndarray],
+        tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
     ) -> None:
         self.settings = recipe.reward_model
         self.run, self.observer = run, observer
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
-        self.pad_id = pad_id
+        self.tokenizer, self.pad_id = tokenizer, pad_id
+        self.log_samples = recipe.run.log_samples
         segmented = recipe.segmentation.granularity == "segment"
         reference = load_reference(recipe) if segmented else None
         dtype = compute_dtype(recipe.model)
@@ -142,11 +151,15 @@ class RewardTrainer:
                 began = time.perf_counter()
                 indices = self.batches[step - 1]
                 figures = self.update(step, indices)
-                figures["tokens_per_second"] = self.tokens(indices) / (time.perf_counter() - began)
-                if step % self.settings.eval_every == 0 or step == total:
+                seconds = time.perf_counter() - began
+                figures |= throughput(seconds, self.tokens(indices), 2 * len(indices))
+                evaluates = step % self.settings.eval_every == 0 or step == total
+                if evaluates:
                     self.evaluated = self.evaluate()
                     figures |= self.evaluated
                 self.run.log(STAGE, step, figures)
+                for sample in self.samples() if evaluates or step == 1 else []:
+                    self.run.log(STAGE, step, sample, file="samples.jsonl")
                 self.observer.advance(**{name: figures[name] for name in HEADLINE})
                 stop = any_rank(stopping())
                 if step % self.settings.save_every == 0 or step == total or stop:
@@ -216,6 +229,32 @@ class RewardTrainer:
         longer = np.mean([len(row.chosen) > len(row.rejected) for row in self.evaluation])
         named = {f"eval_{name}": value for name, value in means.items()}
         return {**named, "eval_longer_accuracy": float(longer)}
+
+    @torch.no_grad()
+    def samples(self) -> list[dict[str, Any]]:
+        """Both sides of one pair, the same through training, with their segments' values."""
+        if not self.log_samples:
+            return []
+        row = (self.evaluation or self.rows)[0]
+        batch = collate_pairs([row], self.pad_id, device())
+        self.engine.model.eval()
+        ends = self.scorer(batch).ends
+        values = self.engine(token_values, batch)
+        self.engine.model.train()
+        scores = aggregate_segments(values, ends, self.settings.aggregate).tolist()
+        prompt = self.tokenizer.decode(row.prompt, skip_special_tokens=True)
+        shown = []
+        for side, label in enumerate(("chosen", "rejected")):
+            segments = segment_values(
+                self.tokenizer,
+                getattr(row, label),
+                torch.nonzero(ends[side])[:, 0].tolist(),
+                values[side].tolist(),
+            )
+            shown.append(
+                {"prompt": prompt, "label": label, "score": scores[side], "segments": segments}
+            )
+        return shown
 
     def tokens(self, indices: np.ndarray) -> int:
         """Real tokens in a global batch, both sides."""

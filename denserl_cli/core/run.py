@@ -4,6 +4,8 @@ recipe.yaml         the resolved recipe of the latest command
 run.json            recipe name; for each stage its status, the settings it read, its summary
 lock                who works here; there only for the while
 metrics.jsonl       every figure of every step
+samples.jsonl       responses on the way, with their segments' rewards
+tensorboard/, wandb/    the figures of metrics.jsonl for trackers, where the recipe asks for them
 sandbox/            model, tokenizer and data of the embedded task
 checkpoints/STAGE/  full states to resume from
 reward_model/       a Hugging Face folder + denserl.json + normalizer.json
@@ -26,10 +28,11 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import clear_leftovers, sync, write_text
 from denserl_cli.core.locking import locked
 from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
+from denserl_cli.core.trackers import STAGES, Trackers
+from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
     from denserl_cli.core.engine import Engine
-    from denserl_cli.core.tracking import Observer
 
 Mode = Literal["start", "resume", "fresh"]
 
@@ -75,6 +78,8 @@ class RunFolder:
         self.policy = path / "policy"
         self._new = [folder for folder in (path, *path.parents) if not folder.exists()]
         self._locked = False
+        self._observer = Observer()
+        self._trackers: Trackers | None = None
         self._book = self._read_book()
 
     def _read_book(self) -> dict[str, Any]:
@@ -176,6 +181,20 @@ class RunFolder:
             finally:
                 self._locked = False
 
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Close the trackers of a stage at its end, however it ends."""
+        try:
+            yield
+        except BaseException:
+            self._untrack(failed=True)
+            raise
+        self._untrack(failed=False)
+
+    def _untrack(self, failed: bool) -> None:
+        if self._trackers is not None:
+            self._trackers.finish(failed)
+
     def claim(self) -> None:
         """Make the folder this recipe's."""
         if not is_first():
@@ -201,9 +220,23 @@ class RunFolder:
         latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
         wait_for_all()  # nothing is changed before all processes have read it
         if is_first():
+            self._follow(stage, latest, observer)  # first: a tracker may refuse
             self._begin(stage, latest)
+            for line in self.metrics(stage):
+                observer.figures(line["step"], line)
+            for line in self._lines("samples.jsonl"):
+                if line["stage"] == stage:
+                    observer.sample(line["step"], line)
         wait_for_all()
         return latest
+
+    def _follow(self, stage: str, latest: Checkpoint | None, observer: Observer) -> None:
+        """Hand on what is logged from here on to the observer and the recipe's trackers."""
+        self._observer = observer
+        if stage in STAGES:
+            kept = latest.step if latest else None
+            logged = max((line["step"] for line in self.metrics(stage)), default=-1)
+            self._trackers = Trackers(self.recipe, self.path, stage, kept, logged, observer.notice)
 
     def _begin(self, stage: str, latest: Checkpoint | None) -> None:
         """Put a stage's start on record and move aside what it replaces."""
@@ -239,6 +272,12 @@ class RunFolder:
         line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
         with (self.path / file).open("a", encoding="utf-8") as out:
             out.write(line + "\n")
+        if file == "samples.jsonl":
+            self._observer.sample(step, known)
+            return
+        self._observer.figures(step, known)
+        if self._trackers is not None:
+            self._trackers.log(step, figures)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The logged lines of one stage."""

@@ -23,3 +23,17 @@ def segment_texts(tokenizer: Any, ids: Iterable[int], ends: Sequence[int]) -> li
         texts.append(whole[len(before) :])
         before = whole
     return texts
+
+
+def segment_values(
+    tokenizer: Any, ids: Iterable[int], ends: Sequence[int], values: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Text, tokens and value of each segment of one response.
+
+    ends: the segments' last tokens. values: the reward model's at each token.
+    """
+    starts = [0, *(end + 1 for end in ends)]
+    return [
+        {"text": text, "tokens": end + 1 - start, "value": values[end]}
+        for text, start, end in zip(segment_texts(tokenizer, ids, ends), starts, ends, strict=False)
+    ]

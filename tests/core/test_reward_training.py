@@ -23,7 +23,7 @@ from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.reward_model import RewardRecord, load_scalar_model, token_values
 from denserl_cli.core.reward_training import STAGE, RewardTrainer
 from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 from denserl_cli.worker import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 
@@ -42,7 +42,7 @@ def weights(folder: Path) -> bytes:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """Logged figures of every step, but for the time they took."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def train(recipe: Recipe, folder: Path, mode: str = "start", observer: Observer | None = None):
@@ -63,11 +63,12 @@ def presses_ctrl_c_after(step: int) -> Ears:
 
 
 def trainer(recipe: Recipe, folder: Path) -> RewardTrainer:
-    _, chat = load_chat(recipe)
+    tokenizer, chat = load_chat(recipe)
     rows = load_pairs(recipe, chat, Observer()).train
     seed_everything(recipe.seed)
     run = RunFolder(folder, recipe)
-    return RewardTrainer(recipe, run, Observer(), rows, [], [np.arange(8)], chat.pad_id)
+    batches = [np.arange(8)]
+    return RewardTrainer(recipe, run, Observer(), rows, [], batches, tokenizer, chat.pad_id)
 
 
 # the same bytes

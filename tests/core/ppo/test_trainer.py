@@ -20,7 +20,7 @@ from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
 from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 
 NORMALIZER = LocationNormalizer(0.5, 0.1, 0.3, 2.0)
 
@@ -104,6 +104,7 @@ class Collect:
 
     def __init__(self, training: list[Rollout], evaluation: list[Rollout]) -> None:
         self.training, self.evaluation = training, evaluation
+        self.seconds = {"rollout_seconds": 2.0, "scoring_seconds": 1.0}
 
     def __call__(self, ids: Any, keys: Any, progress: Any = lambda _: None) -> Rollout:
         evaluating = keys[0][1] >= 2**31
@@ -168,7 +169,7 @@ def test_the_figures_of_the_issue_are_logged(tmp_path: Path):
         "policy_loss",
         "dense_reward",
         "kl_coef",
-        "seconds",
+        *TIMES,
         "eval_true_reward",
     }
     assert (first["true_reward"], first["kl"], first["responses"]) == (4.0, 2.0, 2)

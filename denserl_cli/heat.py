@@ -1,0 +1,44 @@
+"""Rewards on a terminal: a colour for the eye, and the number for whoever sees none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+_BAD, _NEUTRAL, _GOOD = (178, 24, 43), (247, 247, 247), (33, 102, 172)
+_JOINERS = "\u200c\u200d"
+
+
+def heat(reward: float, most: float) -> Style:
+    """Red below zero, blue above, the paler the nearer to it.
+
+    most: the size of the reward at which the colour is full.
+    """
+    if not math.isfinite(reward):
+        return Style(reverse=True)
+    share = min(abs(reward) / most, 1.0) if most > 0 else 0.0
+    end = _GOOD if reward > 0 else _BAD
+    ground = [round(a + (b - a) * share) for a, b in zip(_NEUTRAL, end, strict=True)]
+    ink = Color.from_rgb(255, 255, 255) if share > 0.6 else Color.from_rgb(0, 0, 0)
+    return Style(color=ink, bgcolor=Color.from_rgb(*ground))
+
+
+def heated(texts: Sequence[str], rewards: Sequence[float]) -> Text:
+    """A response on one line of text: each segment on its colour, its reward behind it."""
+    most = max((abs(reward) for reward in rewards if math.isfinite(reward)), default=0.0)
+    line = Text()
+    for text, reward in zip(texts, rewards, strict=True):
+        line.append(visible(text), style=heat(reward, most))
+        line.append(f"[{reward:+.2f}]", style="dim")
+    return line
+
+
+def visible(text: str) -> str:
+    """The text without what would move a terminal's cursor or change its state."""
+    return "".join(
+        c if c.isprintable() or c in _JOINERS else repr(c)[1:-1] for c in text.replace("\n", "↵")
+    )
