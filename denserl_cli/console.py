@@ -41,7 +41,9 @@ def error_panel(error: DenserlError) -> Panel:
 def print_error(error: DenserlError) -> None:
     """Show an error on stderr: framed on a terminal, as plain unfolded lines otherwise."""
     if sys.stderr.isatty():
-        make_console(sys.stderr).print(error_panel(error))
+        console = make_console(sys.stderr)
+        console.show_cursor()  # a live display may have hidden it whose process was killed
+        console.print(error_panel(error))
         return
     word = "interrupted" if isinstance(error, Interrupted) else "error"
     several = "\n" if "\n" in error.message else " "  # each problem's place starts its line

@@ -80,9 +80,10 @@ class Board:
         """Each sample of the latest step: its heading, its prompt and its segments."""
         step, samples = self.samples
         for sample in samples:
-            heading = f"sample of step {step}"
-            if "label" in sample:
-                heading += f": {sample['label']}"
+            about = [sample["label"]] if "label" in sample else []
+            about += ["held out"] if sample.get("held_out") else []
+            about += [f"score {number(sample['score'])}"] if "score" in sample else []
+            heading = f"sample of step {step}" + (f": {', '.join(about)}" if about else "")
             segments = sample["segments"]
             rewards = [_float(s["reward"] if "reward" in s else s["value"]) for s in segments]
             prompt = visible(sample["prompt"])
