@@ -1,5 +1,3 @@
-import sys
-
 from denserl_cli import console
 from denserl_cli.core.errors import DenserlError, Interrupted, RecipeError
 from tests.terminal import open_terminal, without_codes

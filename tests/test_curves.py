@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_a_curve_of_any_length_stays_small_and_keeps_its_course():
     assert len(points) > 250 and points == sorted(points)
     steps_each = points[1] - points[0]
     assert points[0] == (steps_each - 1) / 2  # the mean of 0, 1 … steps_each - 1
-    assert all(b - a == steps_each for a, b in zip(points[:-2], points[1:-1], strict=True))
+    assert all(b - a == steps_each for a, b in pairwise(points[:-1]))
 
 
 def test_a_curve_goes_on_after_a_value_that_is_none():

@@ -16,7 +16,6 @@ replaced/           results that --fresh moved aside
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from denserl_cli.core.checkpoints import Checkpoint, Checkpoints
 from denserl_cli.core.distributed import is_first, wait_for_all
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.files import clear_leftovers, sync, write_text
+from denserl_cli.core.files import clear_leftovers, write_text
 from denserl_cli.core.locking import locked
+from denserl_cli.core.logs import Logs
 from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
-from denserl_cli.core.trackers import STAGES, Trackers
-from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
     from denserl_cli.core.engine import Engine
+    from denserl_cli.core.tracking import Observer
 
 Mode = Literal["start", "resume", "fresh"]
 
@@ -63,8 +62,6 @@ RESULTS = {
     "train-ppo": ("policy", "policy_best"),
 }
 """What each stage leaves in the run folder."""
-LOGS = ("metrics.jsonl", "samples.jsonl")
-"""One JSON object a line, each with `stage` and `step`."""
 
 
 class RunFolder:
@@ -78,8 +75,7 @@ class RunFolder:
         self.policy = path / "policy"
         self._new = [folder for folder in (path, *path.parents) if not folder.exists()]
         self._locked = False
-        self._observer = Observer()
-        self._trackers: Trackers | None = None
+        self.logs = Logs(path)
         self._book = self._read_book()
 
     def _read_book(self) -> dict[str, Any]:
@@ -187,13 +183,9 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            self._untrack(failed=True)
+            self.logs.close(failed=True)
             raise
-        self._untrack(failed=False)
-
-    def _untrack(self, failed: bool) -> None:
-        if self._trackers is not None:
-            self._trackers.finish(failed)
+        self.logs.close()
 
     def claim(self) -> None:
         """Make the folder this recipe's."""
@@ -220,23 +212,12 @@ class RunFolder:
         latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
         wait_for_all()  # nothing is changed before all processes have read it
         if is_first():
-            self._follow(stage, latest, observer)  # first: a tracker may refuse
+            kept = latest.step if latest else None
+            self.logs.follow(self.recipe, stage, kept, observer)  # first: a tracker may refuse
             self._begin(stage, latest)
-            for line in self.metrics(stage):
-                observer.figures(line["step"], line)
-            for line in self._lines("samples.jsonl"):
-                if line["stage"] == stage:
-                    observer.sample(line["step"], line)
+            self.logs.replay(stage)
         wait_for_all()
         return latest
-
-    def _follow(self, stage: str, latest: Checkpoint | None, observer: Observer) -> None:
-        """Hand on what is logged from here on to the observer and the recipe's trackers."""
-        self._observer = observer
-        if stage in STAGES:
-            kept = latest.step if latest else None
-            logged = max((line["step"] for line in self.metrics(stage)), default=-1)
-            self._trackers = Trackers(self.recipe, self.path, stage, kept, logged, observer.notice)
 
     def _begin(self, stage: str, latest: Checkpoint | None) -> None:
         """Put a stage's start on record and move aside what it replaces."""
@@ -251,8 +232,7 @@ class RunFolder:
         self._move_aside(replaced)
         if latest is not None:
             self._checkpoints(stage).drop_after(latest.step)
-        for file in LOGS:
-            self._drop_lines(file, stage, after=latest.step if latest else -1)
+        self.logs.drop(stage, after=latest.step if latest else -1)
 
     def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
         """Record that a stage is finished and what it reports; its checkpoints go."""
@@ -265,23 +245,13 @@ class RunFolder:
     def log(
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
     ) -> None:
-        """Append one line to metrics.jsonl, or to another of `LOGS`."""
-        if not is_first():
-            return
-        known = {name: _null_if_nan(value) for name, value in figures.items()}
-        line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
-        with (self.path / file).open("a", encoding="utf-8") as out:
-            out.write(line + "\n")
-        if file == "samples.jsonl":
-            self._observer.sample(step, known)
-            return
-        self._observer.figures(step, known)
-        if self._trackers is not None:
-            self._trackers.log(step, figures)
+        """Append one line to metrics.jsonl, or to samples.jsonl."""
+        if is_first():
+            self.logs.write(stage, step, figures, file)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The logged lines of one stage."""
-        return [line for line in self._lines("metrics.jsonl") if line["stage"] == stage]
+        return list(self.logs.lines("metrics.jsonl", stage))
 
     def save_checkpoint(
         self,
@@ -295,9 +265,7 @@ class RunFolder:
         shards: engines by name, which write what `state` does not hold (see `Checkpoints.save`).
         Raises DenserlError when the disk is full; the earlier checkpoints are intact then.
         """
-        for file in LOGS:  # or a power cut could leave a checkpoint without the lines before it
-            if (self.path / file).exists():
-                sync(self.path / file)
+        self.logs.sync()  # or a power cut could leave a checkpoint without the lines before it
         self._checkpoints(stage).save(step, state, shards)
 
     def latest_checkpoint(self, stage: str, observer: Observer) -> Checkpoint | None:
@@ -330,25 +298,6 @@ class RunFolder:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     old.rename(place)
 
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        file = self.path / name
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        for line in text.split("\n"):  # not splitlines: a sample may hold other line separators
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # the end of the file, or a line torn by a kill
-
-    def _drop_lines(self, name: str, stage: str, after: int) -> None:
-        """Forget what a stage logged after a step: the steps that are about to be done again."""
-        kept = [
-            json.dumps(line, ensure_ascii=False) + "\n"
-            for line in self._lines(name)
-            if line["stage"] != stage or line["step"] <= after
-        ]
-        if kept or (self.path / name).exists():
-            write_text(self.path / name, "".join(kept))
-
     def _write_book(self) -> None:
         write_text(self.path / "run.json", json.dumps(self._book, indent=2) + "\n")
 
@@ -379,11 +328,6 @@ def _in_use(folder: Path) -> bool:
     """Whether a folder holds more than a job leaves that was killed before it had claimed it."""
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return any(n != "lock" and not (n.startswith(".") and n.endswith(".tmp")) for n in names)
-
-
-def _null_if_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _remove(path: Path) -> None:

@@ -71,6 +71,31 @@ def trainer(recipe: Recipe, folder: Path) -> RewardTrainer:
     return RewardTrainer(recipe, run, Observer(), rows, [], batches, tokenizer, chat.pad_id)
 
 
+# what is logged
+
+
+def test_one_pair_is_shown_at_the_first_step_and_with_each_evaluation(
+    recipe: MakeRecipe, tmp_path: Path
+):
+    folder = train(recipe("reward_model.eval_every=3"), tmp_path / "run")
+    text = (folder / "samples.jsonl").read_text()
+    shown = [json.loads(line) for line in text.splitlines()]
+    assert [(line["step"], line["label"]) for line in shown] == [
+        (step, label) for step in (1, 3, 6, STEPS) for label in ("chosen", "rejected")
+    ]
+    texts = {
+        (line["label"], line["prompt"], "".join(part["text"] for part in line["segments"]))
+        for line in shown
+    }
+    assert len(texts) == 2  # the same two responses each time
+    for line in shown:  # the score is the mean of the segments' values
+        values = [part["value"] for part in line["segments"]]
+        assert line["score"] == pytest.approx(sum(values) / len(values), abs=1e-5)
+    assert shown[0]["score"] != shown[-2]["score"]
+    quiet = train(recipe("run.log_samples=0", "reward_model.epochs=0.15"), tmp_path / "quiet")
+    assert not (quiet / "samples.jsonl").exists()
+
+
 # the same bytes
 
 

@@ -173,6 +173,13 @@ def test_the_figures_of_the_issue_are_logged(tmp_path: Path):
         "eval_true_reward",
     }
     assert (first["true_reward"], first["kl"], first["responses"]) == (4.0, 2.0, 2)
+    assert (first["rollout_seconds"], first["scoring_seconds"]) == (2.0, 1.0)  # the collector's
+    tokens_per_response = 1 + 4
+    assert first["tokens_per_second"] == pytest.approx(
+        tokens_per_response * first["responses_per_second"]
+    )
+    assert first["responses_per_second"] * first["seconds"] == pytest.approx(2)
+    assert first["update_seconds"] <= first["seconds"]
 
 
 def test_samples_are_written_with_the_segments_rewards(tmp_path: Path):
