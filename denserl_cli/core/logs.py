@@ -95,4 +95,8 @@ class Logs:
 
 def _null_if_nan(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
+    if isinstance(value, list):
+        return [_null_if_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _null_if_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
