@@ -76,8 +76,11 @@ class Board:
         places = range(0, len(cells), side_by_side)
         return [Text.assemble(*cells[i : i + side_by_side], no_wrap=True) for i in places]
 
-    def sample_texts(self) -> Iterator[list[Text]]:
-        """Each sample of the latest step: its heading, its prompt and its segments."""
+    def sample_texts(self, width: int, room: int) -> Iterator[list[Text]]:
+        """Each sample of the latest step: its heading, its prompt and its segments.
+
+        Of a long one only what fits `room` lines, and a little more.
+        """
         step, samples = self.samples
         for sample in samples:
             about = [sample["label"]] if "label" in sample else []
@@ -86,11 +89,11 @@ class Board:
             heading = f"sample of step {step}" + (f": {', '.join(about)}" if about else "")
             segments = sample["segments"]
             rewards = [_float(s["reward"] if "reward" in s else s["value"]) for s in segments]
-            prompt = visible(sample["prompt"])
+            prompt = visible(sample["prompt"][: 2 * width])
             yield [
                 Text(heading, style="bold"),
                 Text(prompt, style="dim", no_wrap=True, overflow="ellipsis"),
-                heated([s["text"] for s in segments], rewards),
+                heated([s["text"] for s in segments], rewards, width * (room + 1)),
             ]
 
     def _has(self, name: str) -> bool:
@@ -144,7 +147,7 @@ class Display(Progress):
             latest = [task.fields["pace"].latest for task in self.tasks]
             blocks += [Text(f"  {text}", style="dim") for text in latest if text]
         lines = self._rendered(Group(*blocks))[:room]
-        for sample in self.board.sample_texts():
+        for sample in self.board.sample_texts(width, room):
             if len(lines) + _LEAST_SAMPLE > room:
                 break
             lines += self._cut(self._rendered(Group(*sample)), room - len(lines))

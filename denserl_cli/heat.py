@@ -27,12 +27,17 @@ def heat(reward: float, most: float) -> Style:
     return Style(color=ink, bgcolor=Color.from_rgb(*ground))
 
 
-def heated(texts: Sequence[str], rewards: Sequence[float]) -> Text:
-    """A response on one line of text: each segment on its colour, its reward behind it."""
+def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> Text:
+    """A response on one line of text: each segment on its colour, its reward behind it.
+
+    most_cells: what more than so many cells would show is left out.
+    """
     most = max((abs(reward) for reward in rewards if math.isfinite(reward)), default=0.0)
     line = Text()
     for text, reward in zip(texts, rewards, strict=True):
-        line.append(visible(text), style=heat(reward, most))
+        if len(line) > most_cells:
+            break
+        line.append(visible(text[:most_cells]), style=heat(reward, most))
         line.append(f"[{reward:+.2f}]", style="dim")
     return line
 

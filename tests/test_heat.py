@@ -18,12 +18,20 @@ def test_the_scale_is_red_below_zero_blue_above_and_pale_at_it():
 
 
 def test_each_segment_is_followed_by_its_reward():
-    text = heated(["Hello", " world", ""], [0.5, -1.234, math.nan])
+    text = heated(["Hello", " world", ""], [0.5, -1.234, math.nan], most_cells=80)
     assert text.plain == "Hello[+0.50] world[-1.23][+nan]"
     console = Console(width=80, no_color=True, force_terminal=True, color_system="truecolor")
     with console.capture() as captured:
         console.print(text)
     assert "[-1.23]" in captured.get() and "48;2" not in captured.get()
+
+
+def test_of_a_long_response_only_what_fits_is_drawn():
+    for texts in (["a" * 5000], ["abc"] * 5000):
+        text = heated(texts, [0.5] * (len(texts) - 1) + [-2.0], most_cells=800)
+        assert 800 <= len(text) < 820
+        first = text.spans[0].style
+        assert first == heat(0.5 if len(texts) > 1 else -2.0, 2.0)  # the scale is the whole one's
 
 
 def test_what_would_move_the_cursor_is_shown_instead():
