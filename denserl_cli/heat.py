@@ -9,12 +9,13 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-_BAD, _NEUTRAL, _GOOD = (178, 24, 43), (247, 247, 247), (33, 102, 172)
+_BAD, _NEUTRAL, _GOOD = (255, 194, 153), (238, 238, 238), (156, 200, 247)
+_INK = Color.from_rgb(0, 0, 0)
 _JOINERS = "\u200c\u200d"
 
 
 def heat(reward: float, most: float) -> Style:
-    """Red below zero, blue above, the paler the nearer to it.
+    """Orange below zero, blue above, the paler the nearer to it.
 
     most: the size of the reward at which the colour is full.
     """
@@ -23,8 +24,7 @@ def heat(reward: float, most: float) -> Style:
     share = min(abs(reward) / most, 1.0) if most > 0 else 0.0
     end = _GOOD if reward > 0 else _BAD
     ground = [round(a + (b - a) * share) for a, b in zip(_NEUTRAL, end, strict=True)]
-    ink = Color.from_rgb(255, 255, 255) if share > 0.6 else Color.from_rgb(0, 0, 0)
-    return Style(color=ink, bgcolor=Color.from_rgb(*ground))
+    return Style(color=_INK, bgcolor=Color.from_rgb(*ground))
 
 
 def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> Text:

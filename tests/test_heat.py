@@ -5,14 +5,14 @@ from rich.console import Console
 from denserl_cli.heat import heat, heated, visible
 
 
-def test_the_scale_is_red_below_zero_blue_above_and_pale_at_it():
+def test_the_scale_is_orange_below_zero_blue_above_and_pale_at_it():
     def ground(reward: float, most: float = 2.0) -> tuple[int, ...]:
         color = heat(reward, most).bgcolor
         assert color and color.triplet
         return tuple(color.triplet)
 
-    assert ground(-2) == (178, 24, 43) and ground(2) == ground(9) == (33, 102, 172)
-    assert ground(0) == ground(0, most=0.0) == (247, 247, 247)
+    assert ground(-2) == (255, 194, 153) and ground(2) == ground(9) == (156, 200, 247)
+    assert ground(0) == ground(0, most=0.0) == (238, 238, 238)
     assert ground(1)[0] > ground(2)[0] and ground(-1)[2] > ground(-2)[2]
     assert heat(math.nan, 1.0).reverse
 
