@@ -50,9 +50,11 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "request",
-            lambda request: None
-            if request.url.startswith(("file:", "data:", "blob:"))
-            else problems.append(f"asked for {request.url}"),
+            lambda request: (
+                None
+                if request.url.startswith(("file:", "data:", "blob:"))
+                else problems.append(f"asked for {request.url}")
+            ),
         )
         page.goto(path.resolve().as_uri())
         return page
