@@ -52,14 +52,20 @@ def print_error(error: DenserlError) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout; numbers are right-aligned, long cells folded and never cut."""
+    """Print a table on stdout."""
+    make_console(sys.stdout).print(make_table(title, columns, rows))
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table whose numbers are right-aligned and whose long cells are folded, never cut."""
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns):
-        numbers = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
+        cells = [row[place] for row in rows if row[place] is not None]
+        numbers = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    make_console(sys.stdout).print(table)
+    return table
 
 
 def _cell(value: object) -> str:
