@@ -124,7 +124,8 @@ def _print_beside(blocks: Sequence[RenderableType]) -> None:
 
 def _response(response: SegmentedResponse, title: str, end: str) -> RenderableType:
     """A heading, the text in segments, and the table of segments."""
-    words = [title, f"{len(response.segments)} segments"]
+    count = len(response.segments)
+    words = [title, f"{count} segment{'s' if count > 1 else ''}"]
     if response.score is not None:
         words.insert(1, f"score {response.score:.3f}")
     if not response.terminated:

@@ -197,8 +197,12 @@ def _write_page(
     from denserl_cli.core.files import write_text
     from denserl_cli.pages.inspector import inspector_page
 
-    rewards = f"reward model of {folder}" if views[0].cut.ready else "no rewards"
-    about = [f"recipe {recipe.name}, reference {recipe.model.path}, {views[0].cut.words}", rewards]
+    first = views[0]
+    rewards = "no reward model yet: segments and entropies alone"
+    if any(trace.values is not None for trace in first.traces):
+        rewards = f"reward model of {folder}"
+        rewards += "" if first.cut.ready else ", without a normaliser"
+    about = [f"reference {recipe.model.path}, {first.cut.words}", rewards]
     write_text(file, inspector_page(f"Segments of {recipe.name}", about, views, found))
     typer.echo(f"wrote {file}: {len(views[0].traces)} responses", err=True)
 

@@ -130,14 +130,32 @@
     panel.parts = partsOf(v, n);
     const { parts } = panel;
     const score = denserl.score(parts, views[v].aggregate);
-    const facts = [`${parts.length} segments, ${trace.sizes.length} tokens`];
+    const facts = [`${parts.length} segment${parts.length > 1 ? "s" : ""}, ${trace.sizes.length} tokens`];
     if (score !== null) facts.unshift(`score ${number(score)}`);
     if (!trace.terminated) facts.push("cut at the length limit");
     panel.facts.textContent = facts.join(" · ");
     fillText(panel);
     fillTable(panel);
+  }
+
+  /** From the least to the largest number, 0 among them, with some air. */
+  function range(numbers) {
+    const [low, high] = [Math.min(0, ...numbers), Math.max(0, ...numbers)];
+    const air = (high - low || 1) * 0.06;
+    return [low < 0 ? low - air : 0, high > 0 ? high + air : 0];
+  }
+
+  function updateAll() {
+    panels.forEach(update);
     const chosen = measure();
-    charts.response(panel.chart, trace, parts, views[v], state.cutoffs[v], chosen, NAMES[chosen]);
+    const ranges = {
+      entropy: range([...panels.map((panel) => panel.top), ...state.cutoffs]),
+      reward: range(panels.flatMap(({ parts }) => (chosen ? parts.map((part) => part[chosen]) : []))),
+    };
+    for (const { chart, trace, parts, v } of panels) {
+      const shown = { trace, parts, view: views[v], cutoff: state.cutoffs[v], measure: chosen };
+      charts.response(chart, { ...shown, title: NAMES[chosen], ranges });
+    }
   }
 
   function makePanel(v, n) {
@@ -147,7 +165,7 @@
       v, n, trace,
       top: trace.entropy ? Math.max(...trace.entropy, 1e-9) : 1,
       facts: make("p", { className: "quiet" }),
-      text: make("div", { className: "text", dir: "auto" }),
+      text: make("div", { className: "answer", dir: "auto" }),
       chart: make("div", { className: "chart" }),
       table: make("div", { className: "segments", tabIndex: 0 }),
       details: make("details", {}, [make("summary", { textContent: "Table of segments" })]),
@@ -172,7 +190,7 @@
     const sides = make("div", { className: "sides" }, panels.map((panel) => panel.element));
     const words = make("p", { className: "prompt", dir: "auto", textContent: prompt });
     $("example").replaceChildren(make("h2", { textContent: label, dir: "auto" }), ...(prompt ? [words] : []), sides);
-    panels.forEach(update);
+    updateAll();
     fillList();
     tell();
   }
@@ -185,7 +203,8 @@
     const near = state.shown.slice(first, at + WINDOW);
     const items = near.map((n) => {
       const { label, prompt } = examples[n];
-      const button = make("button", { type: "button" }, [label, make("small", { textContent: prompt.slice(0, 80) })]);
+      const name = make("small", { textContent: label.split("/").at(-1) });
+      const button = make("button", { type: "button", title: label }, [prompt.slice(0, 80) || "–", name]);
       if (n === state.current) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => show(n));
       return make("li", {}, [button]);
@@ -226,7 +245,7 @@
     controls[v].querySelector(".slider").value = state.cutoffs[v];
     controls[v].querySelector(".exact").value = Number(state.cutoffs[v].toFixed(4));
     soon(() => {
-      panels.forEach(update);
+      updateAll();
       tell();
     });
   }
@@ -273,7 +292,7 @@
   function tip(target) {
     const box = $("tip");
     const token = target.closest?.("[data-j]");
-    const segment = target.closest?.(".text .segment");
+    const segment = target.closest?.(".answer .segment");
     const panel = target.closest?.(".side")?.panel;
     box.hidden = !panel || !(token || segment);
     if (box.hidden) return;
@@ -294,7 +313,7 @@
   }
 
   function focusSegment(from, by) {
-    const segments = [...from.closest(".text").querySelectorAll(".segment")];
+    const segments = [...from.closest(".answer").querySelectorAll(".segment")];
     const next = segments[segments.indexOf(from) + by];
     if (!next) return;
     from.tabIndex = -1;
@@ -328,7 +347,7 @@
   $("search").addEventListener("input", search);
   $("previous").addEventListener("click", () => move(-1));
   $("next").addEventListener("click", () => move(1));
-  for (const id of ["measure", "shade"]) $(id)?.addEventListener("change", () => panels.forEach(update));
+  for (const id of ["measure", "shade"]) $(id)?.addEventListener("change", updateAll);
 
   function drawStatistics() {
     if (!statistics) return;
@@ -338,7 +357,7 @@
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    panels.forEach(update);
+    updateAll();
     drawStatistics();
   });
   views.forEach((view, v) => setCutoff(v, view.cutoff));

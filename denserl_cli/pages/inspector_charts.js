@@ -24,8 +24,9 @@ const charts = (() => {
     return Plotly.react(element, traces, layout(extra), quiet);
   }
 
-  /** Entropy with the cutoff, and below it the segments' rewards as bars as wide as they are. */
-  function response(element, trace, parts, view, cutoff, measure, title) {
+  /** Entropy with the cutoff, and below it the segments' rewards as bars as wide as they are.
+   *  ranges: {entropy, reward}, the same for responses that stand beside each other. */
+  function response(element, { trace, parts, view, cutoff, measure, title, ranges }) {
     const data = [];
     const shapes = [];
     const bars = measure && parts[0].value !== null;
@@ -50,7 +51,7 @@ const charts = (() => {
         width: parts.map((part) => part.end - part.start + 1),
         marker: {
           color: y.map((v) => colour(v < 0 ? "--warm" : "--cool")),
-          pattern: { shape: y.map((v) => (v < 0 ? "/" : "")), size: 5, fgcolor: colour("--page"), fgopacity: 0.7 },
+          pattern: { shape: y.map((v) => (v < 0 ? "/" : "")), size: 5, fillmode: "overlay", fgcolor: colour("--page"), fgopacity: 0.8 },
           line: { color: colour("--page"), width: 0.5 },
         },
         customdata: parts.map((part, k) => k + 1),
@@ -64,8 +65,8 @@ const charts = (() => {
       shapes,
       bargap: 0,
       xaxis: { title: { text: "token" }, anchor: bars ? "y2" : "y", range: [0.5, trace.sizes.length + 0.5], zeroline: false },
-      yaxis: { title: { text: "entropy (nats)" }, domain: both ? [0.48, 1] : [0, 1], rangemode: "tozero", visible: !!trace.entropy },
-      yaxis2: { title: { text: title }, domain: both ? [0, 0.42] : [0, 1], visible: !!bars },
+      yaxis: { title: { text: "entropy (nats)" }, domain: both ? [0.48, 1] : [0, 1], range: ranges.entropy, visible: !!trace.entropy },
+      yaxis2: { title: { text: title }, domain: both ? [0, 0.42] : [0, 1], range: ranges.reward, visible: !!bars },
     });
   }
 
