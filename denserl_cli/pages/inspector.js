@@ -3,7 +3,7 @@
   const { views, traces, examples, statistics } = JSON.parse(document.getElementById("data").textContent);
   const WINDOW = 60; // list entries before and after the current one; more would only slow the page
   const STEP = 0.05; // nats, of the keys [ and ]
-  const NAMES = { reward: "normalised reward", value: "raw reward", perToken: "reward per token" };
+  const NAMES = { value: "raw reward", reward: "normalised reward", perToken: "reward per token" };
   const $ = (id) => document.getElementById(id);
   const state = { current: 0, shown: examples.map((_, n) => n), cutoffs: views.map((v) => v.cutoff) };
   let panels = [];
@@ -19,7 +19,6 @@
   const number = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
   const measure = () => $("measure")?.value ?? null;
   const traceOf = (view, n) => traces[view.traces][n];
-  const partsOf = (v, n) => denserl.segments(traceOf(views[v], n), views[v], state.cutoffs[v]);
 
   let pending = false;
   function soon(work) {
@@ -126,8 +125,8 @@
   }
 
   function update(panel) {
-    const { v, n, trace } = panel;
-    panel.parts = partsOf(v, n);
+    const { v, trace } = panel;
+    panel.parts = denserl.segments(trace, views[v], state.cutoffs[v]);
     const { parts } = panel;
     const score = denserl.score(parts, views[v].aggregate);
     const facts = [`${parts.length} segment${parts.length > 1 ? "s" : ""}, ${trace.sizes.length} tokens`];
@@ -162,7 +161,7 @@
     const trace = traceOf(views[v], n);
     const title = [trace.side || "response", views.length > 1 ? "AB"[v] : ""].join(" ").trim();
     const panel = {
-      v, n, trace,
+      v, trace,
       top: trace.entropy ? Math.max(...trace.entropy, 1e-9) : 1,
       facts: make("p", { className: "quiet" }),
       text: make("div", { className: "answer", dir: "auto" }),
@@ -238,12 +237,16 @@
 
   const controls = [...document.querySelectorAll(".view")];
 
+  function showCutoff(v) {
+    controls[v].querySelector(".slider").value = state.cutoffs[v];
+    controls[v].querySelector(".exact").value = Number(state.cutoffs[v].toFixed(4));
+  }
+
   function setCutoff(v, cutoff) {
     if (views[v].granularity !== "segment" || !Number.isFinite(cutoff)) return;
     const own = cutoff === views[v].cutoff;
     state.cutoffs[v] = own ? cutoff : Math.max(Number(cutoff.toFixed(4)), 0); // what the data holds
-    controls[v].querySelector(".slider").value = state.cutoffs[v];
-    controls[v].querySelector(".exact").value = Number(state.cutoffs[v].toFixed(4));
+    showCutoff(v);
     soon(() => {
       updateAll();
       tell();
@@ -252,20 +255,24 @@
 
   /** Totals over all examples at the cutoffs of now. */
   function tell() {
-    const all = views.map((view, v) => traces[view.traces].map((_, n) => partsOf(v, n)));
+    const all = views.map((view, v) =>
+      traces[view.traces].map(({ entropy, sizes, terminated }) =>
+        denserl.segmentEnds(entropy, sizes.length, terminated, view.granularity, state.cutoffs[v]),
+      ),
+    );
     views.forEach((view, v) => {
-      const segments = all[v].reduce((sum, parts) => sum + parts.length, 0);
-      const tokens = all[v].reduce((sum, parts) => sum + parts.at(-1).end + 1, 0);
-      const other = state.cutoffs[v] !== view.cutoff && view.ready;
+      const segments = all[v].reduce((sum, ends) => sum + ends.length, 0);
+      const tokens = all[v].reduce((sum, ends) => sum + ends.at(-1) + 1, 0);
+      const moved = state.cutoffs[v] !== view.cutoff && view.ready;
       controls[v].querySelector(".summary").textContent =
         `all ${all[v].length} responses: ${(segments / all[v].length).toFixed(1)} segments of ` +
         `${(tokens / segments).toFixed(1)} tokens` +
-        (other ? ` · reward model and normaliser were made for ${number(view.cutoff, 4)}` : "");
+        (moved ? ` · reward model and normaliser were made for ${number(view.cutoff, 4)}` : "");
     });
     if (views.length < 2) return;
     const sum = [0, 0, 0];
-    all[0].forEach((parts, n) => {
-      const [a, b] = [parts, all[1][n]].map((p, v) => denserl.places(traceOf(views[v], n), p));
+    all[0].forEach((ends, n) => {
+      const [a, b] = [ends, all[1][n]].map((e, v) => denserl.places(traceOf(views[v], n), e));
       denserl.agreement(a, b).forEach((count, place) => (sum[place] += count));
     });
     const f1 = sum[0] + sum[1] ? (2 * sum[2]) / (sum[0] + sum[1]) : 1;
@@ -285,6 +292,7 @@
     const exact = row.querySelector(".exact");
     exact.addEventListener("input", () => exact.value && setCutoff(v, Number(exact.value)));
     row.querySelector(".reset").addEventListener("click", () => setCutoff(v, views[v].cutoff));
+    showCutoff(v);
   });
 
   // ---- pointer and keys ----------------------------------------------------------------------
@@ -360,7 +368,6 @@
     updateAll();
     drawStatistics();
   });
-  views.forEach((view, v) => setCutoff(v, view.cutoff));
   if (examples.length) show(0);
   drawStatistics();
 })();

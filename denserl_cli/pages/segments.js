@@ -69,7 +69,7 @@ const denserl = (() => {
   }
 
   /** Where segments end in the text: characters before, spaces (as Python has them) not counted. */
-  function places(trace, parts) {
+  function places(trace, ends) {
     if (!trace.solid) {
       const from = starts(trace);
       trace.solid = [0];
@@ -78,7 +78,7 @@ const denserl = (() => {
         trace.solid.push(trace.solid[j] + text.length);
       }
     }
-    return parts.map((part) => trace.solid[part.end + 1]);
+    return ends.map((end) => trace.solid[end + 1]);
   }
 
   /** Boundaries inside a response of two cuts, and those that both have: [first, second, shared]. */
