@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -16,9 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from denserl_cli.core.errors import DenserlError, Interrupted
-
-if TYPE_CHECKING:
-    from denserl_cli.core.inspection import SegmentedResponse
 
 _UNBOUNDED = 100_000
 
@@ -53,37 +50,20 @@ def print_error(error: DenserlError) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout; numbers are right-aligned, long cells folded and never cut."""
+    """Print a table on stdout."""
+    make_console(sys.stdout).print(make_table(title, columns, rows))
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table whose numbers are right-aligned and whose long cells are folded, never cut."""
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns):
-        numbers = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
+        cells = [row[place] for row in rows if row[place] is not None]
+        numbers = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    make_console(sys.stdout).print(table)
-
-
-def print_segments(responses: Sequence[SegmentedResponse]) -> None:
-    """Print responses cut into segments: the text in alternating colours, then a table of them."""
-    console = make_console(sys.stdout)
-    for response in responses:
-        text = Text()
-        for place, segment in enumerate(response.segments):
-            text.append("│" if place else "", style="dim")
-            text.append(segment.text, style=("cyan", "magenta")[place % 2])
-        heading = (
-            response.label
-            if response.score is None
-            else (f"{response.label}: score {response.score:.3f}")
-        )
-        console.print(Text(heading, style="bold"))
-        console.print(Text(response.prompt, style="dim"))
-        console.print(text)
-        rows = [
-            [k, s.end - s.start + 1, s.entropy, s.value, s.reward, s.text.strip()]
-            for k, s in enumerate(response.segments, 1)
-        ]
-        print_table("", ["#", "tokens", "entropy", "value", "reward", "text"], rows)
+    return table
 
 
 def _cell(value: object) -> str:

@@ -51,17 +51,18 @@ def demo(
 
 def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     """Show a segmentation, export both models, say what was learned and where everything is."""
-    from denserl_cli.console import print_segments, print_table
+    from denserl_cli.console import print_table
     from denserl_cli.core.exporting import export
     from denserl_cli.core.inspection import Inspector, answers_of, phrase_agreement
     from denserl_cli.core.run import RunFolder
     from denserl_cli.core.sandbox import Task
+    from denserl_cli.segment_view import print_segments
 
     assert recipe.sandbox is not None
     run = RunFolder(folder, recipe)
     inspector = Inspector(recipe, run, observer)
     responses = inspector.segment(answers_of(inspector.recipe, 100, observer))
-    print_segments(responses[:2])
+    print_segments(responses[:2], recipe.segmentation.granularity)
     for part in ("reward-model", "policy"):
         export(part, recipe, run, folder / "export" / part, replace=True)
     reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}
