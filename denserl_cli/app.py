@@ -17,6 +17,7 @@ from denserl_cli.commands import (
     import_normalizer,
     plan,
     recipes,
+    report,
     score,
     segment,
     slurm,
@@ -48,6 +49,7 @@ app.command("answer", epilog=answer.EXAMPLE)(answer.answer)
 app.command("score", epilog=score.EXAMPLE)(score.score)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("slurm", epilog=slurm.EXAMPLE)(slurm.slurm)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)
