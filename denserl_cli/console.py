@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -20,14 +20,11 @@ from rich.text import Text
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.tracking import Observer
 
-if TYPE_CHECKING:
-    from denserl_cli.core.inspection import SegmentedResponse
-
 _UNBOUNDED = 100_000
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def _console(stream: TextIO) -> Console:
+def make_console(stream: TextIO) -> Console:
     """Return a console that folds at a terminal's edge and never folds into a pipe or file."""
     terminal = Console(file=stream)
     return terminal if terminal.is_terminal else Console(file=stream, width=_UNBOUNDED)
@@ -45,7 +42,7 @@ def error_panel(error: DenserlError) -> Panel:
 def print_error(error: DenserlError) -> None:
     """Show an error on stderr: framed on a terminal, as plain unfolded lines otherwise."""
     if sys.stderr.isatty():
-        _console(sys.stderr).print(error_panel(error))
+        make_console(sys.stderr).print(error_panel(error))
         return
     word = "interrupted" if isinstance(error, Interrupted) else "error"
     several = "\n" if "\n" in error.message else " "  # each problem's place starts its line
@@ -62,30 +59,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    _console(sys.stdout).print(table)
-
-
-def print_segments(responses: Sequence[SegmentedResponse]) -> None:
-    """Print responses cut into segments: the text in alternating colours, then a table of them."""
-    console = _console(sys.stdout)
-    for response in responses:
-        text = Text()
-        for place, segment in enumerate(response.segments):
-            text.append("│" if place else "", style="dim")
-            text.append(segment.text, style=("cyan", "magenta")[place % 2])
-        heading = (
-            response.label
-            if response.score is None
-            else (f"{response.label}: score {response.score:.3f}")
-        )
-        console.print(Text(heading, style="bold"))
-        console.print(Text(response.prompt, style="dim"))
-        console.print(text)
-        rows = [
-            [k, s.end - s.start + 1, s.entropy, s.value, s.reward, s.text.strip()]
-            for k, s in enumerate(response.segments, 1)
-        ]
-        print_table("", ["#", "tokens", "entropy", "value", "reward", "text"], rows)
+    make_console(sys.stdout).print(table)
 
 
 def _cell(value: object) -> str:
@@ -242,7 +216,7 @@ class TerminalObserver(ConsoleObserver):
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = _console(sys.stderr)
+        self._console = make_console(sys.stderr)
         self._progress: Progress | None = None
         self._bars: list[TaskID] = []
 

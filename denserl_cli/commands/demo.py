@@ -51,11 +51,12 @@ def demo(
 
 def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     """Show a segmentation, export both models, say what was learned and where everything is."""
-    from denserl_cli.console import print_segments, print_table
+    from denserl_cli.console import print_table
     from denserl_cli.core.exporting import export
     from denserl_cli.core.inspection import Inspector, answers_of, phrase_agreement
     from denserl_cli.core.run import RunFolder
     from denserl_cli.core.sandbox import Task
+    from denserl_cli.segment_view import print_segments
 
     assert recipe.sandbox is not None
     run = RunFolder(folder, recipe)

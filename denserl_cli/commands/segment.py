@@ -63,10 +63,11 @@ def segment(
     if dry_run:
         print_plan("segment", loaded, folder)
         return
-    from denserl_cli.console import make_observer, print_segments
+    from denserl_cli.console import make_observer
     from denserl_cli.core.cutoffs import PAIRS
     from denserl_cli.core.inspection import Inspector, as_document
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.segment_view import print_segments
     from denserl_cli.worker import quiet_libraries
 
     quiet_libraries()
