@@ -11,6 +11,7 @@ from denserl_cli import __version__
 from denserl_cli.commands import (
     answer,
     demo,
+    doctor,
     evaluate,
     export,
     fit_function,
@@ -50,6 +51,7 @@ app.command("score", epilog=score.EXAMPLE)(score.score)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("report", epilog=report.EXAMPLE)(report.report)
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("slurm", epilog=slurm.EXAMPLE)(slurm.slurm)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)

@@ -37,6 +37,8 @@ def report(
     for run in made.runs:
         for finding in run.findings:
             typer.echo(f"{run.label}: {finding.severity}: {finding.what}")
+        if not run.findings:
+            typer.echo(f"{run.label}: nothing that the figures warn of")
     typer.echo(f"written to {page}")
     if markdown:
         beside = page.with_suffix(".md")

@@ -47,9 +47,8 @@ def literal(text: str) -> str:
 
 def listing(segments: Sequence[Segment]) -> str:
     """Segments as a block of code, a line each, after what they earned."""
-    rewards = ["" if one.reward is None else f"{one.reward:+.3g}" for one in segments]
     texts = [json.dumps(one.text, ensure_ascii=False)[1:-1] for one in segments]
-    lines = [f"{reward:>8}  {text}" for reward, text in zip(rewards, texts, strict=True)]
+    lines = [f"{one.reward:>8}  {text}" for one, text in zip(segments, texts, strict=True)]
     longest = max(map(len, re.findall("`+", "".join(lines))), default=0)
     fence = "`" * max(3, longest + 1)
     return "\n".join([f"{fence}text", *lines, fence])

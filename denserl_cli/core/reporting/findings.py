@@ -23,7 +23,7 @@ def unfinished(record: RunRecord) -> Iterator[Finding]:
             reached = f" after step {steps[-1]}" if steps else ""
             yield Finding(
                 "note",
-                f"{name} is not finished: it was interrupted{reached}, or is still at work.",
+                f"Stage {name} is not finished: it was interrupted{reached}, or is still at work.",
                 "if it is not at work, give the same command with --resume.",
             )
 
@@ -35,7 +35,8 @@ def skipped_updates(record: RunRecord) -> Iterator[Finding]:
         if skipped and skipped.values[-1] > 0:
             yield Finding(
                 "warning",
-                f"{stage} skipped {skipped.values[-1]:.0f} updates whose numbers were not finite.",
+                f"Stage {stage} skipped {skipped.values[-1]:.0f} updates: their numbers were not "
+                "finite.",
                 "lower the learning rate, and look at the batches: run.nonfinite=stop keeps them.",
             )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from denserl_cli.core.reporting.drawing import CYCLE, MARKERS, QUIET, Plot, drawing, look
+from denserl_cli.core.reporting.drawing import CYCLE, INK, MARKERS, QUIET, Plot, drawing, look
 from denserl_cli.core.reporting.locations import pool
 from denserl_cli.core.reporting.record import RunRecord, Series, is_number
 
@@ -39,7 +39,7 @@ CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "explained_variance": ("returns foreseen by the critic", "share of variance"),
         "policy_clip_fraction": ("tokens outside the clip range", "share"),
         "value_loss": ("value loss", "mean of the steps"),
-        "kl_coef": ("weight of the KL penalty", "coefficient"),
+        "kl_coef": ("adapted weight of the KL penalty", "coefficient"),
     },
 }
 """Figure: what it is, and its unit."""
@@ -53,12 +53,16 @@ def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
         with drawing(f"{stage}-{name}", title, found, xlabel=x, ylabel=unit) as axes:
             held = False
             for place, run in enumerate(runs):
-                _line(axes, run.series(stage, name), run, place, len(runs))
+                if name == "kl_coef" and run.setting("ppo.kl_target") is None:
+                    continue  # it is fixed
+                _line(axes, run.series(stage, name), _named(run, runs), place, len(runs) == 1)
                 held |= _held_out(axes, run.series(stage, f"eval_{name}"), place)
             if held:
                 axes.plot([], [], "o--", color=QUIET, linewidth=1, label="held out")
             if name == "accuracy":
                 _length_rule(axes, runs)
+            if unit == "share":
+                axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 0.05))
     return found
 
 
@@ -139,9 +143,12 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
                 if len(kl):
                     colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
                     axes.plot(kl, reward, color=colour, linewidth=0.6, alpha=0.5)
-                    axes.scatter(kl, reward, s=9, color=colour, marker=marker, label=run.label)
-                    axes.annotate("end", (kl[-1], reward[-1]), xytext=(4, 4),
-                                  textcoords="offset points", size=8)  # fmt: skip
+                    axes.scatter(
+                        kl, reward, s=9, color=colour, marker=marker, label=_named(run, runs)
+                    )
+                    axes.plot(kl[-1:], reward[-1:], "*", color=INK, markersize=9)
+        if axes.has_data():
+            axes.plot([], [], "*", color=INK, label="end of the training")
     return found
 
 
@@ -169,16 +176,20 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
     return found
 
 
-def _line(axes: Axes, series: Series, run: RunRecord, place: int, runs: int) -> None:
+def _named(run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """What its line is called."""
+    return run.label if len(runs) > 1 else "training"
+
+
+def _line(axes: Axes, series: Series, label: str, place: int, alone: bool) -> None:
     """A figure of the training: as it is, and smoothed where it is long."""
     if not series:
         return
-    label = run.label if runs > 1 else "training"
     shown = _thinned(series)
     if len(shown.values) < 20:
         axes.plot(*shown, marker="." if len(shown.values) < 3 else None, label=label, **look(place))
         return
-    if runs == 1:
+    if alone:
         axes.plot(*shown, color=CYCLE[0], linewidth=0.7, alpha=0.35)
     smooth = uniform_filter1d(shown.values, max(3, len(shown.values) // 10), mode="nearest")
     axes.plot(shown.steps, smooth, label=label, **look(place))

@@ -56,14 +56,14 @@ def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
     if true.late < true.early and _rises(_reward(record)):
         yield Finding(
             "serious",
-            f"the reward rises and the true reward falls, from {true.early:.3g} to "
+            f"The reward rises and the true reward falls, from {true.early:.3g} to "
             f"{true.late:.3g}: the policy exploits the reward model.",
             "raise ppo.kl_coef, and train the reward model better before PPO.",
         )
     elif gained > 0 and best - true.late > FALL * gained:
         yield Finding(
             "warning",
-            f"the true reward was best around iteration {place} ({best:.3g}) and fell back to "
+            f"The true reward was best around iteration {place} ({best:.3g}) and fell back to "
             f"{true.late:.3g}.",
             "stop there (ppo.iterations), raise ppo.kl_coef, or take policy_best.",
         )
@@ -79,16 +79,16 @@ def length_drift(record: RunRecord) -> Iterator[Finding]:
         rises = _rises(_reward(record))
         yield Finding(
             "serious" if rises else "warning",
-            f"the reward rises while the length explodes: responses went {change}."
+            f"The reward rises while the length explodes: responses went {change}."
             if rises
-            else f"responses grew {change}, and the reward did not rise with them.",
+            else f"Responses grew {change}, and the reward did not rise with them.",
             "raise ppo.kl_coef, set ppo.max_response_tokens with ppo.overlong_penalty, try "
             "ppo.segment_total=mean, and look at the reward model's accuracy by length difference.",
         )
     elif length.late < SHRINKAGE * length.early:
         yield Finding(
             "warning",
-            f"responses were cut {change}.",
+            f"Responses were cut {change}.",
             "a reward model may prefer short text, or a few good words pay better than many: "
             "raise ppo.kl_coef; with bandit rewards try segment or token ones.",
         )
@@ -102,7 +102,7 @@ def segments_drift(record: RunRecord) -> Iterator[Finding]:
     summed = record.setting("ppo.segment_total") == "sum"
     yield Finding(
         "serious" if summed else "warning",
-        f"segments per response went from {segments.early:.1f} to {segments.late:.1f}"
+        f"Segments per response went from {segments.early:.1f} to {segments.late:.1f}"
         + (
             ": their rewards are summed, so the policy may be paid for text that surprises the "
             "reference."
@@ -119,7 +119,7 @@ def kl_range(record: RunRecord) -> Iterator[Finding]:
     if len(kl.values) < POINTS:
         return
     each = f", {per_token.late:.2g} a token" if per_token else ""
-    said = f"the KL to the reference is {kl.late:.3g} nats a response{each}"
+    said = f"The KL to the reference is {kl.late:.3g} nats a response{each}"
     if kl.late < -LOW_KL:
         yield Finding(
             "serious",
@@ -149,7 +149,7 @@ def _kl_limits(record: RunRecord, kl: Series, per_token: Series) -> Iterator[Fin
     if is_number(limit) and kl.values[-1] > limit:
         yield Finding(
             "warning",
-            f"training ended at iteration {kl.steps[-1]:.0f}, where the KL of {kl.values[-1]:.3g} "
+            f"Training ended at iteration {kl.steps[-1]:.0f}, where the KL of {kl.values[-1]:.3g} "
             f"nats passed ppo.kl_limit ({limit:g}).",
             "raise ppo.kl_coef or set ppo.kl_target, so that the policy stays within the limit.",
         )
@@ -158,7 +158,7 @@ def _kl_limits(record: RunRecord, kl: Series, per_token: Series) -> Iterator[Fin
         if not low <= per_token.late <= high:
             yield Finding(
                 "warning",
-                f"the KL is {per_token.late:.3g} nats a token, and ppo.kl_target asks for "
+                f"The KL is {per_token.late:.3g} nats a token, and ppo.kl_target asks for "
                 f"{target:g}: the controller has not caught up.",
                 "lower ppo.kl_horizon, or start with another ppo.kl_coef.",
             )
@@ -173,7 +173,7 @@ def entropy_change(record: RunRecord) -> Iterator[Finding]:
     if entropy.late < ENTROPY_LEFT * entropy.early:
         yield Finding(
             "warning",
-            f"the policy's entropy collapsed {change}: it writes nearly the same each time and "
+            f"The policy's entropy collapsed {change}: it writes nearly the same each time and "
             "explores no more.",
             "raise ppo.kl_coef, lower ppo.actor_learning_rate, or fewer ppo.epochs; where one "
             "answer is best, as in a task with one right phrase, this is what learning looks like.",
@@ -181,7 +181,7 @@ def entropy_change(record: RunRecord) -> Iterator[Finding]:
     elif entropy.late > ENTROPY_GROWTH * entropy.early:
         yield Finding(
             "warning",
-            f"the policy's entropy rose {change}: its text dissolves.",
+            f"The policy's entropy rose {change}: its text dissolves.",
             "raise ppo.kl_coef or lower ppo.actor_learning_rate, and read the samples; with "
             "ppo.segment_total=sum, surprising text may pay.",
         )
@@ -196,7 +196,7 @@ def clipped_rewards(record: RunRecord) -> Iterator[Finding]:
     most = clipped.late > CLIPPED[1]
     yield Finding(
         "serious" if most else "warning",
-        f"{'most rewards are' if most else 'many rewards are'} clipped: {clipped.late:.0%} of the "
+        f"{'Most' if most else 'Many'} rewards are clipped: {clipped.late:.0%} of the "
         f"token rewards are at ± {clip if is_number(clip) else 'ppo.reward_clip'}, where good and "
         "better cannot be told apart.",
         "fit the normaliser (normalizer.kind) on this reward model, raise ppo.reward_clip, or use "
@@ -228,7 +228,7 @@ def normalizer_fit(record: RunRecord) -> Iterator[Finding]:
     if abs(mean) > OFF_CENTRE or not SPREAD_RANGE[0] <= std <= SPREAD_RANGE[1]:
         yield Finding(
             "warning",
-            f"the normalised segment rewards of the first rollouts have mean {mean:.2f} and std "
+            f"The normalised segment rewards of the first rollouts have mean {mean:.2f} and std "
             f"{std:.2f} instead of 0 and 1: the normaliser was fitted on other text than the "
             "policy's.",
             "fit it on pairs that read like the policy's responses, and see that "
@@ -242,7 +242,7 @@ def unterminated(record: RunRecord) -> Iterator[Finding]:
     if terminated and terminated.late < UNTERMINATED:
         yield Finding(
             "warning",
-            f"only {terminated.late:.0%} of the responses end by themselves; the others run into "
+            f"Only {terminated.late:.0%} of the responses end by themselves; the others run into "
             "the length limit.",
             "raise ppo.max_new_tokens, set ppo.missing_eos_penalty, and see that chat.stop_tokens "
             "has what the model ends with.",
@@ -255,7 +255,7 @@ def no_gain(record: RunRecord) -> Iterator[Finding]:
     if len(reward.values) >= 2 * POINTS and not _rises(reward):
         yield Finding(
             "warning",
-            f"the reward did not rise: {reward.early:.3g} early, {reward.late:.3g} late.",
+            f"The reward did not rise: {reward.early:.3g} early, {reward.late:.3g} late.",
             "raise ppo.actor_learning_rate, lower ppo.kl_coef, take more responses in an iteration "
             "(ppo.rollout_batch_size, ppo.samples_per_prompt), or train longer.",
         )
@@ -275,7 +275,7 @@ def rough_updates(record: RunRecord) -> Iterator[Finding]:
     if len(foreseen.values) >= 2 * POINTS and foreseen.late < 0:
         yield Finding(
             "note",
-            f"the critic foresees nothing (explained variance {foreseen.late:.2f}): advantages are "
+            f"The critic foresees nothing (explained variance {foreseen.late:.2f}): advantages are "
             "noisy.",
             "raise ppo.critic_learning_rate, give it a start with ppo.critic_warmup, or "
             "ppo.critic_init=reward_model.",

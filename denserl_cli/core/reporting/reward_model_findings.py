@@ -38,7 +38,7 @@ def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
     if got < 0.5 + ABOVE_CHANCE:
         yield Finding(
             "serious",
-            f"the reward model is right on {got:.0%} of the held-out pairs, hardly more than a "
+            f"The reward model is right on {got:.0%} of the held-out pairs, hardly more than a "
             "coin.",
             "train on more pairs or for more epochs (reward_model.epochs), raise "
             "reward_model.learning_rate, and look at the pairs: denserl segment shows them.",
@@ -46,7 +46,7 @@ def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
     elif rule is not None and got < rules[rule] + ABOVE_BASELINE:
         yield Finding(
             "serious",
-            f"the reward model is right on {got:.1%} of the held-out pairs, and the rule "
+            f"The reward model is right on {got:.1%} of the held-out pairs, and the rule "
             f"'{rule}' on {rules[rule]:.1%}: it may have learned little but length.",
             "balance the lengths in the preference pairs, add pairs whose better response is the "
             "shorter one, and look at accuracy by length difference.",
@@ -64,7 +64,7 @@ def reward_model_by_length(record: RunRecord) -> Iterator[Finding]:
         word, other = ("shorter", "longer") if shorter < longer else ("longer", "shorter")
         yield Finding(
             "warning",
-            f"where the better response is the {word} one the reward model is right on {low:.0%} "
+            f"Where the better response is the {word} one the reward model is right on {low:.0%} "
             f"of the pairs, where it is the {other} one on {high:.0%}: it goes by length.",
             "balance the lengths in the preference pairs; in PPO watch response_length, and set "
             "ppo.max_response_tokens with ppo.overlong_penalty.",
@@ -77,7 +77,7 @@ def reward_model_overfit(record: RunRecord) -> Iterator[Finding]:
     if len(seen.values) >= POINTS and held and seen.late - held.values[-1] > OVERFIT:
         yield Finding(
             "warning",
-            f"the reward model is right on {seen.late:.0%} of its training pairs and on "
+            f"The reward model is right on {seen.late:.0%} of its training pairs and on "
             f"{held.values[-1]:.0%} of the held-out ones: it has learned them by heart.",
             "fewer reward_model.epochs, a lower reward_model.learning_rate, or more pairs.",
         )

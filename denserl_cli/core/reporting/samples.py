@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,15 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 
 @dataclass(frozen=True)
 class Segment:
-    """heat: the reward as a share of the largest one shown, from -1 to 1; None: not known."""
+    """reward: written with as many decimals as the largest one shown needs; "" where not known.
+
+    heat: the reward as a share of that, from -1 to 1.
+    """
 
     text: str
     tokens: int | None
     value: float | None
-    reward: float | None
+    reward: str
     heat: float | None
 
 
@@ -95,11 +99,12 @@ def _segment(one: dict[str, Any], largest: float) -> Segment:
     value, reward = (one.get(name) if is_number(one.get(name)) else None
                      for name in ("value", "reward"))  # fmt: skip
     tokens = one.get("tokens")
+    decimals = max(0, 2 - math.ceil(math.log10(largest))) if largest else 0
     return Segment(
         text=_visible(one["text"]),
         tokens=tokens if type(tokens) is int else None,
         value=value,
-        reward=reward,
+        reward="" if reward is None else f"{reward:+.{decimals}f}".replace("-", "−"),
         heat=None if reward is None else reward / largest if largest else 0.0,
     )
 
