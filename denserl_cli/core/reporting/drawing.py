@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,14 +57,19 @@ class Plot:
 
 
 @contextmanager
-def drawing(name: str, title: str, into: list[Plot], **labels: Any) -> Iterator[Axes]:
-    """Yield axes to draw on; afterwards the plot is added, unless nothing was drawn."""
+def drawing(
+    name: str, title: str, into: list[Plot], *, below: float = 0.17, **labels: Any
+) -> Iterator[Axes]:
+    """Yield axes to draw on; afterwards the plot is added, unless nothing was drawn.
+
+    below: the share of the height that the labels under the axes take.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_style(name)):
-        figure = Figure(figsize=(4.4, 2.9), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(4.4, 2.9))
+        axes = figure.add_axes((0.16, below, 0.82, 0.9 - below))
         yield axes
         if axes.has_data():
             axes.set(**labels)
@@ -111,7 +117,9 @@ def _style(name: str) -> Any:
 def _svg(figure: Figure, name: str) -> str:
     """The element, without what names addresses, with ids of its own and variables for colours."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():  # of letters that its own font lacks: the browser draws them
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)

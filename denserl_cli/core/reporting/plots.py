@@ -72,7 +72,8 @@ def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:
     bins = {_span(one): _middle(one) for run in runs for one in run.accuracy_by_length}
     spans = sorted(bins, key=lambda span: bins[span])
     labels = {"xlabel": "tokens by which the better response is longer", "ylabel": "accuracy"}
-    with drawing("accuracy-by-length", "accuracy by length difference", found, **labels) as axes:
+    title = "accuracy by length difference"
+    with drawing("accuracy-by-length", title, found, below=0.28, **labels) as axes:
         for place, run in enumerate(run for run in runs if run.accuracy_by_length):
             x = [spans.index(_span(one)) for one in run.accuracy_by_length]
             y = [one["accuracy"] for one in run.accuracy_by_length]
