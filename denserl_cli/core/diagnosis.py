@@ -41,7 +41,7 @@ class Diagnosis:
 
 def diagnose(recipes: Sequence[str]) -> Diagnosis:
     """Look at everything; whatever fails becomes a fact itself."""
-    sections = {name: dict(_survived(probe)) for name, probe in PROBES.items()}
+    sections = {name: _survived(probe) for name, probe in PROBES.items()}
     broken = list(_broken())
     needs = [_needs(name) for name in recipes]
     private = _private()
@@ -55,14 +55,17 @@ def diagnose(recipes: Sequence[str]) -> Diagnosis:
     )
 
 
-def _survived(probe: Probe) -> Iterator[tuple[str, str]]:
+def _survived(probe: Probe) -> dict[str, str]:
     """The facts of a probe, up to where it fails."""
+    facts: dict[str, str] = {}
     try:
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
-            yield from list(probe())
+            for name, value in probe():
+                facts[name] = value
     except Exception as error:  # a broken library may raise anything, and that is what we look for
-        yield "failed", _first_line(error)
+        facts["failed"] = _first_line(error)
+    return facts
 
 
 def _needs(name: str) -> RecipeNeeds:

@@ -74,11 +74,9 @@ def _hardware(recipe: Recipe) -> Iterator[str]:
 
 
 def _model_state(path: str, revision: str | None) -> str:
-    """`here` for a folder or a whole download, else what is wrong."""
+    """`here` for a folder or a whole download; a recipe names no folder that is not there."""
     if Path(path).is_dir():
         return "here"
-    if not _is_hub_name(path):
-        return "no such folder"
     if _cached(path, "config.json", revision) is None:
         return "not downloaded"
     for name in _WEIGHTS:
@@ -97,8 +95,6 @@ def _data_state(path: str) -> str:
 
     if Path(path).exists():
         return "here"
-    if not _is_hub_name(path):
-        return "no such file"
     downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "snapshots"
     return "here" if downloaded.is_dir() or _prepared(path).is_dir() else "not downloaded"
 
@@ -116,13 +112,3 @@ def _cached(path: str, name: str, revision: str | None) -> Path | None:
 
     found = try_to_load_from_cache(path, name, revision=revision)
     return Path(found) if isinstance(found, str) else None
-
-
-def _is_hub_name(path: str) -> bool:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return not path.startswith((".", "/", "~"))
