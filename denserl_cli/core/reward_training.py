@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from denserl_cli.core.engine import random_state, restore_random_state, seed_eve
 from denserl_cli.core.engine import step as engine_step
 from denserl_cli.core.engines import check_engine, make_engine, spread
 from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.evaluation.statistics import length_effect
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.guards import NonFiniteGuard
 from denserl_cli.core.materials import list_skipped, load_chat, load_pairs, with_sandbox
@@ -140,7 +141,7 @@ class RewardTrainer:
         self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
         spread(self.scorer, recipe, self.settings.engine)
         self.guard = NonFiniteGuard(STAGE, run, observer)
-        self.evaluated: dict[str, float] = {}
+        self.evaluated: dict[str, Any] = {}
 
     def train(self, start: int) -> None:
         """Take every step from `start` on; checkpoint and evaluate on the way."""
@@ -193,9 +194,16 @@ class RewardTrainer:
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
+        return self.figures(batch, *self.scores(batch))
+
+    def scores(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Score of each response, (R,), chosen before rejected, and its segments' ends, (R, T)."""
         ends = self.scorer(batch).ends
         values = self.engine(token_values, batch)
-        scores = aggregate_segments(values, ends, self.settings.aggregate)
+        return aggregate_segments(values, ends, self.settings.aggregate), ends
+
+    def figures(self, batch: PairBatch, scores: Tensor, ends: Tensor) -> dict[str, Tensor]:
+        """What `forward` returns, from what `scores` returns."""
         chosen, rejected = scores.chunk(2)
         return {
             "loss": preference_loss(chosen, rejected, batch.margin),
@@ -206,8 +214,8 @@ class RewardTrainer:
         }
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The figures of `forward` over the evaluation pairs, and the accuracy of 'longer wins'."""
+    def evaluate(self) -> dict[str, Any]:
+        """The figures of `forward` over the evaluation pairs, and what length has to do with it."""
         if not self.evaluation:
             return {}
         model = self.engine.model
@@ -218,17 +226,28 @@ class RewardTrainer:
         self.observer.begin("evaluate", total=len(self.evaluation))
         model.eval()
         totals = []
+        margins = torch.zeros(len(self.evaluation), device=device())
         for part, counts in share(parts):
             batch = collate_pairs([self.evaluation[i] for i in part], self.pad_id, device())
-            figures = self.forward(batch)
+            scores, ends = self.scores(batch)
+            figures = self.figures(batch, scores, ends)
+            if counts:
+                chosen, rejected = scores.chunk(2)
+                margins[torch.from_numpy(part).to(margins.device)] = chosen - rejected
             totals.append(torch.stack(list(figures.values())) * len(part) * counts)
             self.observer.advance(len(part) * world_size())
         model.train()
         self.observer.end()
         means = _means(list(figures), totals, len(self.evaluation))
-        longer = np.mean([len(row.chosen) > len(row.rejected) for row in self.evaluation])
+        longer = np.array([len(row.chosen) - len(row.rejected) for row in self.evaluation])
+        effect = length_effect(sum_over_ranks(margins).double().cpu().numpy(), longer)
         named = {f"eval_{name}": value for name, value in means.items()}
-        return {**named, "eval_longer_accuracy": float(longer)}
+        return {
+            **named,
+            "eval_longer_accuracy": effect.longer_accuracy,
+            "eval_length_correlation": effect.correlation,
+            "eval_lengths": [asdict(one) for one in effect.bins],
+        }
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:
@@ -266,7 +285,7 @@ class RewardTrainer:
     def summary(self) -> dict[str, Any]:
         """What the finished stage reports."""
         last = self.run.metrics(STAGE)[-1]
-        evaluated = {k: v for k, v in last.items() if k.startswith("eval_")}
+        evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and _is_number(v)}
         return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
 
     def state(self) -> dict[str, Any]:
@@ -293,6 +312,10 @@ def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[s
     )
     variance = means.pop("reward_square") - means["reward_mean"] ** 2
     return {**means, "reward_std": max(variance, 0.0) ** 0.5}
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, (int, float))
 
 
 def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """A run is a folder: what was asked for, how far each stage got, metrics, checkpoints, results.
 
 recipe.yaml         the resolved recipe of the latest command
-run.json            recipe name; for each stage its status, the settings it read, its summary
+run.json            recipe name; for each stage its status, the settings it read, what it ran
+                    with (versions, processes, device), its summary
 lock                who works here; there only for the while
-metrics.jsonl       every figure of every step
-samples.jsonl       responses on the way, with their segments' rewards
+metrics.jsonl       every figure of every step: numbers, and lists of them (by location, by length)
+samples.jsonl       responses with their segments: of rollouts, to held-out prompts, of one pair
 tensorboard/, wandb/    the figures of metrics.jsonl for trackers, where the recipe asks for them
 sandbox/            model, tokenizer and data of the embedded task
 checkpoints/STAGE/  full states to resume from
 reward_model/       a Hugging Face folder + denserl.json + normalizer.json
 policy/             a Hugging Face folder
+report.html         what `denserl report` makes of all this
 replaced/           results that --fresh moved aside
 """
 
@@ -22,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denserl_cli.core.checkpoints import Checkpoint, Checkpoints
-from denserl_cli.core.distributed import is_first, wait_for_all
+from denserl_cli.core.distributed import is_first, wait_for_all, world_size
+from denserl_cli.core.environment import device_name, versions
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import clear_leftovers, write_text
 from denserl_cli.core.locking import locked
@@ -225,7 +228,13 @@ class RunFolder:
         for name in replaced:
             self._book["stages"].pop(name, None)
             self._checkpoints(name).clear()
-        entry = {"status": "interrupted", "settings": self._settings(stage)}
+        entry = {
+            "status": "interrupted",
+            "settings": self._settings(stage),
+            "versions": versions(),
+            "processes": world_size(),
+            "device": device_name(),
+        }
         self._book["stages"][stage] = entry
         self._write_book()  # before the results go, or a kill could leave a finished stage without
         self.claim()

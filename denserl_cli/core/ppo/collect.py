@@ -95,10 +95,9 @@ class Collector:
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
         """One pass of each model over the responses, in batches of similar length."""
         shape = (len(responses), max(len(response.ids) for response in responses))
-        columns = {
-            name: torch.zeros(shape, device=self.device)
-            for name in ("logprobs", "reference_logprobs", "entropy", "values", "token_values")
-        }
+        names = ("logprobs", "policy_entropy", "reference_logprobs", "entropy", "values",
+                 "token_values")  # fmt: skip
+        columns = {name: torch.zeros(shape, device=self.device) for name in names}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
@@ -112,15 +111,14 @@ class Collector:
             rows = torch.from_numpy(part).to(self.device)
             temperature = self.sampling.temperature
             scored = self.scorer(batch, terminated[rows], temperature=temperature)
-            policy = self.policy(
-                response_logprobs, batch, temperature=temperature, with_entropy=False
-            )
+            policy = self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
             values = None if self.critic is None else self.critic(token_values, batch, before=True)
             if not counts:
                 continue
             window = batch.response_mask[:, batch.prompt_width :]
             measured: dict[str, Tensor | None] = {
                 "logprobs": policy.logprobs,
+                "policy_entropy": policy.entropy,
                 "reference_logprobs": scored.reference_logprobs,
                 "entropy": scored.entropy,
                 "values": values,

@@ -91,6 +91,7 @@ def rollout(
         terminated=torch.tensor([terminated, True]),
         response_mask=torch.ones(shape, dtype=torch.bool),
         logprobs=torch.full(shape, kl / 4),
+        policy_entropy=torch.full(shape, 0.5),
         reference_logprobs=torch.zeros(shape),
         entropy=torch.zeros(shape),
         values=torch.zeros(shape),
