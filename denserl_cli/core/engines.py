@@ -40,11 +40,6 @@ def check_engine(recipe: Recipe, engine: EngineConfig, field: str) -> None:
             "adapters share one frozen body, whose weights ZeRO 3 would shard once for each model",
             hint=f"set {field}.zero_stage=2",
         )
-    if recipe.run.nonfinite == "skip":
-        raise DenserlError(
-            "run.nonfinite=skip needs plain torch: DeepSpeed keeps the gradients of a skipped step",
-            hint="set run.nonfinite=stop",
-        )
 
 
 def make_engine(
