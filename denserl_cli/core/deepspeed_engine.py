@@ -180,7 +180,9 @@ class Sharded:
     """A frozen model whose weights are spread over the processes by ZeRO 3."""
 
     def __init__(self, model: Any, engine: EngineConfig, dtype: torch.dtype) -> None:
-        made = configuration(replace(engine, zero_stage=3, offload_optimizer=False), 0.0, dtype)
+        away = engine.offload_parameters or engine.offload_frozen
+        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=away)
+        made = configuration(own, 0.0, dtype)
         # of the frozen weights' own type: nothing is trained, so nothing needs masters
         made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
         self.config = model.config

@@ -57,7 +57,9 @@ class Collector:
         """
         models = [held.model for held in (self.policy, self.critic) if held is not None]
         with evaluating(*models):
-            return self.score(prompts, self.sample(prompts, keys, progress))
+            responses = self.sample(prompts, keys, progress)
+            with self.scorer.at_hand():
+                return self.score(prompts, responses)
 
     def sample(
         self,
