@@ -1,6 +1,7 @@
 """Kill train-rm and train-ppo with -9 at random moments, resume, compare every byte.
 
     python benchmarks/kills.py --out runs/kills [--kills 20] [--seed 0] [--jobs 2] [--processes 1]
+        [--stages train-rm train-ppo]
 
 Each kill has a run folder and a process of its own. One in three comes at a moment drawn uniformly
 from the life of an uninterrupted process, most of which is start-up; one after a random number of
@@ -83,6 +84,7 @@ def main() -> None:
     """Run every kill and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--kills", type=int, default=20, help="for each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -94,6 +96,8 @@ def main() -> None:
     for stage in STAGES:
         seconds, steps, writes = uninterrupted(stage, out, arguments.processes)
         print(f"{stage}: {seconds:.1f} s uninterrupted, seed {arguments.seed}", flush=True)
+        if stage not in arguments.stages:
+            continue
         rng = random.Random(f"{arguments.seed} {stage}")
         life = (("seconds", seconds), ("steps", steps), ("writes", writes))
         kills = [
@@ -228,7 +232,7 @@ def report(rows: list[Row], file: Path) -> None:
     for row in rows:
         cells = ("yes" if c is True else "no" if c is False else str(c) for c in row)
         lines.append("| " + " | ".join(cells) + " |")
-    for stage in STAGES:
+    for stage in dict.fromkeys(row.stage for row in rows):
         mine = [row for row in rows if row.stage == stage]
         counts = [sum(row.resumed for row in mine), sum(row.same for row in mine), len(mine)]
         lines.append("\n{}: {} resumed and {} the same bytes, of {}".format(stage, *counts))
