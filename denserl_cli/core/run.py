@@ -190,6 +190,11 @@ class RunFolder:
             raise
         self.logs.close()
 
+    def evaluation_file(self, stage: str, name: str | None = None) -> Path:
+        """Where an evaluation leaves its figures. name: of the data, where it has one."""
+        words = [stage.removeprefix("evaluate-"), *([name] if name else [])]
+        return self.path / "evaluation" / f"{'-'.join(words)}.json"
+
     def claim(self) -> None:
         """Make the folder this recipe's."""
         if not is_first():

@@ -61,7 +61,7 @@ class Collector:
         with evaluating(*models):
             with timed(self.seconds, "rollout_seconds"):
                 responses = self.sample(prompts, keys, progress)
-            with timed(self.seconds, "scoring_seconds"):
+            with timed(self.seconds, "scoring_seconds"), self.scorer.at_hand():
                 return self.score(prompts, responses)
 
     def sample(
