@@ -69,7 +69,7 @@ def drawing(
 
     with matplotlib.rc_context(_style(name)):
         figure = Figure(figsize=(4.4, 2.9))
-        axes = figure.add_axes((0.16, below, 0.82, 0.9 - below))
+        axes = figure.add_axes((0.16, below, 0.8, 0.9 - below))
         yield axes
         if axes.has_data():
             axes.set(**labels)
