@@ -148,8 +148,8 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
                         kl, reward, s=9, color=colour, marker=marker, label=_named(run, runs)
                     )
                     axes.plot(kl[-1:], reward[-1:], "*", color=INK, markersize=9)
-        if axes.has_data():
-            axes.plot([], [], "*", color=INK, label="end of the training")
+            if axes.has_data():
+                axes.plot([], [], "*", color=INK, label="end of the training")
     return found
 
 
@@ -208,7 +208,7 @@ def _length_rule(axes: Axes, runs: Sequence[RunRecord]) -> None:
     for place, run in enumerate(runs):
         rule = run.series(RM, "eval_longer_accuracy")
         if rule:
-            colour = CYCLE[place] if len(runs) > 1 else QUIET
+            colour = CYCLE[place % len(CYCLE)] if len(runs) > 1 else QUIET
             label = "'longer wins'" if place == 0 else None
             axes.axhline(rule.values[-1], color=colour, linestyle=":", linewidth=1, label=label)
 
