@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -16,12 +17,15 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.equality import (
+    EVALUATIONS,
     GROUPS,
     PLAIN,
     STAGES,
+    TOLERANCE,
     TWO,
     Case,
     compare,
+    distance,
     make_task,
     read_lines,
     run_jobs,
@@ -60,6 +64,10 @@ def runs(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     plain = [job for job in jobs if Path(job[1]).name.startswith("torch")]
     work(plain)
+    alone, together = out / PLAIN.name, out / "evaluated"
+    shutil.copytree(alone, together)
+    work([(stage, str(alone), task) for stage in EVALUATIONS])
+    jobs += [(stage, str(together), [*task, *TWO[2].overrides()]) for stage in EVALUATIONS]
     run_jobs([job for job in jobs if job not in plain], processes=2)
     return out
 
@@ -69,6 +77,20 @@ def test_two_processes_train_what_one_trains(case: Case, runs: Path):
     plain = runs / (f"torch {case.name}" if case.settings else PLAIN.name)
     found = compare(plain, runs / case.name)
     assert found.small, found
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("rm-pairs", ["reward_model"]), ("policy", ["reward_model", "policy"])]
+)
+def test_two_processes_evaluate_as_one_does(name: str, own: list[str], runs: Path):
+    folders = (runs / PLAIN.name, runs / "evaluated")
+    one, two = (json.loads((f / "evaluation" / f"{name}.json").read_text()) for f in folders)
+    for path in own:
+        assert Path(one.pop(path)).parent == folders[0] and two.pop(path).startswith(str(runs))
+    assert distance(one, two) < TOLERANCE
+    if name == "policy":
+        lines = [read_lines(f / "evaluation" / "policy-samples.jsonl") for f in folders]
+        assert distance(*lines) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", HALVES, ids=lambda case: case.name)

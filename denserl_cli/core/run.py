@@ -180,6 +180,7 @@ class RunFolder:
             finally:
                 self._locked = False
 
+<<<<<<< HEAD
     @contextmanager
     def tracked(self) -> Iterator[None]:
         """Close the trackers of a stage at its end, however it ends."""
@@ -189,6 +190,12 @@ class RunFolder:
             self.logs.close(failed=True)
             raise
         self.logs.close()
+=======
+    def evaluation_file(self, stage: str, name: str | None = None) -> Path:
+        """Where an evaluation leaves its figures. name: of the data, where it has one."""
+        words = [stage.removeprefix("evaluate-"), *([name] if name else [])]
+        return self.path / "evaluation" / f"{'-'.join(words)}.json"
+>>>>>>> survive
 
     def claim(self) -> None:
         """Make the folder this recipe's."""

@@ -59,9 +59,14 @@ class Collector:
         """
         models = [held.model for held in (self.policy, self.critic) if held is not None]
         with evaluating(*models):
+<<<<<<< HEAD
             with timed(self.seconds, "rollout_seconds"):
                 responses = self.sample(prompts, keys, progress)
             with timed(self.seconds, "scoring_seconds"):
+=======
+            responses = self.sample(prompts, keys, progress)
+            with self.scorer.at_hand():
+>>>>>>> survive
                 return self.score(prompts, responses)
 
     def sample(

@@ -152,6 +152,8 @@ class EngineConfig:
     """Type in which gradients accumulate."""
     shard_frozen: bool | None = None
     """Shard reference and reward model like the trained models; null: with zero_stage 3."""
+    offload_frozen: bool = False
+    """Keep reference and reward model in the CPU's memory but while they score; train-ppo alone."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed settings of your own, laid over what the fields above make."""
 
