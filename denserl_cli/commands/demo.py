@@ -40,7 +40,7 @@ def demo(
 
         typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
         return
-    from denserl_cli.console import make_observer
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import run_stage
 
     with make_observer() as observer:
@@ -62,7 +62,7 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     run = RunFolder(folder, recipe)
     inspector = Inspector(recipe, run, observer)
     responses = inspector.segment(answers_of(inspector.recipe, 100, observer))
-    print_segments(responses[:2])
+    print_segments(responses[:2], recipe.segmentation.granularity)
     for part in ("reward-model", "policy"):
         export(part, recipe, run, folder / "export" / part, replace=True)
     reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}

@@ -1,10 +1,9 @@
-"""What cutoffs do to a data set, and how far two cuts of the same responses agree."""
+"""What cutoffs do to a data set: how long segments are, and how many a response has."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.segmentation import calibrate_cutoff
-from denserl_cli.core.traces import Cut, SegmentedResponse, Trace
+from denserl_cli.core.traces import Cut, Trace
 
 LENGTHS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 """Mean lengths of segments, in tokens, whose cutoffs are shown where nobody names cutoffs."""
@@ -35,18 +34,16 @@ class CutStatistics(NamedTuple):
         ends = [torch.nonzero(cut.ends(trace)[0])[:, 0].numpy() for trace in traces]
         lengths = np.concatenate([np.diff(each, prepend=-1) for each in ends])
         counts = np.array([len(each) for each in ends])
-        return cls(cut.segmentation.cutoff, lengths, counts)
+        return cls(cut.cutoff, lengths, counts)
 
     def figures(self) -> dict[str, float | None]:
         """The distribution in a few numbers; lengths in tokens, counts in segments a response."""
-        shown = {"mean": np.mean, "p10": _tenth, "median": np.median, "p90": _ninetieth}
         return {
             "cutoff": self.cutoff,
             "segments": len(self.lengths),
-            **{f"length_{name}": float(take(self.lengths)) for name, take in shown.items()},
-            "length_max": int(self.lengths.max()),
+            **_summary("count", self.counts),
+            **_summary("length", self.lengths),
             "single_tokens": float((self.lengths == 1).mean()),
-            **{f"count_{name}": float(take(self.counts)) for name, take in shown.items()},
         }
 
     def document(self) -> dict[str, Any]:
@@ -67,11 +64,9 @@ def statistics(
     own is always among them. Raises DenserlError where no entropies were computed.
     """
     check_entropies(traces)
-    own = cut.segmentation
     found = set(cutoffs or _calibrated(traces))
-    if own.granularity == "segment":
-        assert isinstance(own.cutoff, float)
-        found.add(own.cutoff)
+    if cut.cutoff is not None:
+        found.add(cut.cutoff)
     return [CutStatistics.of(at(cut, cutoff), traces) for cutoff in sorted(found)]
 
 
@@ -86,63 +81,7 @@ def check_entropies(traces: Sequence[Trace]) -> None:
 
 def at(cut: Cut, cutoff: float) -> Cut:
     """The same with segments cut at another entropy."""
-    segmentation = replace(cut.segmentation, granularity="segment", cutoff=cutoff)
-    return cut._replace(segmentation=segmentation)
-
-
-class View(NamedTuple):
-    """Responses as one model and one cut see them, and what to call that."""
-
-    name: str
-    cut: Cut
-    traces: list[Trace]
-
-
-class Agreement(NamedTuple):
-    """How far two cuts of the same responses agree, over `responses` of them.
-
-    segments: of each cut. boundaries: ends of segments inside the responses, of each cut; the end
-    of a response is no boundary. shared: those that both have, at the same place in the text.
-    """
-
-    responses: int
-    segments: tuple[int, int]
-    boundaries: tuple[int, int]
-    shared: int
-
-    @property
-    def f1(self) -> float:
-        """2 shared / (boundaries of both): 1 where all are shared, and where there are none."""
-        total = sum(self.boundaries)
-        return 2 * self.shared / total if total else 1.0
-
-    def document(self) -> dict[str, Any]:
-        """For programs."""
-        return {**self._asdict(), "f1": self.f1}
-
-
-def agreement(first: Sequence[SegmentedResponse], second: Sequence[SegmentedResponse]) -> Agreement:
-    """Compare two cuts of the same responses, made by the same tokenizer or by two."""
-    places = [_boundaries(a, b) for a, b in zip(first, second, strict=True)]
-    return Agreement(
-        len(places),
-        (sum(len(a.segments) for a in first), sum(len(b.segments) for b in second)),
-        (sum(len(a) for a, _ in places), sum(len(b) for _, b in places)),
-        sum(len(a & b) for a, b in places),
-    )
-
-
-def _boundaries(*cuts: SegmentedResponse) -> list[set[int]]:
-    """Where segments end inside a response, for each of its cuts: characters before.
-
-    Spaces do not count: two tokenizers may write them differently, and put the space before a word
-    into the word or before it. Where one read less than the other, the text that both read counts.
-    """
-    ends = [
-        np.cumsum([len("".join(s.text.split())) for s in one.segments]).tolist() for one in cuts
-    ]
-    last = min(places[-1] for places in ends)
-    return [{place for place in places if 0 < place < last} for places in ends]
+    return cut._replace(granularity="segment", cutoff=cutoff)
 
 
 def _calibrated(traces: Sequence[Trace]) -> set[float]:
@@ -162,9 +101,13 @@ def _histogram(values: NDArray[np.int64]) -> dict[int, int]:
     return dict(sorted(Counter(values.tolist()).items()))
 
 
-def _tenth(values: NDArray[np.int64]) -> float:
-    return float(np.quantile(values, 0.1))
-
-
-def _ninetieth(values: NDArray[np.int64]) -> float:
-    return float(np.quantile(values, 0.9))
+def _summary(name: str, values: NDArray[np.int64]) -> dict[str, float]:
+    """Mean, quantiles and the largest of values."""
+    tenth, median, ninetieth = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
+    return {
+        f"{name}_mean": float(values.mean()),
+        f"{name}_p10": tenth,
+        f"{name}_median": median,
+        f"{name}_p90": ninetieth,
+        f"{name}_max": int(values.max()),
+    }

@@ -213,10 +213,10 @@ def phrase_agreement(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> 
     return sandbox.boundary_agreement(sandbox.Task(recipe.sandbox, recipe.seed), found)
 
 
-def as_document(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:
+def as_document(cut: Cut, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:
     """What `denserl segment --json` prints."""
     return {
-        "granularity": recipe.segmentation.granularity,
-        "cutoff": recipe.segmentation.cutoff,
+        "granularity": cut.granularity,
+        "cutoff": cut.cutoff,
         "responses": [asdict(response) for response in responses],
     }

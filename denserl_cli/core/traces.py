@@ -18,7 +18,7 @@ from denserl_cli.core.text import joined
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
-    from denserl_cli.core.recipe.schema import Aggregate, Recipe, SegmentationConfig
+    from denserl_cli.core.recipe.schema import Aggregate, Granularity, PPOConfig, Recipe
 
 
 @dataclass(frozen=True)
@@ -81,27 +81,31 @@ class Trace:
 class Cut(NamedTuple):
     """Where responses are cut, and what rewards their segments then get.
 
-    normalizer: None where there is none. ready: whether PPO could use the rewards; spread: how.
+    cutoff: nats; None unless the granularity is segment. normalizer: None where there is none.
+    ready: whether PPO could use the rewards; ppo: how it would.
     """
 
-    segmentation: SegmentationConfig
+    granularity: Granularity
+    cutoff: float | None
     normalizer: LocationNormalizer | None
     ready: bool
     aggregate: Aggregate
-    spread: dict[str, str | bool | float]
+    ppo: PPOConfig
 
     @classmethod
     def of(cls, recipe: Recipe, normalizer: LocationNormalizer | None) -> Cut:
         """The cut of a recipe whose cutoff is a number."""
-        ppo = recipe.ppo
-        spread = {
-            "interpolation": ppo.interpolation or "even",
-            "segment_total": ppo.segment_total,
-            "length_normalize": ppo.length_normalize,
-            "clip": ppo.reward_clip,
-        }
-        ready = normalizer is not None or recipe.normalizer.kind == "none"
-        return cls(recipe.segmentation, normalizer, ready, recipe.reward_model.aggregate, spread)
+        cut, ready = recipe.segmentation, recipe.normalizer.kind == "none" or normalizer is not None
+        assert cut.cutoff != "auto"
+        how = recipe.reward_model.aggregate
+        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, recipe.ppo)
+
+    @property
+    def words(self) -> str:
+        """What cuts, in words."""
+        if self.granularity == "segment":
+            return f"cutoff {self.cutoff:.6g}"
+        return "every token" if self.granularity == "token" else "whole responses"
 
     def ends(self, trace: Trace) -> Tensor:
         """The tokens of a response that end a segment, (1, T) bool."""
@@ -112,8 +116,8 @@ class Cut(NamedTuple):
         return segment_ends(
             entropy,
             mask,
-            granularity=self.segmentation.granularity,
-            cutoff=self.segmentation.cutoff,
+            granularity=self.granularity,
+            cutoff=self.cutoff,
             terminated=torch.tensor([trace.terminated]),
         )
 
@@ -125,8 +129,9 @@ class Cut(NamedTuple):
         segments = []
         for k, (text, end) in enumerate(zip(joined(trace.texts, ends), ends, strict=True)):
             start = ends[k - 1] + 1 if k else 0
-            inside = trace.entropy is not None and end < len(trace.texts) - 1
-            entropy = float(trace.entropy[end]) if inside else None
+            entropy = None
+            if trace.entropy is not None and end < len(trace.texts) - 1:
+                entropy = float(trace.entropy[end])
             segments.append(Segment(text, start, end, entropy, *rewards[k]))
         score = None
         if trace.values is not None:
@@ -151,24 +156,29 @@ class Cut(NamedTuple):
             rewards = list(normal.tolist())
         spread: list[float | None] = [None] * count
         if self.ready:
-            given = torch.from_numpy(trace.values)[None]
-            mask = torch.ones_like(marks)
             per_token = spread_rewards(
-                given, marks, mask, normalizer=self.normalizer, **self.spread
+                torch.from_numpy(trace.values)[None],
+                marks,
+                torch.ones_like(marks),
+                normalizer=self.normalizer,
+                interpolation=self.ppo.interpolation or "even",
+                segment_total=self.ppo.segment_total,
+                length_normalize=self.ppo.length_normalize,
+                clip=self.ppo.reward_clip,
             )
             spread = list(per_token[0, ends].tolist())
         return list(zip(values.tolist(), rewards, spread, strict=True))
 
 
-Sided = TypeVar("Sided", SegmentedResponse, Trace)
+Sided = TypeVar("Sided", bound=SegmentedResponse | Trace)
 
 
-def in_pairs(responses: Sequence[Sided]) -> list[tuple[Sided, ...]]:
+def in_pairs(responses: Sequence[Sided]) -> list[list[Sided]]:
     """The same responses, chosen and rejected of a pair together and others alone."""
-    groups: list[tuple[Sided, ...]] = []
+    groups: list[list[Sided]] = []
     for response in responses:
         if response.side == "rejected" and groups and groups[-1][-1].side == "chosen":
-            groups[-1] = (*groups[-1], response)
+            groups[-1].append(response)
         else:
-            groups.append((response,))
+            groups.append([response])
     return groups

@@ -8,9 +8,22 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from denserl_cli.core.adopting import load_scorer, open_reward_model
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+<<<<<<< HEAD
+from denserl_cli.core.encoded import PairRows, longest, pair_lengths
+=======
+from denserl_cli.core.distributed import (
+    first_goes_ahead,
+    is_first,
+    share,
+    sum_over_ranks,
+    world_size,
+)
+from denserl_cli.core.engines import spread
+>>>>>>> survive
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.evaluation.statistics import Floats, accuracy, calibration, length_effect
@@ -50,7 +63,8 @@ def evaluate_reward_model(
     The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out. name:
     of the result's file. subsets: every row must name the part of the benchmark it belongs to.
     """
-    opened = open_reward_model(recipe, run, observer)
+    with first_goes_ahead():
+        opened = open_reward_model(recipe, run, observer)
     recipe, record, chat = opened.recipe, opened.record, opened.reading
     rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
     if subsets and any(row.subset is None for row in rows):
@@ -61,6 +75,7 @@ def evaluate_reward_model(
         )
     list_skipped(skipped, run, STAGE, observer)
     scorer = load_scorer(opened, run, observer)
+    spread(scorer, recipe, recipe.reward_model.engine)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {
@@ -75,15 +90,16 @@ def evaluate_reward_model(
         "skipped": len(skipped),
         **describe(rows, scores),
     }
-    file = run.path / "evaluation" / f"rm-{name}.json"
-    write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    file = run.evaluation_file(STAGE, name)
+    if is_first():
+        write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}")
     return result
 
 
 def _evaluation_pairs(
     recipe: Recipe, chat: ChatFormat, observer: Observer, limit: int | None
-) -> tuple[list[EncodedPairRow], list[Skipped]]:
+) -> tuple[PairRows, list[Skipped]]:
     """The pairs to evaluate on, at most `limit` of them drawn with the recipe's seed."""
     data = recipe.data
     if data.evaluation:
@@ -93,7 +109,7 @@ def _evaluation_pairs(
     elif data.preferences:
         _, rows, skipped = load_pairs(recipe, chat, observer)
     else:
-        rows, skipped = [], []
+        rows, skipped = PairRows.of([]), []
     if not rows:
         raise DenserlError(
             f"recipe {recipe.name} holds out no pairs to evaluate on",
@@ -101,7 +117,7 @@ def _evaluation_pairs(
         )
     if limit is not None and limit < len(rows):
         drawn = np.random.default_rng(recipe.seed).choice(len(rows), size=limit, replace=False)
-        rows = [rows[i] for i in sorted(drawn)]
+        rows = rows.take(np.sort(drawn))
     return rows, skipped
 
 
@@ -117,25 +133,39 @@ def score_pairs(
 
     Raises DenserlError for a score that is not a number, which comes from a broken model.
     """
-    lengths = [len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows]
+    lengths = longest(pair_lengths(rows))
     scores = np.zeros((len(rows), 2))
     observer.begin("score pairs", total=len(rows))
+<<<<<<< HEAD
     for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
-        scored = scorer(collate_pairs([rows[i] for i in part], pad_id, device()))
+        pairs = [rows[i] for i in part]
+        scored = scorer(collate_pairs(pairs, pad_id, device()))
         assert scored.token_values is not None
         found = aggregate_segments(scored.token_values, scored.ends, aggregate)
         scores[part] = found.view(2, len(part)).T.double().cpu().numpy()
-        for i in part:
-            check_finite(scores[i].sum(), rows[i].origin)
+        for i, pair in zip(part, pairs, strict=True):
+            check_finite(scores[i].sum(), pair.origin)
         observer.advance(len(part))
+=======
+    for part, counts in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):
+        scored = scorer(collate_pairs([rows[i] for i in part], pad_id, device()))
+        assert scored.token_values is not None
+        found = aggregate_segments(scored.token_values, scored.ends, aggregate)
+        scores[part] = found.view(2, len(part)).T.double().cpu().numpy() * counts
+        observer.advance(len(part) * world_size())
+>>>>>>> survive
     observer.end()
+    scores = sum_over_ranks(torch.from_numpy(scores).to(device())).cpu().numpy()
+    for row, both in zip(rows, scores, strict=True):
+        check_finite(both.sum(), row.origin)
     return scores
 
 
 def describe(rows: Sequence[EncodedPairRow], scores: Floats) -> dict[str, Any]:
     """The figures of an evaluation. scores: (pairs, 2), chosen and rejected."""
     differences = scores[:, 0] - scores[:, 1]
-    longer = np.array([len(row.chosen) - len(row.rejected) for row in rows])
+    lengths = pair_lengths(rows)
+    longer = lengths[:, 1] - lengths[:, 2]
     result = {
         **asdict(accuracy(differences)),
         "calibration": asdict(calibration(differences)),

@@ -16,6 +16,7 @@ from denserl_cli.core.engine import Engine, Frozen, autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise, sample
 from denserl_cli.core.reward_model import token_values
+from denserl_cli.core.tracking import timed
 
 if TYPE_CHECKING:
     from denserl_cli.core.scoring import Scorer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Collector:
     """Makes rollouts with a policy, a critic and the frozen pair of reference and reward model.
 
-    Without a critic the values stay 0.
+    Without a critic the values stay 0. seconds: what the two phases of the latest rollout took.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Collector:
         self.sampling, self.micro_batch_size = sampling, micro_batch_size
         self.pad_id = pad_id
         self.device = policy.device
+        self.seconds: dict[str, float] = {}
 
     @torch.no_grad()
     def __call__(
@@ -57,7 +59,15 @@ class Collector:
         """
         models = [held.model for held in (self.policy, self.critic) if held is not None]
         with evaluating(*models):
-            return self.score(prompts, self.sample(prompts, keys, progress))
+<<<<<<< HEAD
+            with timed(self.seconds, "rollout_seconds"):
+                responses = self.sample(prompts, keys, progress)
+            with timed(self.seconds, "scoring_seconds"):
+=======
+            responses = self.sample(prompts, keys, progress)
+            with self.scorer.at_hand():
+>>>>>>> survive
+                return self.score(prompts, responses)
 
     def sample(
         self,

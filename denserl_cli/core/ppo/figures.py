@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from denserl_cli.core.ppo.rewards import (
 )
 from denserl_cli.core.reward_model import aggregate_segments
 from denserl_cli.core.segmentation import segment_ids
-from denserl_cli.core.text import segment_texts
+from denserl_cli.core.text import segment_values
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
@@ -152,18 +153,10 @@ def samples(
     shown = []
     for row in range(0, len(rollout.responses), every)[:count]:
         ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
-        starts = [0, *(end + 1 for end in ends)]
-        texts = segment_texts(tokenizer, rollout.responses[row], ends)
         values = rollout.token_values[row].tolist()
-        rewards = earned[row].cumsum(0).tolist()
-        segments = [
-            {
-                "text": text,
-                "tokens": end + 1 - start,
-                "value": values[end],
-                "reward": rewards[end] - (rewards[start - 1] if start else 0.0),
-            }
-            for text, start, end in zip(texts, starts, ends, strict=False)
-        ]
+        sums = [0.0, *earned[row].cumsum(0)[ends].tolist()]
+        segments = segment_values(tokenizer, rollout.responses[row], ends, values)
+        for segment, (before, after) in zip(segments, pairwise(sums), strict=True):
+            segment["reward"] = after - before
         shown.append({"prompt": prompts[row], "segments": segments})
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,8 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
-    everything, reference = [*prompts.train, *prompts.evaluation], load_reference(recipe)
-    scorer = load_scorer(opened, run, observer, reference=reference, prompts=everything)
+    reference = load_reference(recipe)
+    scorer = load_scorer(opened, run, observer, reference=reference, prompts=prompts.everything)
     collect, update = _models(opened, run, plan, scorer)
     policy = update.actor.model
     _stop_generation(policy, chat)
@@ -75,7 +76,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     observer.table("policy", ["figure", "start", "end"], rows)
 
 
-def _plan(recipe: Recipe, prompts: list[Prompt]) -> PromptPlan:
+def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
     """The prompts of every iteration."""
     ppo = recipe.ppo
     passes = ppo.passes
@@ -101,6 +102,7 @@ def _models(
     steps = ppo.epochs * responses // ppo.train_batch_size
     reference = scorer.reference
     assert reference is not None
+    spread(scorer, recipe, ppo.engine)  # first, or whole models would wait beside the trained ones
     actor = make_engine(
         recipe,
         ppo.engine,
@@ -117,7 +119,6 @@ def _models(
         learning_rate=ppo.critic_learning_rate,
         total_steps=plan.iterations * steps,
     )
-    spread(scorer, recipe, ppo.engine)
     collect = Collector(
         policy=actor,
         critic=critic,

@@ -26,6 +26,7 @@ from denserl_cli.core.ppo.figures import (
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.stopping import stop_requested
+from denserl_cli.core.tracking import throughput, timed
 
 if TYPE_CHECKING:
     from denserl_cli.core.checkpoints import Checkpoint
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from denserl_cli.core.tracking import Observer
 
 STAGE = "train-ppo"
-HEADLINE = ("true_reward", "rm_score", "kl", "response_length", "segments_per_response")
+HEADLINE = (
+    *("true_reward", "rm_score", "kl", "response_length", "segments_per_response"),
+    *("tokens_per_second", "responses_per_second"),
+)
 """The figures beside the progress bar; metrics.jsonl has them all."""
 
 
@@ -107,9 +111,11 @@ class PPOTrainer:
                     gamma=settings.gamma,
                     lam=settings.lam,
                 )
-                stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
-                stats |= self.describe(prompts, rollout, earned, returns)
-                stats["seconds"] = time.perf_counter() - began
+                seconds = dict(self.collect.seconds)
+                with timed(seconds, "update_seconds"):
+                    stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
+                stats |= self.describe(prompts, rollout, earned, returns) | seconds
+                stats |= _throughput(rollout, time.perf_counter() - began)
                 if self.conclude(iteration, stats, any_rank(stopping())):
                     break
         self.observer.end()
@@ -295,6 +301,11 @@ def _numbers(figures: dict[str, Tensor]) -> dict[str, Any]:
         part = flat[place : place + figure.numel()]
         found[name], place = part if figure.dim() else part[0], place + figure.numel()
     return from_first_rank(found)
+
+
+def _throughput(rollout: Rollout, seconds: float) -> dict[str, float]:
+    tokens = sum(len(ids) for ids in (*rollout.prompts, *rollout.responses))
+    return throughput(seconds, tokens, len(rollout.responses))
 
 
 def _kept(rollout: Rollout) -> dict[str, Any]:

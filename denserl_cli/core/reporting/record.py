@@ -206,7 +206,8 @@ def _in_order(lines: Sequence[Line], stage: str) -> list[Line]:
 def _is_sample(line: Line) -> bool:
     segments = line.get("segments")
     return (
-        isinstance(line.get("prompt"), str)
+        line.get("stage") == "train-ppo"
+        and isinstance(line.get("prompt"), str)
         and isinstance(segments, list)
         and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in segments)
     )

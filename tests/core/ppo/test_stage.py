@@ -22,7 +22,7 @@ from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.ppo import collect, stage
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.run import Mode, RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 from denserl_cli.worker import run_stage
 from tests import tiny
 
@@ -44,7 +44,7 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The logged lines of train-ppo without what the clock says."""
     found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if key != "seconds"}
+        {key: value for key, value in line.items() if key not in TIMES}
         for line in found
         if line["stage"] == STAGE
     ]
