@@ -45,13 +45,14 @@ const charts = (() => {
     }
     if (bars) {
       const y = parts.map((part) => part[measure]);
+      const colours = y.map((v) => colour(v < 0 ? "--warm" : "--cool"));
       data.push({
         type: "bar", yaxis: "y2", y, offset: 0,
         x: parts.map((part) => part.start + 0.5),
         width: parts.map((part) => part.end - part.start + 1),
         marker: {
-          color: y.map((v) => colour(v < 0 ? "--warm" : "--cool")),
-          pattern: { shape: y.map((v) => (v < 0 ? "/" : "")), size: 5, fillmode: "overlay", fgcolor: colour("--page"), fgopacity: 0.8 },
+          color: colours,
+          pattern: { shape: y.map((v) => (v < 0 ? "/" : "")), size: 5, bgcolor: colours, fgcolor: y.map(() => colour("--page")) },
           line: { color: colour("--page"), width: 0.5 },
         },
         customdata: parts.map((part, k) => k + 1),
