@@ -309,7 +309,8 @@
       const j = Number(token.dataset.j);
       const { trace } = panel;
       lines.push(`${JSON.stringify(token.textContent)} token ${j + 1} of ${trace.sizes.length}`);
-      if (trace.entropy) lines.push(`entropy ${number(trace.entropy[j])} nats`);
+      const last = j === trace.sizes.length - 1;
+      if (trace.entropy && !last) lines.push(`entropy ${number(trace.entropy[j])} nats`);
       if (trace.values) lines.push(`reward model ${number(trace.values[j])}`);
     }
     if (segment) lines.push(describe(panel.parts[segment.dataset.k], Number(segment.dataset.k), panel.parts));

@@ -31,7 +31,7 @@ const charts = (() => {
     const shapes = [];
     const bars = measure && parts[0].value !== null;
     if (trace.entropy) {
-      const inside = trace.terminated ? trace.sizes.length - 1 : trace.sizes.length;
+      const inside = trace.sizes.length - 1; // after the last token nothing comes
       const x = Array.from({ length: inside }, (_, j) => j + 1);
       const y = trace.entropy.slice(0, inside);
       const line = { color: colour("--quiet"), width: 1.2 };
