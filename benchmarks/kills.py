@@ -28,6 +28,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from denserl_cli.core.tracking import TIMES
+
 STAGES = ("train-rm", "train-ppo")
 SETTINGS = (
     *("sandbox.phrases=4", "sandbox.phrase_length=3", "sandbox.response_phrases=4"),
@@ -43,8 +45,6 @@ SEVERAL = (
     *("reward_model.micro_batch_size=2", "reward_model.engine.zero_stage=3"),
     *("ppo.micro_batch_size=2", "ppo.engine.zero_stage=3"),
 )
-TIMES = ("seconds", "tokens_per_second")
-"""Figures that depend on the clock."""
 
 
 class Kill(NamedTuple):

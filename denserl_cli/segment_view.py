@@ -18,7 +18,7 @@ from denserl_cli.console import make_console, make_table, print_table
 
 if TYPE_CHECKING:
     from denserl_cli.core.comparing import View
-    from denserl_cli.core.cuts import CutStatistics
+    from denserl_cli.core.segment_statistics import CutStatistics
     from denserl_cli.core.traces import Segment, SegmentedResponse
 
 SIDE_BY_SIDE = 150

@@ -69,7 +69,7 @@ def last_words(place: Path | None = None) -> Iterator[None]:
 
 def work(stage: str, recipe: Recipe, folder: Path, mode: Mode) -> None:
     """Run a stage together with the other processes, if any; the first one alone speaks."""
-    from denserl_cli.console import make_observer
+    from denserl_cli.dashboard import make_observer
 
     distributed.join()
     if distributed.is_first():
@@ -141,7 +141,7 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
     Raises DenserlError when another job works in the folder, Interrupted when a signal ends it.
     """
     run = RunFolder(folder, recipe)
-    with stoppable(f"{stage} in {folder}"), run.locked(observer):
+    with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
         if distributed.from_first_rank(distributed.is_first() and run.admit(stage, mode)):
             _work(stage, recipe, run, mode, observer)
         else:

@@ -65,10 +65,10 @@ def rm(
     if dry_run:
         print_plan("evaluate rm", loaded, folder)
         return
-    from denserl_cli.console import make_observer
     from denserl_cli.core.evaluation.pairs import evaluate_reward_model
     from denserl_cli.core.evaluation.tables import pair_tables
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import quiet_libraries
 
     quiet_libraries()
@@ -108,10 +108,10 @@ def policy(
     if dry_run:
         print_plan("evaluate policy", loaded, folder)
         return
-    from denserl_cli.console import make_observer
     from denserl_cli.core.evaluation.policies import evaluate_policy
     from denserl_cli.core.evaluation.tables import equivalence, policy_tables
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import quiet_libraries
 
     quiet_libraries()

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from denserl_cli.core.comparing import View
-    from denserl_cli.core.cuts import CutStatistics
     from denserl_cli.core.inspection import Answer
     from denserl_cli.core.recipe import Recipe
+    from denserl_cli.core.segment_statistics import CutStatistics
     from denserl_cli.core.tracking import Observer
 
 EXAMPLE = "Example: denserl segment --recipe sandbox-segment --limit 2"
@@ -99,11 +99,11 @@ def segment(
     if dry_run:
         print_plan("segment", loaded, folder)
         return
-    from denserl_cli.console import make_observer
     from denserl_cli.core.comparing import Other, View
-    from denserl_cli.core.cuts import statistics
     from denserl_cli.core.inspection import Inspector
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.segment_statistics import statistics
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import quiet_libraries
 
     quiet_libraries()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from denserl_cli.core.cuts import at, check_entropies
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection import Answer, Inspector
 from denserl_cli.core.policy import load_tokenizer
@@ -18,6 +17,7 @@ from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.catalog import list_recipes
 from denserl_cli.core.recipe.schema import SegmentationConfig
 from denserl_cli.core.run import RunFolder
+from denserl_cli.core.segment_statistics import at, check_entropies
 from denserl_cli.core.traces import Cut, SegmentedResponse, Trace
 
 if TYPE_CHECKING:

@@ -46,6 +46,20 @@ def joined(texts: Sequence[str], ends: Sequence[int]) -> list[str]:
     return ["".join(texts[last + 1 : end + 1]) for last, end in pairwise((-1, *ends))]
 
 
+def segment_values(
+    tokenizer: Any, ids: Iterable[int], ends: Sequence[int], values: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Text, tokens and value of each segment of one response.
+
+    ends: the segments' last tokens. values: the reward model's at each token.
+    """
+    starts = [0, *(end + 1 for end in ends)]
+    return [
+        {"text": text, "tokens": end + 1 - start, "value": values[end]}
+        for text, start, end in zip(segment_texts(tokenizer, ids, ends), starts, ends, strict=False)
+    ]
+
+
 def _decode(tokenizer: Any, ids: list[int]) -> str:
     """The text as it is: no special token left out, no space before punctuation taken away."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -11,7 +11,10 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this folder; texts are escaped, a missing value is an error."""
+    """Fill a template of this folder; a missing value is an error.
+
+    Texts are escaped, but for a `.md.j2`: a page in Markdown.
+    """
     return _environment().get_template(template).render(**values)
 
 
@@ -34,7 +37,7 @@ def plotly_js() -> Markup:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("denserl_cli", "pages"),
-        autoescape=True,
+        autoescape=lambda name: not (name or "").endswith(".md.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

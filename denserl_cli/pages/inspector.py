@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denserl_cli.core.comparing import View
-from denserl_cli.core.cuts import CutStatistics
+from denserl_cli.core.segment_statistics import CutStatistics
 from denserl_cli.core.traces import Cut, Trace, in_pairs
 from denserl_cli.pages import render
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.cuts import CutStatistics, at, statistics
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.ppo.rewards import spread_rewards
+from denserl_cli.core.segment_statistics import CutStatistics, at, statistics
 from denserl_cli.core.traces import Cut, SegmentedResponse, Trace, in_pairs
 from tests import tiny
 

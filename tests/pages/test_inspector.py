@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from denserl_cli.app import app
 from denserl_cli.core.comparing import View, agreement
-from denserl_cli.core.cuts import at
 from denserl_cli.core.inspection import Inspector, answers_of
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.reward_model import RewardRecord
 from denserl_cli.core.run import RunFolder
+from denserl_cli.core.segment_statistics import at
 from denserl_cli.core.segmentation import segment_ends
 from denserl_cli.core.traces import Trace
 from denserl_cli.core.tracking import Observer
