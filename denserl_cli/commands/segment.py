@@ -236,7 +236,7 @@ def _print(views: Sequence[View], found: Sequence[CutStatistics]) -> None:
         print_comparison(views)
     else:
         responses = [first.cut(trace) for trace in first.traces]
-        print_segments(responses, first.cut.granularity)
+        print_segments(responses, first.cut.cutoff)
 
 
 def _answers(

@@ -26,7 +26,7 @@ const charts = (() => {
 
   /** Entropy with the cutoff, and below it the segments' rewards as bars as wide as they are.
    *  ranges: {entropy, reward}, the same for responses that stand beside each other. */
-  function response(element, { trace, parts, view, cutoff, measure, title, ranges }) {
+  function response(element, { trace, parts, cutoff, measure, title, ranges }) {
     const data = [];
     const shapes = [];
     const bars = measure && parts[0].value !== null;
@@ -39,7 +39,7 @@ const charts = (() => {
       const peaks = parts.filter((part) => part.peak);
       const marker = { symbol: "triangle-up", size: 6, color: colour("--accent") };
       data.push({ x: peaks.map((p) => p.end + 1), y: peaks.map((p) => p.entropy), mode: "markers", marker, hoverinfo: "skip" });
-      if (view.granularity === "segment") {
+      if (cutoff !== null) {
         shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: cutoff, y1: cutoff, line: { color: colour("--bad"), width: 2, dash: "dash" } });
       }
     }
