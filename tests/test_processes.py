@@ -38,7 +38,7 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings)
 HALF = ("model.dtype=bfloat16", "normalizer.kind=none")
 CASES = (*TWO, Case("bandit", 3, 2, BANDIT), Case("LoRA", 2, 2, GROUPS["LoRA"].settings))
-HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (2, 3))
+HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (1, 2, 3))
 PLAINS = (PLAIN, *(Case(f"torch {c.name}", 0, 1, c.settings) for c in CASES if c.settings))
 
 
