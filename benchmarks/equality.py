@@ -22,11 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from denserl_cli.core.tracking import TIMES
+
 TOLERANCE = 1e-5
 """Of a figure, relative to its size or to 1, whichever is larger."""
 WEIGHTS = 0.05
 """Of a weight, in peak learning rates: Adam turns a rounding of the gradient into a part of one."""
-TIMES = ("seconds", "tokens_per_second")
 STAGES = ("train-rm", "fit-function", "train-ppo")
 EVALUATIONS: dict[str, dict[str, object]] = {
     "evaluate-rm": {"name": "pairs"},

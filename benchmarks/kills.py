@@ -30,6 +30,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from denserl_cli.core.tracking import TIMES
+
 STAGES = ("train-rm", "train-ppo")
 SETTINGS = (
     *("sandbox.phrases=4", "sandbox.phrase_length=3", "sandbox.response_phrases=4"),
@@ -48,8 +50,6 @@ SEVERAL = (
     *("ppo.iterations=8", "ppo.eval_every=4", "ppo.save_every=1"),
 )
 """Shorter runs for several processes, whose start takes longer."""
-TIMES = ("seconds", "tokens_per_second")
-"""Figures that depend on the clock."""
 
 
 class Kill(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from denserl_cli.core.distributed import is_first
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.run import Mode, RunFolder
+from denserl_cli.core.trackers import check_trackers
 from denserl_cli.plan import check_batches, plan_lines
 from denserl_cli.processes import (
     Processes,
@@ -39,10 +40,11 @@ def launch(
     out: the run folder; None: `runs/<recipe.name>`. mode: what to do with what an earlier run left
     there. dry_run: print the plan instead, as YAML with comments. processes: None: one.
 
-    Raises DenserlError when the batches do not fit the processes.
+    Raises DenserlError when the batches do not fit the processes or a tracker is not installed.
     """
     folder, processes = out or Path("runs") / recipe.name, processes or Processes()
     check_batches(stage, recipe, processes.world_size)
+    check_trackers(recipe)
     if dry_run:
         if is_first():
             print(dry_run_text(stage, recipe, folder, mode, processes))

@@ -76,7 +76,7 @@ def work(
 
     options: of an evaluation, whose figures are returned.
     """
-    from denserl_cli.console import make_observer
+    from denserl_cli.dashboard import make_observer
 
     distributed.join()
     result = None
@@ -164,7 +164,7 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
     Raises DenserlError when another job works in the folder, Interrupted when a signal ends it.
     """
     run = RunFolder(folder, recipe)
-    with stoppable(f"{stage} in {folder}"), run.locked(observer):
+    with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
         if distributed.from_first_rank(distributed.is_first() and run.admit(stage, mode)):
             _work(stage, recipe, run, mode, observer)
         else:

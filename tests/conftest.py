@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from tests import tiny
 LONGEST = ("test_processes.py", "test_processes_errors.py", "test_deepspeed_engine.py")
 """Few tests that start processes: pytest-xdist would keep these files for the end."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Encoded data of tests go to a folder of theirs, also those of the processes they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DENSERL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

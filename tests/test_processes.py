@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,8 @@ from denserl_cli.core.errors import DenserlError
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
-BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings)
+TRACKED = ("run.trackers=[tensorboard]",) if find_spec("tensorboard") else ()
+BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings, *TRACKED)
 HALF = ("model.dtype=bfloat16", "normalizer.kind=none")
 CASES = (*TWO, Case("bandit", 3, 2, BANDIT), Case("LoRA", 2, 2, GROUPS["LoRA"].settings))
 HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (1, 2, 3))
@@ -98,6 +100,15 @@ def test_half_precision_trains(case: Case, runs: Path):
     assert [line["loss"] for line in half] == pytest.approx([line["loss"] for line in exact], 0.05)
     ppo = [line for line in read_lines(runs / case.name / "metrics.jsonl") if line not in half]
     assert len(ppo) == 4 and all(math.isfinite(line["policy_loss"]) for line in ppo[1:])
+
+
+@pytest.mark.skipif(not TRACKED, reason="needs tensorboard")
+@pytest.mark.parametrize("stage", ["train-rm", "train-ppo"])
+def test_one_process_of_several_writes(stage: str, runs: Path):
+    assert len(list((runs / "bandit" / "tensorboard" / stage).glob("events*"))) == 1
+    lines = read_lines(runs / "bandit" / "metrics.jsonl")
+    steps = [line["step"] for line in lines if line["stage"] == stage]
+    assert steps and steps == sorted(set(steps))
 
 
 class Job:

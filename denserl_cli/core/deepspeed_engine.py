@@ -235,8 +235,8 @@ def import_deepspeed() -> Any:
         deepspeed.ops.__compatible_ops__ = {}
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+        if type(handler) is logging.StreamHandler:  # its own
+            handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
     return deepspeed
 
 

@@ -19,6 +19,7 @@ from denserl_cli.core.distributed import (
     sum_over_ranks,
     world_size,
 )
+from denserl_cli.core.encoded import PairRows, longest, pair_lengths
 from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
@@ -95,7 +96,7 @@ def evaluate_reward_model(
 
 def _evaluation_pairs(
     recipe: Recipe, chat: ChatFormat, observer: Observer, limit: int | None
-) -> tuple[list[EncodedPairRow], list[Skipped]]:
+) -> tuple[PairRows, list[Skipped]]:
     """The pairs to evaluate on, at most `limit` of them drawn with the recipe's seed."""
     data = recipe.data
     if data.evaluation:
@@ -105,7 +106,7 @@ def _evaluation_pairs(
     elif data.preferences:
         _, rows, skipped = load_pairs(recipe, chat, observer)
     else:
-        rows, skipped = [], []
+        rows, skipped = PairRows.of([]), []
     if not rows:
         raise DenserlError(
             f"recipe {recipe.name} holds out no pairs to evaluate on",
@@ -113,7 +114,7 @@ def _evaluation_pairs(
         )
     if limit is not None and limit < len(rows):
         drawn = np.random.default_rng(recipe.seed).choice(len(rows), size=limit, replace=False)
-        rows = [rows[i] for i in sorted(drawn)]
+        rows = rows.take(np.sort(drawn))
     return rows, skipped
 
 
@@ -129,7 +130,7 @@ def score_pairs(
 
     Raises DenserlError for a score that is not a number, which comes from a broken model.
     """
-    lengths = [len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows]
+    lengths = longest(pair_lengths(rows))
     scores = np.zeros((len(rows), 2))
     observer.begin("score pairs", total=len(rows))
     for part, counts in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):
@@ -140,15 +141,16 @@ def score_pairs(
         observer.advance(len(part) * world_size())
     observer.end()
     scores = sum_over_ranks(torch.from_numpy(scores).to(device())).cpu().numpy()
-    for row, both in zip(rows, scores, strict=True):
-        check_finite(both.sum(), row.origin)
+    for place in np.flatnonzero(~np.isfinite(scores).all(1)):
+        check_finite(scores[place].sum(), rows[int(place)].origin)
     return scores
 
 
 def describe(rows: Sequence[EncodedPairRow], scores: Floats) -> dict[str, Any]:
     """The figures of an evaluation. scores: (pairs, 2), chosen and rejected."""
     differences = scores[:, 0] - scores[:, 1]
-    longer = np.array([len(row.chosen) - len(row.rejected) for row in rows])
+    lengths = pair_lengths(rows)
+    longer = lengths[:, 1] - lengths[:, 2]
     result = {
         **asdict(accuracy(differences)),
         "calibration": asdict(calibration(differences)),

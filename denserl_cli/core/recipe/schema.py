@@ -187,11 +187,11 @@ class NormalizerConfig:
     kind: NormalizerKind | None = None
     """location, global, last or none; null: `location`, with bandit `global`."""
     pairs: int = 60000
-    """Preference pairs to score for the fit (both sides are used)."""
+    """Preference pairs to score for the fit, drawn from all of them (both sides are used)."""
     batch_size: int = 8
     """Pairs per forward pass."""
     seed: int = 42
-    """Seed of the sample of pairs."""
+    """Seed that draws the pairs."""
     min_std: float | None = None
     """Floor of std(p); null: a tenth of b_std."""
 
@@ -369,7 +369,11 @@ class RunConfig:
     nonfinite: Literal["stop", "skip"] = "stop"
     """At a loss, gradient or reward that is NaN or infinite: stop, or leave the update out."""
     log_samples: int = 4
-    """Rollout samples written to samples.jsonl in each PPO iteration."""
+    """Samples of an iteration in samples.jsonl; 0: none, and no pair of train-rm either."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the figures of metrics.jsonl go as well; `pip install 'denserl[tensorboard,wandb]'`."""
+    wandb_project: str = "denserl"
+    """Project in Weights & Biases; the environment's WANDB_PROJECT goes before it."""
 
 
 @dataclass(frozen=True)
