@@ -23,7 +23,7 @@ from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.reward_model import RewardRecord, load_scalar_model, token_values
 from denserl_cli.core.reward_training import STAGE, RewardTrainer
 from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 from denserl_cli.worker import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 
@@ -42,7 +42,7 @@ def weights(folder: Path) -> bytes:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """Logged figures of every step, but for the time they took."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def train(recipe: Recipe, folder: Path, mode: str = "start", observer: Observer | None = None):
@@ -63,11 +63,37 @@ def presses_ctrl_c_after(step: int) -> Ears:
 
 
 def trainer(recipe: Recipe, folder: Path) -> RewardTrainer:
-    _, chat = load_chat(recipe)
+    tokenizer, chat = load_chat(recipe)
     rows = load_pairs(recipe, chat, Observer()).train
     seed_everything(recipe.seed)
     run = RunFolder(folder, recipe)
-    return RewardTrainer(recipe, run, Observer(), rows, [], [np.arange(8)], chat.pad_id)
+    batches = [np.arange(8)]
+    return RewardTrainer(recipe, run, Observer(), rows, [], batches, tokenizer, chat.pad_id)
+
+
+# what is logged
+
+
+def test_one_pair_is_shown_at_the_first_step_and_with_each_evaluation(
+    recipe: MakeRecipe, tmp_path: Path
+):
+    folder = train(recipe("reward_model.eval_every=3"), tmp_path / "run")
+    text = (folder / "samples.jsonl").read_text()
+    shown = [json.loads(line) for line in text.splitlines()]
+    assert [(line["step"], line["label"]) for line in shown] == [
+        (step, label) for step in (1, 3, 6, STEPS) for label in ("chosen", "rejected")
+    ]
+    texts = {
+        (line["label"], line["prompt"], "".join(part["text"] for part in line["segments"]))
+        for line in shown
+    }
+    assert len(texts) == 2  # the same two responses each time
+    for line in shown:  # the score is the mean of the segments' values
+        values = [part["value"] for part in line["segments"]]
+        assert line["score"] == pytest.approx(sum(values) / len(values), abs=1e-5)
+    assert shown[0]["score"] != shown[-2]["score"]
+    quiet = train(recipe("run.log_samples=0", "reward_model.epochs=0.15"), tmp_path / "quiet")
+    assert not (quiet / "samples.jsonl").exists()
 
 
 # the same bytes

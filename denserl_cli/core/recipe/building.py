@@ -174,7 +174,8 @@ def words(expected: Any) -> str:
     if origin is Literal:
         return f"{', '.join(map(str, arguments[:-1]))} or {arguments[-1]}"
     if origin is tuple:
-        several = {Source: "sources", str: "texts", float: "numbers"}[arguments[0]]
+        plurals = {Source: "sources", str: "texts", float: "numbers"}
+        several = plurals.get(arguments[0]) or words(arguments[0])
         return f"a list of {'' if ... in arguments else f'{len(arguments)} '}{several}"
     return _SCALARS.get(expected, "a mapping")
 
