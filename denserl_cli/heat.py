@@ -42,8 +42,11 @@ def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> T
     return line
 
 
-def visible(text: str) -> str:
-    """The text without what would move a terminal's cursor or change its state."""
-    return "".join(
-        c if c.isprintable() or c in _JOINERS else repr(c)[1:-1] for c in text.replace("\n", "↵")
-    )
+def visible(text: str, keep: str = "") -> str:
+    """The text without what would move a terminal's cursor or change its state.
+
+    keep: white space that stays as it is.
+    """
+    text = text if "\n" in keep else text.replace("\n", "↵")
+    kept = _JOINERS + keep
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)

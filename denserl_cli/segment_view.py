@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from denserl_cli.console import make_console, make_table, print_table
+from denserl_cli.heat import visible
 
 if TYPE_CHECKING:
     from denserl_cli.core.comparing import View
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE = 150
 """Columns from which two responses stand beside each other."""
 PEAK, END = "▲", "│"
+_LAYOUT = "\n\t"
 LEVELS = (-1.5, -0.5, 0.5, 1.5)
 """Where the heat scale changes, in standard deviations of the reward."""
 MARKS = ("⁻⁻", "⁻", "·", "⁺", "⁺⁺")
@@ -105,7 +107,7 @@ def _print_legend(responses: Iterable[SegmentedResponse]) -> None:
 
 
 def _print_prompt(response: SegmentedResponse) -> None:
-    make_console(sys.stdout).print(Text(visible(response.prompt), style="dim"))
+    make_console(sys.stdout).print(Text(visible(response.prompt, _LAYOUT), style="dim"))
 
 
 def _print_beside(blocks: Sequence[RenderableType]) -> None:
@@ -145,7 +147,7 @@ def _text(response: SegmentedResponse, end: str) -> Text:
     for place, (segment, level) in enumerate(zip(response.segments, levels, strict=True)):
         colours = PLAIN_TEXT if level is None else TEXT
         style = colours[place % 2] if level is None else f"{colours[place % 2]} {HEAT[level]}"
-        text.append(visible(segment.text), style=style)
+        text.append(visible(segment.text, _LAYOUT), style=style)
         if level is not None:
             text.append(MARKS[level], style=f"bold {style}")
         if place < last:
@@ -163,7 +165,7 @@ def _table(response: SegmentedResponse) -> Table:
         "per token": [s.per_token for s in segments],
     }
     shown = {name: values for name, values in figures.items() if set(values) != {None}}
-    texts = [visible(s.text.strip().replace("\n", "↵")) for s in segments]
+    texts = [visible(s.text.strip()) for s in segments]
     rows = [
         [k + 1, s.end - s.start + 1, *(values[k] for values in shown.values()), texts[k]]
         for k, s in enumerate(segments)
@@ -186,11 +188,3 @@ def _levels(segments: Sequence[Segment]) -> list[int | None]:
     if segments[0].reward is None:
         scores = (scores - scores.mean()) / (scores.std() or 1.0)
     return [int(level) for level in np.searchsorted(LEVELS, scores)]
-
-
-def visible(text: str) -> str:
-    """The text with control characters shown, which could rule a terminal."""
-    return "".join(
-        chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "␡" if c == "\x7f" else c
-        for c in text
-    )

@@ -90,5 +90,5 @@ def test_control_characters_cannot_rule_the_terminal(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     segment_view.print_segments([response("", [1.0], "\x1b[31mred\x07\nline")], 1.0)
-    assert "\x1b" not in stream.getvalue() and "␛[31mred␇\nline" in stream.getvalue()
-    assert "red␇↵line" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue() and "\\x1b[31mred\\x07\nline" in stream.getvalue()
+    assert "red\\x07↵line" in stream.getvalue()
