@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from denserl_cli.core.batches import EncodedPairRow, collate_pairs
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import PairBatch
 from denserl_cli.core.engine import seed_everything
+from denserl_cli.core.environment import versions
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.materials import load_chat, load_pairs
 from denserl_cli.core.recipe import Recipe
@@ -362,6 +364,28 @@ def test_the_last_step_evaluates_and_the_summary_says_so(trained: Path, recipe: 
         name: last[f"eval_{name}"] for name in names
     }
     assert "eval_loss" not in metrics(trained)[0]
+
+
+def test_the_evaluation_tells_accuracy_by_length_difference(trained: Path, recipe: MakeRecipe):
+    last = metrics(trained)[-1]
+    _, chat = load_chat(recipe())
+    held = load_pairs(recipe(), chat, Observer()).evaluation
+    bins: Any = last["eval_lengths"]
+    assert sum(one["pairs"] for one in bins) == len(held)
+    right = sum(one["pairs"] * one["accuracy"] for one in bins)
+    assert right / len(held) == pytest.approx(last["eval_accuracy"])
+    longer = [len(row.chosen) - len(row.rejected) for row in held]
+    shares = [one["pairs"] for one in bins if (one["shortest"] or 0) > 0]
+    assert sum(shares) == sum(difference > 0 for difference in longer)
+    assert -1 <= last["eval_length_correlation"] <= 1
+    summary = RunFolder(trained, recipe()).summary(STAGE)
+    assert summary is not None and "eval_lengths" not in summary
+
+
+def test_a_stage_says_what_it_ran_with(trained: Path):
+    stage = json.loads((trained / "run.json").read_text())["stages"][STAGE]
+    assert stage["versions"] == versions() and stage["versions"].keys() >= {"torch", "python"}
+    assert (stage["processes"], isinstance(stage["device"], str)) == (1, True)
 
 
 def test_evaluation_is_every_so_often(recipe: MakeRecipe, tmp_path: Path):

@@ -58,21 +58,21 @@ class Plot:
 
 @contextmanager
 def drawing(
-    name: str, title: str, into: list[Plot], *, below: float = 0.17, **labels: Any
+    name: str, title: str, into: list[Plot], x: str, y: str, below: float = 0.17
 ) -> Iterator[Axes]:
     """Yield axes to draw on; afterwards the plot is added, unless nothing was drawn.
 
-    below: the share of the height that the labels under the axes take.
+    x, y: what the axes show. below: the share of the height that is under the axes.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_style(name)):
         figure = Figure(figsize=(4.4, 2.9))
-        axes = figure.add_axes((0.16, below, 0.82, 0.9 - below))
+        axes = figure.add_axes((0.16, below, 0.8, 0.9 - below))
         yield axes
         if axes.has_data():
-            axes.set(**labels)
+            axes.set(xlabel=x, ylabel=y)
             axes.set_title(title, loc="left")
             if len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend()

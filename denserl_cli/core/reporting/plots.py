@@ -50,7 +50,7 @@ def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
     found: list[Plot] = []
     x = "step" if stage == RM else "iteration"
     for name, (title, unit) in CURVES[stage].items():
-        with drawing(f"{stage}-{name}", title, found, xlabel=x, ylabel=unit) as axes:
+        with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
             held = False
             for place, run in enumerate(runs):
                 if name == "kl_coef" and run.setting("ppo.kl_target") is None:
@@ -71,17 +71,16 @@ def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:
     found: list[Plot] = []
     bins = {_span(one): _middle(one) for run in runs for one in run.accuracy_by_length}
     spans = sorted(bins, key=lambda span: bins[span])
-    labels = {"xlabel": "tokens by which the better response is longer", "ylabel": "accuracy"}
-    title = "accuracy by length difference"
-    with drawing("accuracy-by-length", title, found, below=0.28, **labels) as axes:
+    x, title = "tokens by which the better response is longer", "accuracy by length difference"
+    with drawing("accuracy-by-length", title, found, x, "accuracy", 0.28) as axes:
         for place, run in enumerate(run for run in runs if run.accuracy_by_length):
-            x = [spans.index(_span(one)) for one in run.accuracy_by_length]
-            y = [one["accuracy"] for one in run.accuracy_by_length]
+            at = [spans.index(_span(one)) for one in run.accuracy_by_length]
+            heights = [one["accuracy"] for one in run.accuracy_by_length]
             width = 0.8 / len(runs)
             offset = (place - (len(runs) - 1) / 2) * width
             axes.bar(
-                [at + offset for at in x],
-                y,
+                [place + offset for place in at],
+                heights,
                 width,
                 color=CYCLE[place % len(CYCLE)],
                 hatch=("", "///", "...", "xxx")[place % 4],
@@ -89,8 +88,10 @@ def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:
                 label=run.label,
             )
             if len(runs) == 1:
-                for at, height, one in zip(x, y, run.accuracy_by_length, strict=True):
-                    axes.annotate(f"{one['pairs']}", (at, height), ha="center", va="bottom", size=7)
+                for bar, height, one in zip(at, heights, run.accuracy_by_length, strict=True):
+                    axes.annotate(
+                        f"{one['pairs']}", (bar, height), ha="center", va="bottom", size=7
+                    )
         if spans:
             axes.axhline(0.5, color=QUIET, linewidth=1, linestyle=":")
             axes.set_xticks(range(len(spans)), spans, rotation=40, ha="right", size=7)
@@ -102,9 +103,8 @@ def normalizer_fit(runs: Sequence[RunRecord]) -> list[Plot]:
     """What fit-function measured by location, and what it made of it."""
     found: list[Plot] = []
     for kind in ("mean", "std"):
-        labels = {"xlabel": "location p", "ylabel": f"{kind} of segment rewards"}
-        title = f"{kind} by location, as fitted"
-        with drawing(f"normalizer-{kind}", title, found, **labels) as axes:
+        title, y = f"{kind} by location, as fitted", f"{kind} of segment rewards"
+        with drawing(f"normalizer-{kind}", title, found, "location p", y) as axes:
             for place, run in enumerate(runs):
                 _fit(axes, run, kind, place)
     return found
@@ -114,9 +114,8 @@ def rewards_by_location(runs: Sequence[RunRecord]) -> list[Plot]:
     """Segment rewards of the rollouts by location, before and after normalisation."""
     found: list[Plot] = []
     for kind, when in (("value", "before"), ("reward", "after")):
-        labels = {"xlabel": "location p", "ylabel": "mean ± std of segment rewards"}
-        title = f"{when} normalisation"
-        with drawing(f"locations-{when}", title, found, **labels) as axes:
+        title, y = f"{when} normalisation", "mean ± std of segment rewards"
+        with drawing(f"locations-{when}", title, found, "location p", y) as axes:
             for place, run in enumerate(runs):
                 lines = run.metrics.get(PPO, ())
                 fifth = max(1, len(lines) // 5)
@@ -136,9 +135,8 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
         ("rm_score", "score against KL"),
         ("true_reward", "true reward against KL"),
     ):
-        unit = CURVES[PPO][name][0]
-        labels = {"xlabel": "KL to the reference, nats a response", "ylabel": unit}
-        with drawing(f"kl-{name}", title, found, **labels) as axes:
+        x, y = "KL to the reference, nats a response", CURVES[PPO][name][0]
+        with drawing(f"kl-{name}", title, found, x, y) as axes:
             for place, run in enumerate(runs):
                 kl, reward = _together(run, "kl", name)
                 if len(kl):
@@ -148,8 +146,8 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
                         kl, reward, s=9, color=colour, marker=marker, label=_named(run, runs)
                     )
                     axes.plot(kl[-1:], reward[-1:], "*", color=INK, markersize=9)
-        if axes.has_data():
-            axes.plot([], [], "*", color=INK, label="end of the training")
+            if axes.has_data():
+                axes.plot([], [], "*", color=INK, label="end of the training")
     return found
 
 
@@ -158,8 +156,8 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
     found: list[Plot] = []
     names = {"response_length": "tokens", "segments_per_response": "segments",
              "segment_length": "tokens a segment"}  # fmt: skip
-    labels = {"xlabel": "iteration", "ylabel": "multiple of the start"}
-    with drawing("length-drift", "length drift", found, **labels) as axes:
+    y = "multiple of the start"
+    with drawing("length-drift", "length drift", found, "iteration", y) as axes:
         for place, run in enumerate(runs):
             shown = names if len(runs) == 1 else {"response_length": f"{run.label}, tokens"}
             for turn, (name, label) in enumerate(shown.items()):
@@ -167,8 +165,8 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
                 if series and series.values[0]:
                     values = series.values / series.values[0]
                     axes.plot(series.steps, values, label=label, **look(place + turn))
-    labels = {"xlabel": "tokens a response", "ylabel": CURVES[PPO]["rm_score"][0]}
-    with drawing("length-reward", "score against length", found, **labels) as axes:
+    x, y = "tokens a response", CURVES[PPO]["rm_score"][0]
+    with drawing("length-reward", "score against length", found, x, y) as axes:
         for place, run in enumerate(runs):
             length, reward = _together(run, "response_length", "rm_score")
             if len(length):
@@ -208,7 +206,7 @@ def _length_rule(axes: Axes, runs: Sequence[RunRecord]) -> None:
     for place, run in enumerate(runs):
         rule = run.series(RM, "eval_longer_accuracy")
         if rule:
-            colour = CYCLE[place] if len(runs) > 1 else QUIET
+            colour = CYCLE[place % len(CYCLE)] if len(runs) > 1 else QUIET
             label = "'longer wins'" if place == 0 else None
             axes.axhline(rule.values[-1], color=colour, linestyle=":", linewidth=1, label=label)
 

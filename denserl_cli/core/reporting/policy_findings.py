@@ -15,6 +15,8 @@ from denserl_cli.core.reporting.record import RunRecord, Series, is_number
 
 STAGE = "train-ppo"
 
+RISE = 0.5
+"""Late minus early reward, in stds over the iterations, above which it rises: less is noise."""
 GROWTH = 1.5
 """Late over early length, or number of segments, from which on it has grown too much; method §8."""
 SHRINKAGE = 0.5
@@ -53,7 +55,7 @@ def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
     smooth = np.convolve(true.values, np.ones(width) / width, "valid")
     best, place = float(smooth.max()), int(true.steps[int(smooth.argmax()) + width // 2])
     gained = best - true.early
-    if true.late < true.early and _rises(_reward(record)):
+    if true.early - true.late > true.values.std() and _rises(_reward(record)):
         yield Finding(
             "serious",
             f"The reward rises and the true reward falls, from {true.early:.3g} to "
@@ -288,7 +290,7 @@ def _reward(record: RunRecord) -> Series:
 
 
 def _rises(reward: Series) -> bool:
-    return bool(reward) and reward.late > reward.early
+    return bool(reward) and reward.late - reward.early > RISE * reward.values.std()
 
 
 CHECKS: tuple[Check, ...] = (

@@ -99,14 +99,14 @@ def test_a_plot_is_a_file_of_its_own(drawn: list[Plot]):
 def test_the_same_plot_is_the_same_bytes():
     found: list[Plot] = []
     for _ in range(2):
-        with drawing("a", "b", found) as axes:
+        with drawing("a", "b", found, "x", "y") as axes:
             axes.scatter([0, 1], [2, 3])
     assert found[0] == found[1]
 
 
 def test_nothing_drawn_is_no_plot():
     found: list[Plot] = []
-    with drawing("a", "b", found):
+    with drawing("a", "b", found, "x", "y"):
         pass
     assert found == []
 
