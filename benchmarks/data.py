@@ -13,6 +13,7 @@ pages of mapped files, which the system may drop at any time, are shown apart.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -110,6 +111,7 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
 
     chat = ChatFormat.of(AutoTokenizer.from_pretrained(tokenizer))
     sources = [Source(file)]
+    ctypes.CDLL(None).malloc_trim(0)  # or what loading has freed would be used again, uncounted
     before, began = memory(), time.perf_counter()
     with watched() as peak:
         if kind == "lists":
