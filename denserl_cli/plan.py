@@ -62,7 +62,7 @@ def _fit(recipe: Recipe, ranks: int) -> list[str]:
     settings, size = recipe.normalizer, _pairs(recipe)
     used = settings.pairs if size is None else min(settings.pairs, size.rows)
     passes = math.ceil(used / settings.batch_size)
-    segmented = recipe.segmentation.granularity == "segment"
+    segmented = recipe.segmentation.by_entropy
     models = "the reward model and of the reference" if segmented else "the reward model"
     known = "the data's size is known when it is read" if size is None else f"of {size}"
     return [

@@ -177,7 +177,7 @@ def load_scorer(
     prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
     """
     recipe, chat, reading = opened.recipe, opened.chat, opened.reading
-    if reference is None and recipe.segmentation.granularity == "segment":
+    if reference is None and recipe.segmentation.by_entropy:
         reference = load_reference(recipe)
     model = load_reward_model(opened.record, recipe, run, observer=observer, reference=reference)
     if prompts and reading is not chat:
@@ -187,6 +187,7 @@ def load_scorer(
         reference=reference,
         reward_model=model,
         dtype=compute_dtype(recipe.model),
+        tokenizer=opened.tokenizer,
     )
 
 
@@ -212,10 +213,9 @@ def _published_normalizer(
     source = {"source": f"published with {published.reward_model}"}
     if published.normalizer is not None:
         kind = "global" if published.granularity == "bandit" else "location"
-        cut = {"granularity": published.granularity, "cutoff": published.cutoff}
         floor = recipe.normalizer.min_std
         made = LocationNormalizer(**asdict(published.normalizer), min_std=floor)
-        return made, {"kind": kind, **cut, **source}
+        return made, {"kind": kind, **recipe.segmentation.deciding(), **source}
     file = _published_file(published, NORMALIZER)
     if file is None:
         return None

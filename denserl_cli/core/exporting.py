@@ -108,7 +108,10 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 def _purpose(part: Part, recipe: Recipe) -> str:
     cut = recipe.segmentation
-    how = f"{cut.granularity} rewards" + (f" (cutoff {cut.cutoff} nats)" if cut.cutoff else "")
+    how = f"{cut.granularity} rewards"
+    if cut.granularity == "segment":
+        by = f"cutoff {cut.cutoff} nats" if cut.cut == "entropy" else f"cut: {cut.cut}"
+        how += f" ({by})"
     if part == "reward-model":
         return (
             f"A reward model for {how}: its scalar head is read at the last token of each segment; "

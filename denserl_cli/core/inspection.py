@@ -105,7 +105,7 @@ class Inspector:
             self.recipe = settled(with_sandbox(recipe, run, observer), run, observer)
             _, self.chat = load_chat(self.recipe)
         self.tokenizer, recipe = self.chat.template.tokenizer, self.recipe
-        segmented = recipe.segmentation.granularity == "segment"
+        segmented = recipe.segmentation.by_entropy
         foreign = opened is not None and opened.reading is not opened.chat
         reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
@@ -120,6 +120,7 @@ class Inspector:
             reference=reference,
             reward_model=reward_model,
             dtype=compute_dtype(recipe.model),
+            tokenizer=self.tokenizer,
         )
 
     def segment(self, answers: Sequence[Answer]) -> list[SegmentedResponse]:
@@ -226,7 +227,6 @@ def phrase_agreement(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> 
 def as_document(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:
     """What `denserl segment --json` prints."""
     return {
-        "granularity": recipe.segmentation.granularity,
-        "cutoff": recipe.segmentation.cutoff,
+        **recipe.segmentation.deciding(),
         "responses": [asdict(response) for response in responses],
     }

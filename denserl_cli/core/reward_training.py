@@ -50,6 +50,8 @@ from denserl_cli.core.scoring import Scorer
 from denserl_cli.core.stopping import stop_requested
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from denserl_cli.core.checkpoints import Checkpoint
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import Mode, RunFolder
@@ -73,7 +75,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     )
     seed_everything(recipe.seed)
     trainer = RewardTrainer(
-        recipe, run, observer, data.train, data.evaluation, batches, chat.pad_id
+        recipe, run, observer, data.train, data.evaluation, batches, tokenizer, chat.pad_id
     )
     checkpoint = run.started(STAGE, mode, observer)
     list_skipped(data.skipped, run, STAGE, observer)
@@ -112,14 +114,14 @@ class RewardTrainer:
         rows: Sequence[EncodedPairRow],
         evaluation: Sequence[EncodedPairRow],
         batches: Sequence[np.ndarray],
+        tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
     ) -> None:
         self.settings = recipe.reward_model
         self.run, self.observer = run, observer
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
         self.pad_id = pad_id
-        segmented = recipe.segmentation.granularity == "segment"
-        reference = load_reference(recipe) if segmented else None
+        reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
         dtype = compute_dtype(recipe.model)
         self.engine = make_engine(
             recipe,
@@ -128,7 +130,9 @@ class RewardTrainer:
             learning_rate=self.settings.learning_rate,
             total_steps=len(batches),
         )
-        self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
+        self.scorer = Scorer(
+            recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
+        )
         spread(self.scorer, recipe, self.settings.engine)
         self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, float] = {}

@@ -66,8 +66,7 @@ def evaluate_reward_model(
     result = {
         "recipe": recipe.name,
         "reward_model": record.weights or str(run.reward_model),
-        "granularity": record.granularity,
-        "cutoff": record.cutoff,
+        **recipe.segmentation.deciding(),
         "aggregate": record.aggregate,
         "data": [source.path for source in recipe.data.evaluation or recipe.data.preferences],
         "held_out": not recipe.data.evaluation,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from denserl_cli.core.recipe.schema import PublishedConfig, Recipe, Source
+from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
 
 
 def _keys(block: str, names: str) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ _POSITIVE = (
 )
 _ZERO_OR_MORE = (
     "seed",
-    *_keys("segmentation", "cutoff"),
+    *_keys("segmentation", "cutoff cut_seed"),
     *_keys("published", "cutoff"),
     *_keys("data", "eval_pairs eval_prompts"),
     *_keys("optimizer", "weight_decay"),
@@ -129,15 +129,10 @@ def _source_ranges(recipe: Recipe) -> Iterator[Problem]:
 
 def _method(recipe: Recipe) -> Iterator[Problem]:
     """Choices of the method that contradict each other (method §2, §4, §5)."""
-    granularity, cutoff = recipe.segmentation.granularity, recipe.segmentation.cutoff
-    given = ("segmentation.granularity",)
-    if granularity == "segment" and cutoff is None:
-        advice = "`denserl segment --calibrate LENGTH` proposes one for your model and data"
-        yield Problem("segmentation.cutoff", f"segment needs a cutoff; {advice}", given)
-    if granularity != "segment" and cutoff is not None:
-        yield Problem("segmentation.cutoff", f"{granularity} has no cutoff; set it to null", given)
+    granularity, given = recipe.segmentation.granularity, ("segmentation.granularity",)
+    yield from _cuts(recipe)
     if recipe.published is not None:
-        yield from _published(recipe.published)
+        yield from _published(recipe.published, recipe.segmentation.cut)
     if granularity == "bandit" and recipe.normalizer.kind == "location":
         yield Problem(
             "normalizer.kind", "bandit has one segment, so no location; use global", given
@@ -155,11 +150,42 @@ def _method(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("ppo.kl_coef", advice, ("ppo.kl_target",))
 
 
-def _published(published: PublishedConfig) -> Iterator[Problem]:
+def _cuts(recipe: Recipe) -> Iterator[Problem]:
+    """Where segments end: each cut has fields of its own (method §2)."""
+    settings, block = recipe.segmentation, "segmentation"
+    granularity, cut, cutoff = settings.granularity, settings.cut, settings.cutoff
+    given, by_cut = (f"{block}.granularity",), (f"{block}.cut", f"{block}.granularity")
+    if granularity != "segment":
+        if cutoff is not None:
+            yield Problem(f"{block}.cutoff", f"{granularity} has no cutoff; set it to null", given)
+        if cut != "entropy":
+            advice = f"{granularity} is not cut in another way; leave it at entropy"
+            yield Problem(f"{block}.cut", advice, given)
+        return
+    if cut == "entropy" and cutoff is None:
+        advice = "`denserl segment --calibrate LENGTH` proposes one for your model and data"
+        yield Problem(f"{block}.cutoff", f"segment needs a cutoff; {advice}", by_cut)
+    for name in ("cutoff", "quantile", "segment_length", "cut_seed"):
+        if getattr(settings, name) is not None and name not in CUT_FIELDS[cut]:
+            owners = " and ".join(owner for owner in CUT_FIELDS if name in CUT_FIELDS[owner])
+            advice = f"belongs to cut {owners}, not to {cut}; set it to null"
+            yield Problem(f"{block}.{name}", advice, by_cut)
+    quantile, length = settings.quantile, settings.segment_length or 1.0
+    if cut == "quantile" and quantile is None:
+        yield Problem(f"{block}.quantile", "cut quantile needs one, such as 0.85", by_cut)
+    if quantile is not None and not 0 < quantile < 1:
+        yield Problem(f"{block}.quantile", f"must be above 0 and below 1, not {quantile}")
+    if cut in ("fixed", "random") and 0 < length < 1:
+        yield Problem(f"{block}.segment_length", f"a segment cannot have {length} tokens", by_cut)
+    if cut == "fixed" and length >= 1 and length != int(length):
+        yield Problem(f"{block}.segment_length", f"fixed needs whole tokens, not {length}", by_cut)
+
+
+def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:
     """A published pair must be whole in itself; whether the recipe can use it is seen later."""
     granularity, normalizer = published.granularity, published.normalizer
-    given = ("published.granularity",)
-    if (granularity == "segment") != (published.cutoff is not None):
+    given = ("published.granularity", "segmentation.cut")
+    if (granularity == "segment" and cut == "entropy") != (published.cutoff is not None):
         advice = "segment has a cutoff, token and bandit have none"
         yield Problem("published.cutoff", advice, given)
     if granularity == "bandit" and normalizer and (normalizer.w_mean or normalizer.w_std):

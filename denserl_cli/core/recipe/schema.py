@@ -14,6 +14,7 @@ Granularity = Literal["segment", "token", "bandit"]
 Interpolation = Literal["even", "repeat", "end"]
 Aggregate = Literal["mean", "sum", "last"]
 NormalizerKind = Literal["location", "global", "last", "none"]
+Cut = Literal["entropy", "quantile", "sentence", "newline", "fixed", "random"]
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,27 @@ class SegmentationConfig:
     """segment: cut where the reference is surprised; token: every token; bandit: one score."""
     cutoff: float | Literal["auto"] | None = None
     """Entropy in nats above which a token ends a segment, for `segment` alone; auto: calibrated."""
-    segment_length: float = 8.0
-    """Mean tokens of a segment that `cutoff: auto` calibrates to, on the recipe's own pairs."""
+    segment_length: float | None = None
+    """Mean tokens of a segment, for `cutoff: auto`, `cut: fixed` and `cut: random`; null: 8."""
+    cut: Cut = "entropy"
+    """entropy: the method, by `cutoff`; the other rules are described in docs/cuts.md."""
+    quantile: float | None = None
+    """Share of a response's tokens that `cut: quantile` does not cut after, between 0 and 1."""
+    cut_seed: int | None = None
+    """Seed of `cut: random`, beside the response itself; null: 42."""
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether segments depend on the reference model."""
+        return self.granularity == "segment" and self.cut in ("entropy", "quantile")
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides where segments end, by field; null where a field plays no part."""
+        fields = ("granularity", "cutoff", "cut", "quantile", "segment_length", "cut_seed")
+        values = {name: getattr(self, name) for name in fields}
+        if self.cut not in ("fixed", "random"):
+            values["segment_length"] = None
+        return values
 
 
 @dataclass(frozen=True)
@@ -399,6 +419,17 @@ class Recipe:
     """Present: what --dry-run and `recipes list` say about sizes and hardware."""
 
 
+CUT_FIELDS: dict[Cut, tuple[str, ...]] = {
+    "entropy": ("cutoff", "segment_length"),
+    "quantile": ("quantile",),
+    "sentence": (),
+    "newline": (),
+    "fixed": ("segment_length",),
+    "random": ("segment_length", "cut_seed"),
+}
+"""The fields of `segmentation` that each cut reads."""
+
+
 def resolved(recipe: Recipe) -> Recipe:
     """Fill in the choices that a recipe may leave to its granularity, and expand `~` in paths."""
     bandit = recipe.segmentation.granularity == "bandit"
@@ -407,9 +438,14 @@ def resolved(recipe: Recipe) -> Recipe:
     value_clip = recipe.ppo.value_clip
     if value_clip is None:
         value_clip = 0.2 if bandit else 0.25
-    data, model = recipe.data, recipe.model
+    data, model, cut = recipe.data, recipe.model, recipe.segmentation
+    if cut.segment_length is None and "segment_length" in CUT_FIELDS[cut.cut]:
+        cut = replace(cut, segment_length=8.0)
+    if cut.cut_seed is None and cut.cut == "random":
+        cut = replace(cut, cut_seed=42)
     return replace(
         recipe,
+        segmentation=cut,
         model=replace(
             model,
             path=expanduser(model.path),
