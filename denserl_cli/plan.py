@@ -95,10 +95,8 @@ def _ppo(recipe: Recipe, ranks: int) -> list[str]:
         if iterations is None:
             iterations = planned
             why = f"{train:,} prompts × {passes:g} passes / {batch}, if every row is usable"
-    scored_by = _scored_by(recipe)
-    if recipe.published is not None and recipe.published.normalizer is not None:
-        scored_by += " with its published normaliser"
-    return [prompts, *lines, *_iterations(iterations, why, ppo.epochs * steps), scored_by]
+    counted = _iterations(iterations, why, ppo.epochs * steps)
+    return [prompts, *lines, *counted, *_rewarded_by(recipe)]
 
 
 def _iterations(iterations: int | None, why: str, steps: int) -> list[str]:
@@ -114,6 +112,18 @@ def _scored_by(recipe: Recipe) -> str:
     """Which reward model the stages after train-rm score with (see `core.adopting`)."""
     own, published = "reward model: the run's own", recipe.published
     return f"{own} if there is one, else {published.reward_model}" if published else own
+
+
+def _rewarded_by(recipe: Recipe) -> list[str]:
+    """What train-ppo maximises: a reward model, functions of the user's own, or both."""
+    ppo, lines = recipe.ppo, ["reward model: none, its weight is 0"]
+    if ppo.reward_model_weight:
+        lines = [_scored_by(recipe)]
+        if recipe.published is not None and recipe.published.normalizer is not None:
+            lines[0] += " with its published normaliser"
+        if ppo.reward_model_weight != 1:
+            lines[0] += f", × {ppo.reward_model_weight:g}"
+    return lines + [f"reward: {one.function} × {one.weight:g}" for one in ppo.reward]
 
 
 def check_batches(stage: str, recipe: Recipe, ranks: int) -> None:

@@ -14,7 +14,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.materials import load_chat, with_sandbox
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.reward_model import RewardRecord
+from denserl_cli.core.reward_model import RECORD, RewardRecord
 from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
             hint = "name another folder with --to, or pass --fresh"
             raise DenserlError(f"{target} is not empty", hint=hint)
     if recipe.segmentation.cutoff == "auto":
-        recipe = settled(recipe, run, Observer(), RewardRecord.load(run.reward_model))
+        known = (run.reward_model / RECORD).exists()
+        record = RewardRecord.load(run.reward_model) if known else None
+        recipe = settled(recipe, run, Observer(), record)
     with replaced_folder(target) as folder:
         if is_adapters(source):
             _write_merged(part, with_sandbox(recipe, run, Observer()), source, folder)

@@ -110,6 +110,7 @@ class Inspector:
         reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
         if opened is not None:
+            assert opened.record is not None
             reward_model = load_reward_model(
                 opened.record, recipe, run, observer=observer, reference=reference
             )

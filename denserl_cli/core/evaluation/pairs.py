@@ -61,6 +61,7 @@ def evaluate_reward_model(
         )
     list_skipped(skipped, run, STAGE, observer)
     scorer = load_scorer(opened, run, observer)
+    assert record is not None
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {

@@ -90,10 +90,9 @@ class Collector:
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
         """One pass of each model over the responses, in batches of similar length."""
         shape = (len(responses), max(len(response.ids) for response in responses))
-        columns = {
-            name: torch.zeros(shape, device=self.device)
-            for name in ("logprobs", "reference_logprobs", "entropy", "values", "token_values")
-        }
+        names = ["logprobs", "reference_logprobs", "entropy", "values"]
+        names += ["token_values"] if self.scorer.reward_model is not None else []
+        columns = {name: torch.zeros(shape, device=self.device) for name in names}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
@@ -134,6 +133,7 @@ class Collector:
             terminated=terminated,
             response_mask=mask,
             ends=ends,
+            token_values=columns.pop("token_values", None),
             **columns,
         )
 

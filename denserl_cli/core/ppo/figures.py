@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from denserl_cli.core.text import segment_texts
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.own_rewards import Earned
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Aggregate, Recipe
 
@@ -30,7 +32,7 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
     inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
     return {
         **{name: values.mean() for name, values in figures.items()},
-        "rm_score_std": figures["rm_score"].std(correction=0),
+        **{f"{k}_std": v.std(correction=0) for k, v in figures.items() if k == "rm_score"},
         "kl_per_token": kl.sum() / lengths.sum(),
         "segment_length": inside.sum() / figures["segments_per_response"].sum(),
     }
@@ -38,9 +40,12 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
 
 def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
     """What `rollout_figures` takes the mean of: the figures of each response, (R,) each."""
-    mask = rollout.response_mask
+    mask, values = rollout.response_mask, rollout.token_values
+    score = {}
+    if values is not None:
+        score = {"rm_score": aggregate_segments(values, rollout.ends, aggregate)}
     return {
-        "rm_score": aggregate_segments(rollout.token_values, rollout.ends, aggregate),
+        **score,
         "kl": ((rollout.logprobs - rollout.reference_logprobs) * mask).sum(1),
         "response_length": mask.sum(1).float(),
         "terminated": rollout.terminated.float(),
@@ -49,23 +54,34 @@ def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor
 
 
 def dense_rewards(
-    rollout: Rollout, recipe: Recipe, normalizer: LocationNormalizer | None
+    rollout: Rollout,
+    recipe: Recipe,
+    normalizer: LocationNormalizer | None,
+    own: Earned | None = None,
 ) -> Tensor:
-    """Each token's reward before the KL penalty: (R, T) (method §5)."""
-    settings = recipe.ppo
-    rewards = spread_rewards(
-        rollout.token_values,
-        rollout.ends,
-        rollout.response_mask,
-        normalizer=normalizer,
-        interpolation=settings.interpolation or "even",
-        segment_total=settings.segment_total,
-        length_normalize=settings.length_normalize,
-        clip=settings.reward_clip,
-    )
+    """Each token's reward before the KL penalty: (R, T) (method §5).
+
+    own: of the user's reward functions, which the normaliser does not touch.
+    """
+    settings, mask = recipe.ppo, rollout.response_mask
+    rewards = torch.zeros_like(rollout.logprobs) if own is None else own.tokens
+    if rollout.token_values is not None:
+        learned = spread_rewards(
+            rollout.token_values,
+            rollout.ends,
+            mask,
+            normalizer=normalizer,
+            interpolation=settings.interpolation or "even",
+            segment_total=settings.segment_total,
+            clip=math.inf,
+        )
+        weight = settings.reward_model_weight
+        rewards = rewards + (1.0 if weight is None else weight) * learned
+    if settings.length_normalize:
+        rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
     return replace_penalized(
-        rewards,
-        rollout.response_mask,
+        rewards.clamp(-settings.reward_clip, settings.reward_clip),
+        mask,
         rollout.terminated,
         missing_eos_penalty=settings.missing_eos_penalty,
         max_response_tokens=settings.max_response_tokens,
@@ -92,13 +108,13 @@ def samples(
         ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
         starts = [0, *(end + 1 for end in ends)]
         texts = segment_texts(tokenizer, rollout.responses[row], ends)
-        values = rollout.token_values[row].tolist()
+        values = None if rollout.token_values is None else rollout.token_values[row].tolist()
         rewards = earned[row].cumsum(0).tolist()
         segments = [
             {
                 "text": text,
                 "tokens": end + 1 - start,
-                "value": values[end],
+                "value": None if values is None else values[end],
                 "reward": rewards[end] - (rewards[start - 1] if start else 0.0),
             }
             for text, start, end in zip(texts, starts, ends, strict=False)

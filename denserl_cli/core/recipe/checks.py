@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from denserl_cli.core.recipe.functions import short_name, why_not
 from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
 
 
@@ -14,7 +15,7 @@ def _keys(block: str, names: str) -> tuple[str, ...]:
 
 
 _POSITIVE = (
-    *_keys("sandbox", "phrases phrase_length response_phrases pairs label_temperature"),
+    *_keys("sandbox", "phrases phrase_length endings response_phrases pairs label_temperature"),
     *_keys("sandbox", "hidden_size layers fit_steps"),
     *_keys("data", "max_length max_prompt_length"),
     *_keys("optimizer", "clip_norm"),
@@ -41,7 +42,7 @@ _ZERO_OR_MORE = (
     *_keys("data", "eval_pairs eval_prompts"),
     *_keys("optimizer", "weight_decay"),
     *_keys("normalizer", "seed"),
-    *_keys("ppo", "kl_coef critic_warmup"),
+    *_keys("ppo", "kl_coef critic_warmup reward_model_weight"),
     *_keys("run", "log_samples"),
 )
 _AT_MOST_ONE = (
@@ -71,6 +72,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _ranges(recipe)
     yield from _source_ranges(recipe)
     yield from _method(recipe)
+    yield from _rewards(recipe)
     yield from _batches(recipe)
     yield from _origins(recipe)
     yield from _missing_files(recipe)
@@ -104,6 +106,11 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
     for key in ("seed", "normalizer.seed"):
         if _value(recipe, key) >= 2**32:
             yield Problem(key, f"must be below {2**32}, not {_value(recipe, key)}")
+    if recipe.sandbox is not None and recipe.sandbox.endings > 1:
+        for name in ("phrases", "phrase_length"):
+            if getattr(recipe.sandbox, name) < 2:
+                advice = "must be 2 or more where a phrase has several endings"
+                yield Problem(f"sandbox.{name}", advice, ("sandbox.endings",))
     hidden = _value(recipe, "sandbox.hidden_size")
     if hidden is not None and hidden % 16:
         yield Problem("sandbox.hidden_size", f"must be a multiple of 16, not {hidden}")
@@ -179,6 +186,24 @@ def _cuts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{block}.segment_length", f"a segment cannot have {length} tokens", by_cut)
     if cut == "fixed" and length >= 1 and length != int(length):
         yield Problem(f"{block}.segment_length", f"fixed needs whole tokens, not {length}", by_cut)
+
+
+def _rewards(recipe: Recipe) -> Iterator[Problem]:
+    """Rewards of the user's own: each must be there, and something must be rewarded."""
+    ppo, weight, seen = recipe.ppo, "ppo.reward_model_weight", set[str]()
+    for place, one in enumerate(ppo.reward):
+        key = f"ppo.reward[{place}].function"
+        if problem := why_not(one.function):
+            yield Problem(key, problem)
+        elif (name := short_name(one.function)) in seen:
+            yield Problem(key, f"a second reward called {name}; figures need names of their own")
+        seen.add(short_name(one.function))
+    if ppo.reward_model_weight:
+        return
+    if not any(one.weight for one in ppo.reward):
+        yield Problem(weight, "without it nothing is rewarded; name a ppo.reward", ("ppo.reward",))
+    if ppo.critic_init == "reward_model":
+        yield Problem("ppo.critic_init", "there is no reward model; use policy", (weight,))
 
 
 def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:

@@ -41,6 +41,8 @@ class SandboxConfig:
     """Number of different phrases: a first word that is a choice, then words that follow it."""
     phrase_length: int = 4
     """Words in a phrase."""
+    endings: int = 1
+    """Words a phrase may end with, shared by all; above 1, no word is worth anything alone."""
     response_phrases: int = 24
     """Least number of phrases in a response."""
     pairs: int = 4000
@@ -215,6 +217,16 @@ class NormalizerConfig:
 
 
 @dataclass(frozen=True)
+class RewardFunction:
+    """A reward of your own, one part of what PPO maximises."""
+
+    function: str
+    """`python:module.function`, or the name of one that is installed, such as `true_reward`."""
+    weight: float = 1.0
+    """Factor of its rewards; 0 records it and trains on the others."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """PPO with dense rewards (method §5)."""
 
@@ -260,6 +272,10 @@ class PPOConfig:
     """Clip range of the value update; null: 0.25, with bandit 0.2."""
     loss_reduce: Literal["sequence", "token"] = "sequence"
     """sequence: mean of the rows' token means; token: mean over all tokens of the batch."""
+    reward: tuple[RewardFunction, ...] = ()
+    """Rewards of your own, in the reward model's place or beside it (docs/rewards.md)."""
+    reward_model_weight: float | None = None
+    """Factor of the reward model's rewards; 0: there is none; null: 1, or 0 with `reward`."""
     interpolation: Interpolation | None = None
     """How a segment's reward reaches its tokens; null: `even`, with bandit `end`."""
     segment_total: Literal["sum", "mean"] = "sum"
@@ -438,6 +454,9 @@ def resolved(recipe: Recipe) -> Recipe:
     value_clip = recipe.ppo.value_clip
     if value_clip is None:
         value_clip = 0.2 if bandit else 0.25
+    weight = recipe.ppo.reward_model_weight
+    if weight is None:
+        weight = 0.0 if recipe.ppo.reward else 1.0
     data, model, cut = recipe.data, recipe.model, recipe.segmentation
     if cut.segment_length is None and "segment_length" in CUT_FIELDS[cut.cut]:
         cut = replace(cut, segment_length=8.0)
@@ -458,7 +477,12 @@ def resolved(recipe: Recipe) -> Recipe:
             prompts=_at_home(data.prompts),
         ),
         normalizer=replace(recipe.normalizer, kind=kind),
-        ppo=replace(recipe.ppo, interpolation=interpolation, value_clip=value_clip),
+        ppo=replace(
+            recipe.ppo,
+            interpolation=interpolation,
+            value_clip=value_clip,
+            reward_model_weight=weight,
+        ),
         published=_published_at_home(recipe.published),
     )
 
