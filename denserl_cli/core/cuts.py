@@ -19,13 +19,14 @@ from denserl_cli.core.segmentation import ends_after, segment_ends, token_number
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import SegmentationConfig
 
-_CLOSERS = r"""[)\]"'”’»」』）*_`]*"""
+_CLOSERS = r"""[)\]"'”’»」』）*_`]*+"""
 _TITLES = r"Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Gov|Sen|St|Mt|No|Fig|Vol|vs|cf|e\.g|i\.e|[A-HJ-Z]"
 _NUMBER = r"\d{1,3}\.(?=\s)"
 SENTENCE = re.compile(
     rf"\A\s*{_NUMBER}"  # the number of a list item is no sentence
     rf"|\b(?:{_TITLES})\.(?=\s)"  # nor is an abbreviation that stands before a name
-    rf"|([.!?…]+{_CLOSERS}(?=\s++(?![a-zß-öø-ÿ]))|[。！？]+{_CLOSERS}|\n)(\s*)(?:{_NUMBER})?"
+    rf"|((?<![.!?…])[.!?…]++{_CLOSERS}(?=\s++(?![a-zß-öø-ÿ]))|[。！？]+{_CLOSERS}|\n)(\s*)"
+    rf"(?:{_NUMBER})?"
 )
 """Group 1 ends a sentence, group 2 is the white space up to the next; other matches end none."""
 NEWLINE = re.compile(r"(\n)((?:\s*\n)?)")

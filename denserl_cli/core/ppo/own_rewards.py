@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
 
+_LARGEST = 3e38
+"""Beyond it, a float32 is infinite."""
 Value = float | list[float]
 """What a function says of one response."""
 
@@ -60,7 +62,7 @@ class OwnRewards:
 
     def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
-        self.functions = [(one.weight, RewardFunction(one.function)) for one in recipe.ppo.reward]
+        self.functions = [(one.weight, UserFunction(one.function)) for one in recipe.ppo.reward]
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Earned | None:
         """Call each function once, for all responses of a rollout; None without functions.
@@ -134,7 +136,7 @@ class Responses:
         return found
 
 
-class RewardFunction:
+class UserFunction:
     """A user's function, called with what its signature asks for."""
 
     def __init__(self, name: str) -> None:
@@ -277,7 +279,7 @@ def _value(value: Any, where: str) -> Value:
     value = value.tolist() if hasattr(value, "tolist") else value
     several = isinstance(value, list | tuple)
     for number in value if several else [value]:
-        if not isinstance(number, Real) or not math.isfinite(number):
+        if not isinstance(number, Real) or not abs(number) < _LARGEST:  # NaN is not below it
             raise DenserlError(
                 f"the reward {where} is {_shown(number)}, not a finite number",
                 hint="return a number for the response, or a list of numbers for its segments or "

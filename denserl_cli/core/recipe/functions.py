@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def installed(function: str) -> EntryPoint | None:
 
 def see_current_folder() -> None:
     """Let modules in the current directory be found, after everything that is installed."""
+    importlib.invalidate_caches()  # a file may be newer than what Python knows of its folder
     here = str(Path.cwd())
     if not {here, ""} & set(sys.path):
         sys.path.append(here)

@@ -123,6 +123,7 @@ def test_a_function_has_what_it_asks_for(two, monkeypatch):
         ([1.0], "returned 1 values for 2 responses"),
         (None, "returned None for 2 responses"),
         ([1.0, float("nan")], r"answer for data.jsonl:2 is nan, not a finite number"),
+        ([1.0, 10**400], r"answer for data.jsonl:2 is a int, not a finite number"),
         ([1.0, "good"], r"answer for data.jsonl:2 is 'good', not a finite"),
         ([[1.0, None], [1.0]], r"answer for data.jsonl:1 is None"),
         ([[1.0, 2.0], [1.0, 2.0]], r"data.jsonl:2 is 2 numbers, the response has 1 segments and 1"),
@@ -177,6 +178,7 @@ def test_rewards_add_up_before_the_clip_and_the_penalties(two):
 
 def test_all_that_is_wrong_with_rewards_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mine.py").write_text("import torch\ndef good(responses): ...\nx, y = 1, 2\n")
     (tmp_path / "torn.py").write_text("def good(:\n")
     (tmp_path / "r.yaml").write_text(
