@@ -22,7 +22,8 @@ study-quick: .venv/installed  ## the main comparison, small: three seeds, one ta
 	$(BIN)/python benchmarks/study.py run --quick --out runs/study-quick
 
 study: .venv/installed  ## every arm, every task, five seeds; goes on where it was stopped
-	$(BIN)/python benchmarks/study.py run --out runs/study --results benchmarks/results/study
+	$(BIN)/python benchmarks/study.py run --out runs/study --results benchmarks/results/study \
+		$(if $(PREFERENCES),--preferences $(PREFERENCES))
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

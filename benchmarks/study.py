@@ -1,6 +1,6 @@
 """The study: what granularity, normaliser, interpolation and the rest do, on tasks of known reward.
 
-    python benchmarks/study.py run --out runs/study [--quick] [--jobs 2] [--seeds 0 1 2 3 4]
+    python benchmarks/study.py run --out runs/study [--quick] [--preferences pairs.jsonl]
     python benchmarks/study.py report --results benchmarks/results/study --to docs/study
 
 `run` trains every arm of the grid for every seed, one process an arm, and leaves a small JSON file
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import study_english
 from benchmarks.study_report import report
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -37,21 +38,44 @@ COLUMNS = ("step", "true_reward", "kl", "response_length", "segments_per_respons
 
 
 class Task(NamedTuple):
-    """A controlled task: settings that make it, and the factors that are varied on it."""
+    """A controlled task: settings that make it, and the factors that are varied on it.
+
+    true: the figure of its true reward. MADE in a setting stands for the folder of its files.
+    """
 
     settings: tuple[str, ...]
     factors: tuple[str, ...]
+    true: str = "true_reward"
 
 
+MADE = "{made}"
+PLAIN = "python:benchmarks.study_rewards.plain"
 TASKS = {
-    "long": Task((), ()),
+    "long": Task(
+        (),
+        (
+            *("granularity", "KL coefficient", "normaliser", "interpolation", "segment total"),
+            *("cutoff", "cut", "aggregation", "pairs"),
+        ),
+    ),
     "short": Task(("sandbox.response_phrases=6", "ppo.max_new_tokens=48"), ("granularity",)),
     "endings": Task(
         ("sandbox.phrases=8", "sandbox.endings=2", "segmentation.cutoff=0.9"), ("granularity",)
     ),
+    "english": Task(
+        (
+            *("sandbox=null", f"model.path={MADE}/model", f"data.preferences={MADE}/pairs.jsonl"),
+            *(f"data.prompts={MADE}/prompts.jsonl", "segmentation.cutoff=auto"),
+            *("ppo.max_new_tokens=96", "ppo.reward_model_weight=1.0", "data.eval_prompts=48"),
+            *("ppo.eval_samples=4", f"ppo.reward=[{{function: {PLAIN}, weight: 0}}]"),
+        ),
+        ("granularity in English", "cut in English"),
+        "reward_plain",
+    ),
 }
 """long: 24 phrases a response, every factor. short: 6 phrases. endings: 24 phrases, each of 8
-beginnings and 2 endings that are worth something together alone, so that single words mislead."""
+beginnings and 2 endings that are worth something together alone, so that single words mislead.
+english: beginnings of real answers, with a reward for each sentence (`study_english.py`)."""
 
 
 def _cut(text: str) -> tuple[str, ...]:
@@ -70,6 +94,16 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         **GRANULARITIES,
         "true reward, response": (TRUE,),
         "true reward, segments": (PHRASES,),
+    },
+    "granularity in English": {
+        **GRANULARITIES,
+        "true reward, response": (f"ppo.reward={PLAIN}", "ppo.reward_model_weight=0"),
+    },
+    "cut in English": {
+        "sentences": _cut("cut: sentence"),
+        "quantile 0.85": _cut("cut: quantile, quantile: 0.85"),
+        "fixed 8": _cut("cut: fixed, segment_length: 8"),
+        "random 8": _cut("cut: random, segment_length: 8"),
     },
     "KL coefficient": {
         f"{name}, KL {kl}": (*settings, f"ppo.kl_coef={kl}")
@@ -128,6 +162,9 @@ def main() -> None:
     running.add_argument("--seeds", type=int, nargs="+")
     running.add_argument("--tasks", nargs="+", choices=list(TASKS))
     running.add_argument("--arms", nargs="+", help="names of the arms; all without it")
+    running.add_argument(
+        "--preferences", type=Path, help="real preference pairs for the task `english`"
+    )
     running.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     running.add_argument("--quick", action="store_true", help="the main result alone, three seeds")
     reporting = commands.add_parser("report")
@@ -143,10 +180,18 @@ def main() -> None:
 
 def run(asked: argparse.Namespace) -> None:
     """Train every arm that has no result yet."""
+    tasks = asked.tasks or list(TASKS)
+    if (
+        "english" in tasks
+        and not asked.quick
+        and not (asked.preferences and asked.preferences.is_file())
+    ):
+        print("without the task english: --preferences names no file of preference pairs")
+        tasks = [name for name in tasks if name != "english"]
     arms = [
         arm
         for arm in grid(asked.quick, asked.seeds or (SEEDS[:3] if asked.quick else SEEDS))
-        if arm.task in (asked.tasks or TASKS) and arm.name in (asked.arms or [arm.name])
+        if arm.task in tasks and arm.name in (asked.arms or [arm.name])
         if not result_file(asked.results, arm).exists()
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -155,7 +200,10 @@ def run(asked: argparse.Namespace) -> None:
         # what others share comes first, and once: sandboxes, then reward models, then policies
         for what in (sandbox_of, reward_model_of):
             once = {what(asked.out, arm): arm for arm in arms}
-            _all(pool.submit(_prepare, what.__name__, asked.out, arm) for arm in once.values())
+            _all(
+                pool.submit(_prepare, what.__name__, asked.out, arm, asked.preferences)
+                for arm in once.values()
+            )
         _all(pool.submit(train, asked.out, asked.results, arm) for arm in arms)
 
 
@@ -181,14 +229,15 @@ def grid(quick: bool, seeds: Sequence[int]) -> list[Arm]:
         Arm(name, factor, arm, seed, (f"seed={seed}", *base, *task.settings, *settings))
         for seed in seeds
         for name, task in tasks.items()
-        for factor in task.factors or FACTORS
+        for factor in task.factors
         for arm, settings in FACTORS[factor].items()
     ]
 
 
 def sandbox_of(out: Path, arm: Arm) -> Path:
-    """The run folder that holds the arm's starting model and data."""
-    return out / "sandboxes" / _named(arm.shared(("seed", "sandbox")))
+    """The folder that holds the arm's starting model and data; the sandbox's is a run folder."""
+    name = _named((arm.task if arm.task == "english" else "", *arm.shared(("seed", "sandbox"))))
+    return out.absolute() / "starts" / name
 
 
 def reward_model_of(out: Path, arm: Arm) -> Path:
@@ -207,32 +256,36 @@ def _named(settings: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(settings).encode(), digest_size=6).hexdigest()
 
 
-def _prepare(what: str, out: Path, arm: Arm) -> str:
+def _prepare(what: str, out: Path, arm: Arm, preferences: Path | None) -> str:
     """Make what several arms share, unless it is there."""
     from denserl_cli.core.materials import with_sandbox
     from denserl_cli.core.run import RunFolder
     from denserl_cli.core.tracking import Observer
 
-    recipe = recipe_of(arm, READ_BY_REWARD_MODEL)
+    start, folder = sandbox_of(out, arm), reward_model_of(out, arm)
     if what == "sandbox_of":
-        folder = sandbox_of(out, arm)
-        with_sandbox(recipe, RunFolder(folder, recipe), Observer())
+        if arm.task == "english":
+            assert preferences is not None
+            study_english.make(preferences, start, arm.seed)
+        else:
+            recipe = recipe_of(out, arm, READ_BY_REWARD_MODEL)
+            with_sandbox(recipe, RunFolder(start, recipe), Observer())
         return f"starting model for {arm.task}, seed {arm.seed}"
-    folder = _copied(sandbox_of(out, arm), reward_model_of(out, arm))
-    _stage("train-rm", recipe, folder)
+    recipe = recipe_of(out, arm, READ_BY_REWARD_MODEL)
+    _stage("train-rm", recipe, folder if arm.task == "english" else _copied(start, folder))
     return f"reward model of {arm.task}, {arm.name}, seed {arm.seed}"
 
 
 def train(out: Path, results: Path, arm: Arm) -> str:
     """Fit the normaliser, train the policy, and leave the arm's result."""
-    recipe, began = recipe_of(arm), time.process_time()
+    recipe, began = recipe_of(out, arm), time.process_time()
     folder = _copied(reward_model_of(out, arm), out / arm.task / arm.slug)
     if recipe.ppo.reward_model_weight:
         _stage("fit-function", recipe, folder)
     _stage("train-ppo", recipe, folder)
     file = result_file(results, arm)
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = result_of(arm, folder, time.process_time() - began)
+    found = result_of(recipe, arm, folder, time.process_time() - began)
     aside = file.with_suffix(".tmp")
     aside.write_text(json.dumps(found) + "\n", encoding="utf-8")
     aside.replace(file)
@@ -240,11 +293,13 @@ def train(out: Path, results: Path, arm: Arm) -> str:
     return f"{arm.task}: {arm.name}, seed {arm.seed}"
 
 
-def recipe_of(arm: Arm, blocks: Iterable[str] | None = None) -> Any:
+def recipe_of(out: Path, arm: Arm, blocks: Iterable[str] | None = None) -> Any:
     """The arm's recipe; with blocks, as far as what is shared depends on it."""
     from denserl_cli.core.recipe import load_recipe
 
     settings = arm.settings if blocks is None else arm.shared(blocks)
+    made = str(sandbox_of(out, arm))
+    settings = tuple(setting.replace(MADE, made) for setting in settings)
     return load_recipe("sandbox-segment", [*settings, "name=study"])
 
 
@@ -268,36 +323,36 @@ def _copied(source: Path, target: Path) -> Path:
     return target
 
 
-def result_of(arm: Arm, folder: Path, seconds: float) -> dict[str, Any]:
+def result_of(recipe: Any, arm: Arm, folder: Path, seconds: float) -> dict[str, Any]:
     """What is kept of an arm: its settings, its learning curve, its evaluations."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     ppo = [line for line in lines if line["stage"] == "train-ppo"]
     rm = [line for line in lines if line["stage"] == "train-rm"]
-    evaluated = [line for line in ppo if "eval_true_reward" in line]
+    names = [TASKS[arm.task].true if name == "true_reward" else name for name in COLUMNS]
+    evaluated = [line for line in ppo if f"eval_{names[1]}" in line]
     return {
         "task": arm.task,
         "factor": arm.factor,
         "arm": arm.name,
         "seed": arm.seed,
         "settings": list(arm.settings),
-        "best_possible": _rounded(best_possible(arm)),
+        "best_possible": _rounded(best_possible(recipe)),
         "rm_accuracy": _rounded(rm[-1]["eval_accuracy"]),
         "cpu_seconds": round(seconds),
         "columns": list(COLUMNS),
-        "training": [[_rounded(line[name]) for name in COLUMNS] for line in ppo[1:]],
+        "training": [[_rounded(line[name]) for name in names] for line in ppo[1:]],
         "held_out": [
-            [line["step"], *(_rounded(line[f"eval_{name}"]) for name in COLUMNS[1:])]
+            [line["step"], *(_rounded(line[f"eval_{name}"]) for name in names[1:])]
             for line in evaluated
         ],
     }
 
 
-def best_possible(arm: Arm) -> float:
-    """The true reward of always choosing the best phrase."""
+def best_possible(recipe: Any) -> float:
+    """The highest true reward there is: of the best phrase alone, or of plain sentences alone."""
     from denserl_cli.core.sandbox import Task as SandboxTask
 
-    recipe = recipe_of(arm)
-    return SandboxTask(recipe.sandbox, recipe.seed).best
+    return 1.0 if recipe.sandbox is None else SandboxTask(recipe.sandbox, recipe.seed).best
 
 
 def _rounded(value: float) -> float:
