@@ -280,7 +280,7 @@ def train(out: Path, results: Path, arm: Arm) -> str:
     """Fit the normaliser, train the policy, and leave the arm's result."""
     recipe, began = recipe_of(out, arm), time.process_time()
     folder = _copied(reward_model_of(out, arm), out / arm.task / arm.slug)
-    if recipe.ppo.reward_model_weight:
+    if recipe.ppo.learned_weight:
         _stage("fit-function", recipe, folder)
     _stage("train-ppo", recipe, folder)
     file = result_file(results, arm)

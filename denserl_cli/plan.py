@@ -117,12 +117,12 @@ def _scored_by(recipe: Recipe) -> str:
 def _rewarded_by(recipe: Recipe) -> list[str]:
     """What train-ppo maximises: a reward model, functions of the user's own, or both."""
     ppo, lines = recipe.ppo, ["reward model: none, its weight is 0"]
-    if ppo.reward_model_weight:
+    if ppo.learned_weight:
         lines = [_scored_by(recipe)]
         if recipe.published is not None and recipe.published.normalizer is not None:
             lines[0] += " with its published normaliser"
-        if ppo.reward_model_weight != 1:
-            lines[0] += f", × {ppo.reward_model_weight:g}"
+        if ppo.learned_weight != 1:
+            lines[0] += f", × {ppo.learned_weight:g}"
     return lines + [f"reward: {one.function} × {one.weight:g}" for one in ppo.reward]
 
 

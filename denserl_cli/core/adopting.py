@@ -74,7 +74,7 @@ def open_reward_model(recipe: Recipe, run: RunFolder, observer: Observer) -> Ope
 
 def open_rewards(recipe: Recipe, run: RunFolder, observer: Observer) -> Opened:
     """What PPO begins with: the reward model, unless the user's own rewards take its place."""
-    if recipe.ppo.reward_model_weight:
+    if recipe.ppo.learned_weight:
         return open_reward_model(recipe, run, observer)
     recipe = settled(with_sandbox(recipe, run, observer), run, observer)
     tokenizer, chat = load_chat(recipe)

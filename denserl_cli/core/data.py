@@ -1,12 +1,11 @@
-"""Preference pairs and prompts: read, checked row by row, encoded, split."""
+"""Conversations become encoded rows: a few at a time, whether they are kept in memory or a file."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,20 +19,24 @@ from denserl_cli.core.batches import (
     micro_batches,
 )
 from denserl_cli.core.chat import ChatFormat, EncodedPair, Layout, check_limits, truncate_pair
+from denserl_cli.core.encoded import PairRows, PromptRows, digest
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.rows import Turns, UnusableRow, has_tools, pair_of, prompt_of
-from denserl_cli.core.sources import (
-    Row,
-    Skipped,
-    check_usable,
-    read_source,
-    skipped_report,
-    write_skipped,
+from denserl_cli.core.reading import (
+    Item,
+    Notes,
+    Pair,
+    PairSet,
+    Prompt,
+    PromptSet,
+    as_pair,
+    as_prompt,
+    parsed,
+    read_pairs,
+    read_prompts,
 )
-from denserl_cli.core.tracking import Observer
-
-if TYPE_CHECKING:
-    from denserl_cli.core.recipe.schema import Source
+from denserl_cli.core.sources import Row, Skipped, check_usable, skipped_report, write_skipped
+from denserl_cli.core.splitting import split_pairs, split_prompts
+from denserl_cli.core.tracking import CHUNK, Observer, with_progress
 
 __all__ = [
     "EncodedPairRow",
@@ -41,8 +44,12 @@ __all__ = [
     "EncodedPrompts",
     "Pair",
     "PairBatch",
+    "PairEncoding",
+    "PairRows",
     "PairSet",
     "Prompt",
+    "PromptEncoding",
+    "PromptRows",
     "PromptSet",
     "SequenceBatch",
     "Skipped",
@@ -61,54 +68,11 @@ __all__ = [
     "write_skipped",
 ]
 
-_CHUNK = 256
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A preference pair: two message lists with one prompt, each ending in an assistant turn."""
-
-    chosen: Turns
-    rejected: Turns
-    margin: float | None
-    origin: str
-    """Where the row came from: file:line, or a data set's name and row number."""
-    subset: str | None = None
-    """The row's own column `subset`, which benchmarks have."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt to answer, with the other columns of its row; `ids` come from `encode_prompts`."""
-
-    messages: Turns
-    origin: str
-    row: dict[str, Any]
-    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-
-
-Item = TypeVar("Item", Pair, Prompt)
-T = TypeVar("T")
-
-
-class PairSet(NamedTuple):
-    """The usable pairs, and the rows that are none."""
-
-    pairs: list[Pair]
-    skipped: list[Skipped]
-
-
-class PromptSet(NamedTuple):
-    """The usable prompts, and the rows that are none."""
-
-    prompts: list[Prompt]
-    skipped: list[Skipped]
-
 
 class EncodedPairs(NamedTuple):
     """Encoded pairs, those that the chat template cannot write, and how many were cut."""
 
-    rows: list[EncodedPairRow]
+    rows: Sequence[EncodedPairRow]
     skipped: list[Skipped]
     truncated: int
 
@@ -116,103 +80,80 @@ class EncodedPairs(NamedTuple):
 class EncodedPrompts(NamedTuple):
     """Encoded prompts, those that the chat template cannot write, and how many were cut."""
 
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     skipped: list[Skipped]
     truncated: int
 
 
-def read_pairs(
-    sources: Sequence[Source],
-    *,
-    seed: int,
-    strict: bool = False,
-    notice: Callable[[str], None] | None = None,
-) -> PairSet:
-    """Read the preference pairs of a mixture of sources, in the order of the sources.
+@dataclass(frozen=True)
+class PairEncoding:
+    """How rows of a source become encoded preference pairs, cut as method §3 has it."""
 
-    notice: told once when prompts had to be guessed, and once when rows bring tools. Raises
-    DenserlError when a source cannot be read, when no row is usable and, with `strict`, when one
-    row is not.
-    """
-    guessed = []
+    chat: ChatFormat
+    max_length: int
+    max_prompt_length: int
+    stored = PairRows
 
-    def parse(row: Row) -> Pair:
-        pair = pair_of(row.fields)
-        if pair.guessed:
-            guessed.append(row.origin)
-        subset = row.fields.get("subset")
-        named = None if subset is None else str(subset)
-        return Pair(pair.chosen, pair.rejected, pair.margin, row.origin, named)
+    @property
+    def limits(self) -> dict[str, int]:
+        """Limits to the number of ids."""
+        return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
 
-    found = PairSet(*_read(sources, parse, seed, strict, notice))
-    if guessed and notice is not None:
-        notice(
-            f"{len(guessed)} pairs are texts without a prompt (the first: {guessed[0]}): what both "
-            "texts begin with, up to its last white space, is taken for the prompt"
+    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Pair]:
+        """The preference pairs of the usable rows."""
+        return parsed(rows, as_pair, notes)
+
+    def encode(self, pairs: Iterable[Pair]) -> Iterator[EncodedPairRow | Skipped]:
+        """Each pair encoded, or why it cannot be.
+
+        Raises DenserlError when the limits leave no room for a response.
+        """
+        check_limits(self.max_length, self.max_prompt_length)
+        chat = self.chat
+        for pair, ids in _encoded(chat, pairs, lambda p: chat.pair_layouts(p.chosen, p.rejected)):
+            yield ids if isinstance(ids, Skipped) else self._cut(pair, EncodedPair(*ids))
+
+    def _cut(self, pair: Pair, whole: EncodedPair) -> EncodedPairRow | Skipped:
+        cut = truncate_pair(whole, self.max_length, self.max_prompt_length, self.chat.terminator_id)
+        if cut.chosen_ids == cut.rejected_ids:
+            detail = "after the template's trimming and the cut to max_length"
+            return Skipped(pair.origin, "identical answers", detail)
+        prompt, chosen, rejected = (np.array(part, np.int32) for part in cut)
+        return EncodedPairRow(
+            *(prompt, chosen, rejected, pair.margin),
+            origin=pair.origin,
+            group=digest(whole.prompt_ids),
+            subset=pair.subset,
+            truncated=cut != whole,
         )
-    return found
 
 
-def read_prompts(
-    sources: Sequence[Source],
-    *,
-    seed: int,
-    strict: bool = False,
-    notice: Callable[[str], None] | None = None,
-) -> PromptSet:
-    """Read the prompts of a mixture of sources, in the order of the sources; duplicates stay.
+@dataclass(frozen=True)
+class PromptEncoding:
+    """How rows of a source become encoded prompts, cut on the left."""
 
-    notice: told once when rows bring tools. Raises DenserlError when a source cannot be read, when
-    no row is usable and, with `strict`, when one row is not.
-    """
+    chat: ChatFormat
+    max_prompt_length: int
+    stored = PromptRows
 
-    def parse(row: Row) -> Prompt:
-        messages, others = prompt_of(row.fields)
-        return Prompt(messages, row.origin, others)
+    @property
+    def limits(self) -> dict[str, int]:
+        """Limits to the number of ids."""
+        return {"max_prompt_length": self.max_prompt_length}
 
-    return PromptSet(*_read(sources, parse, seed, strict, notice))
+    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Prompt]:
+        """The prompts of the usable rows."""
+        return parsed(rows, as_prompt, notes)
 
-
-def _read(
-    sources: Sequence[Source],
-    parse: Callable[[Row], Item],
-    seed: int,
-    strict: bool,
-    notice: Callable[[str], None] | None,
-) -> tuple[list[Item], list[Skipped]]:
-    items: list[Item] = []
-    skipped: list[Skipped] = []
-    with_tools: list[str] = []
-    for place, source in enumerate(sources):
-        rng, usable = np.random.default_rng([seed, place]), []
-        for row in read_source(source, rng):
-            if isinstance(row, Skipped):
-                skipped.append(row)
+    def encode(self, prompts: Iterable[Prompt]) -> Iterator[Prompt | Skipped]:
+        """Each prompt encoded, or why it cannot be."""
+        chat, limit = self.chat, self.max_prompt_length
+        for prompt, ids in _encoded(chat, prompts, lambda p: [chat.prompt_layout(p.messages)]):
+            if isinstance(ids, Skipped):
+                yield ids
                 continue
-            try:
-                usable.append(parse(row))
-            except UnusableRow as error:
-                skipped.append(Skipped(row.origin, error.reason, error.detail))
-                continue
-            if has_tools(row.fields):
-                with_tools.append(row.origin)
-        items += [usable[i] for i in _passes(len(usable), source.weight, rng)]
-    if not items and not skipped:
-        raise DenserlError(f"no rows in {', '.join(s.path for s in sources)}", hint="name others")
-    check_usable(len(items), skipped, strict=strict)
-    if with_tools and notice is not None:
-        notice(f"the tools of {len(with_tools)} rows (the first: {with_tools[0]}) are ignored")
-    return items, skipped
-
-
-def _passes(count: int, weight: float, rng: np.random.Generator) -> list[int]:
-    """Row numbers in `weight` passes: all of them for each whole pass, a random part for the rest.
-
-    2.5 gives every row twice and half of them once more.
-    """
-    whole = int(weight)
-    part = rng.choice(count, size=round((weight - whole) * count), replace=False)
-    return [*list(range(count)) * whole, *sorted(part.tolist())]
+            kept = np.array(ids[0][-limit:], np.int32)
+            yield replace(prompt, ids=kept, truncated=len(ids[0]) > limit)
 
 
 def encode_pairs(
@@ -224,38 +165,13 @@ def encode_pairs(
     strict: bool = False,
     observer: Observer | None = None,
 ) -> EncodedPairs:
-    """Encode and cut pairs as method §3 has it.
+    """Encode and cut pairs as method §3 has it, all of them in memory.
 
     Raises DenserlError when the limits leave no room for a response, when no pair can be encoded
     and, with `strict`, when one cannot.
     """
-    check_limits(max_length, max_prompt_length)
-    rows: list[EncodedPairRow] = []
-    skipped: list[Skipped] = []
-    truncated = 0
-
-    def layouts(pair: Pair) -> Sequence[Layout]:
-        return chat.pair_layouts(pair.chosen, pair.rejected)
-
-    for pair, ids in _encoded(chat, pairs, layouts, skipped, observer or Observer()):
-        whole = EncodedPair(*ids)
-        cut = truncate_pair(whole, max_length, max_prompt_length, chat.terminator_id)
-        if cut.chosen_ids == cut.rejected_ids:
-            detail = "after the template's trimming and the cut to max_length"
-            skipped.append(Skipped(pair.origin, "identical answers", detail))
-            continue
-        truncated += cut != whole
-        prompt, chosen, rejected = (np.array(part, np.int32) for part in cut)
-        digest = hashlib.blake2b(np.array(whole.prompt_ids, np.int32).tobytes(), digest_size=16)
-        rows.append(
-            EncodedPairRow(
-                *(prompt, chosen, rejected, pair.margin, pair.origin, digest.digest()),
-                subset=pair.subset,
-                truncated=cut != whole,
-            )
-        )
-    check_usable(len(rows), skipped, strict=strict)
-    return EncodedPairs(rows, skipped, truncated)
+    encoding = PairEncoding(chat, max_length, max_prompt_length)
+    return EncodedPairs(*_kept(encoding.encode, pairs, strict, observer))
 
 
 def encode_prompts(
@@ -266,84 +182,43 @@ def encode_prompts(
     strict: bool = False,
     observer: Observer | None = None,
 ) -> EncodedPrompts:
-    """Encode prompts and cut them on the left to `max_prompt_length` tokens.
+    """Encode prompts and cut them on the left to `max_prompt_length` tokens, all in memory.
 
     Raises DenserlError when no prompt can be encoded and, with `strict`, when one cannot.
     """
-    encoded: list[Prompt] = []
+    encoding = PromptEncoding(chat, max_prompt_length)
+    return EncodedPrompts(*_kept(encoding.encode, prompts, strict, observer))
+
+
+def _kept(
+    encode: Callable[[Iterable[Item]], Iterator[Any]],
+    items: Sequence[Item],
+    strict: bool,
+    observer: Observer | None,
+) -> tuple[list[Any], list[Skipped], int]:
+    """Encoded items, those that cannot be encoded, and how many were cut."""
+    watched = with_progress(items, observer or Observer(), "tokenise", len(items))
+    rows: list[Any] = []
     skipped: list[Skipped] = []
-    truncated = 0
-
-    def layouts(prompt: Prompt) -> Sequence[Layout]:
-        return [chat.prompt_layout(prompt.messages)]
-
-    for prompt, (ids,) in _encoded(chat, prompts, layouts, skipped, observer or Observer()):
-        truncated += len(ids) > max_prompt_length
-        encoded.append(replace(prompt, ids=np.array(ids[-max_prompt_length:], np.int32)))
-    check_usable(len(encoded), skipped, strict=strict)
-    return EncodedPrompts(encoded, skipped, truncated)
+    for one in encode(watched):
+        (skipped if isinstance(one, Skipped) else rows).append(one)
+    check_usable(len(rows), skipped, strict=strict)
+    return rows, skipped, sum(row.truncated for row in rows)
 
 
 def _encoded(
-    chat: ChatFormat,
-    items: Sequence[Item],
-    layouts: Callable[[Item], Sequence[Layout]],
-    skipped: list[Skipped],
-    observer: Observer,
-) -> Iterator[tuple[Item, list[list[int]]]]:
-    """Yield each item with the ids of its layouts; add those without layouts to `skipped`."""
-    observer.begin("tokenise", total=len(items))
-    for start in range(0, len(items), _CHUNK):
-        laid: list[tuple[Item, Sequence[Layout]]] = []
-        part = items[start : start + _CHUNK]
-        for item in part:
+    chat: ChatFormat, items: Iterable[Item], layouts: Callable[[Item], Sequence[Layout]]
+) -> Iterator[tuple[Item, Any]]:
+    """Yield each item with the ids of its layouts, or with the reason why it has none."""
+    source = iter(items)
+    while chunk := list(islice(source, CHUNK)):
+        laid: list[Sequence[Layout] | Skipped] = []
+        for item in chunk:
             try:
-                laid.append((item, layouts(item)))
+                laid.append(layouts(item))
             except DenserlError as error:
-                skipped.append(Skipped(item.origin, error.message, error.hint or ""))
-        ids = iter(chat.tokenize([layout for _, parts in laid for layout in parts]))
-        for item, parts in laid:
-            yield item, [next(ids) for _ in parts]
-        observer.advance(len(part))
-    observer.end()
-
-
-def split_pairs(
-    rows: Sequence[EncodedPairRow], count: int, seed: int
-) -> tuple[list[EncodedPairRow], list[EncodedPairRow]]:
-    """Split into training and evaluation: about `count` pairs, at most a tenth, are held out.
-
-    Pairs with one prompt stay on one side.
-    """
-    held = _held_out([row.group or row.prompt.tobytes() for row in rows], count, seed)
-    return _sides(rows, held)
-
-
-def split_prompts(
-    prompts: Sequence[Prompt], count: int, seed: int
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Split into training and evaluation: `count` prompts, at most a tenth, are held out.
-
-    Equal prompts stay on one side.
-    """
-    return _sides(prompts, _held_out([prompt.ids.tobytes() for prompt in prompts], count, seed))
-
-
-def _held_out(groups: Sequence[bytes], count: int, seed: int) -> set[int]:
-    """Draw whole groups until `count` rows or a tenth is held out; a larger group stays."""
-    members = defaultdict(list)
-    for place, group in enumerate(groups):
-        members[group].append(place)
-    target, held = min(count, len(groups) // 10), set[int]()
-    names = list(members)
-    for draw in np.random.default_rng(seed).permutation(len(names)):
-        if len(held) + len(members[names[draw]]) <= target:
-            held.update(members[names[draw]])
-    return held
-
-
-def _sides(rows: Sequence[T], held: set[int]) -> tuple[list[T], list[T]]:
-    return (
-        [row for place, row in enumerate(rows) if place not in held],
-        [row for place, row in enumerate(rows) if place in held],
-    )
+                laid.append(Skipped(item.origin, error.message, error.hint or ""))
+        usable = [parts for parts in laid if not isinstance(parts, Skipped)]
+        ids = iter(chat.tokenize([layout for parts in usable for layout in parts]))
+        for item, parts in zip(chunk, laid, strict=True):
+            yield item, parts if isinstance(parts, Skipped) else [next(ids) for _ in parts]

@@ -7,9 +7,10 @@ torchrun, which says in the environment who is who.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TIME_LIMIT = timedelta(hours=1)
-"""How long a process waits for the others: the first one may read and tokenise the data alone."""
+"""How long a process waits for the others: the first one may make the sandbox alone."""
 _ANSWER = timedelta(seconds=5)
 """How long the store through which the processes met has to answer."""
+_TURNS = count()
 
 
 def rank() -> int:
@@ -50,15 +52,19 @@ def first_to_fail(otherwise: bool = True) -> bool:
     """
     if world_size() == 1:
         return True
+    turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        return bool(_store().add(f"denserl/failed/{turn}", 1) == 1)
+    except RuntimeError:
+        return otherwise
+
+
+def _store() -> Any:
+    """A line of our own to the store through which the processes met."""
     import torch
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    try:
-        store = torch.distributed.TCPStore(host, port, timeout=_ANSWER)
-        return bool(store.add(f"denserl/failed/{turn}", 1) == 1)
-    except RuntimeError:
-        return otherwise
+    return torch.distributed.TCPStore(host, port, timeout=_ANSWER)
 
 
 def join() -> None:
@@ -101,6 +107,28 @@ def wait_for_all() -> None:
 
     if world_size() > 1:
         torch.distributed.barrier()
+
+
+def said_by_first_of_machine(work: Callable[[], str]) -> str:
+    """What the first process of this machine finds out; the others wait for it.
+
+    Nobody goes on before the first ones of all machines are done. However long they take: no
+    collective call is open meanwhile, which would end with the time limit.
+    """
+    if world_size() == 1:
+        return work()
+    import torch
+
+    first = rank() - local_rank()
+    turn = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_TURNS)}"
+    names = [f"denserl/said/{turn}/{other}" for other in sorted({*from_all_ranks(first)})]
+    mine, store = f"denserl/said/{turn}/{first}", _store()
+    if local_rank() == 0:
+        store.set(mine, work())
+    while True:
+        with suppress(torch.distributed.DistStoreError):  # nothing is said within _ANSWER
+            store.wait(names, _ANSWER)
+            return str(store.get(mine).decode())
 
 
 @contextmanager

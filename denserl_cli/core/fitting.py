@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -20,10 +21,11 @@ from denserl_cli.core.distributed import (
     share,
     world_size,
 )
+from denserl_cli.core.encoded import longest, pair_lengths
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.materials import list_skipped, load_pairs
+from denserl_cli.core.materials import draw_pairs, list_skipped
 from denserl_cli.core.normalizer import (
     LocationNormalizer,
     LocationTable,
@@ -56,18 +58,15 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     with first_goes_ahead():
         opened = open_reward_model(recipe, run, observer)
     recipe, chat = opened.recipe, opened.reading
-    data = load_pairs(recipe, chat, observer)
-    rng = np.random.default_rng(recipe.normalizer.seed)
-    everything = [*data.train, *data.evaluation]
-    order = rng.permutation(len(everything))[: recipe.normalizer.pairs]
+    rows, skipped = draw_pairs(
+        recipe, chat, recipe.normalizer.pairs, recipe.normalizer.seed, observer
+    )
     seed_everything(recipe.seed)
     scorer = load_scorer(opened, run, observer)
     spread(scorer, recipe, recipe.reward_model.engine)
     run.started(STAGE, mode, observer)
-    list_skipped(data.skipped, run, STAGE, observer)
-    rewards = segment_rewards(
-        [everything[i] for i in order], scorer, recipe.normalizer.batch_size, chat.pad_id, observer
-    )
+    list_skipped(skipped, run, STAGE, observer)
+    rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)
     if not is_first():
         return
     normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
@@ -75,7 +74,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
         normalizer = replace(normalizer, min_std=recipe.normalizer.min_std)
     record |= {
         **recipe.segmentation.deciding(),
-        "pairs": len(order),
+        "pairs": len(rows),
         "seed": recipe.normalizer.seed,
     }
     plot(run.normalizer.with_suffix(".png"), rewards, normalizer)
@@ -116,10 +115,10 @@ def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None
 
 
 def segment_rewards(
-    rows: list[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
+    rows: Sequence[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
 ) -> SegmentRewards:
     """Location and raw reward of every segment of both responses of every pair."""
-    lengths = np.array([len(r.prompt) + max(len(r.chosen), len(r.rejected)) for r in rows])
+    lengths = longest(pair_lengths(rows))
     found: list[np.ndarray] = []
     observer.begin("score segments", total=len(rows))
     for part, is_mine in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from denserl_cli.core import sandbox
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import (
-    EncodedPairRow,
-    EncodedPairs,
-    Prompt,
+    PairEncoding,
+    PairRows,
+    PromptEncoding,
+    PromptRows,
     Skipped,
-    encode_pairs,
-    encode_prompts,
-    read_pairs,
-    read_prompts,
     skipped_report,
     split_pairs,
     split_prompts,
     write_skipped,
 )
-from denserl_cli.core.distributed import is_first
+from denserl_cli.core.distributed import from_first_rank, is_first
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.mixture import Mixture, mixed
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.sources import row_count
 from denserl_cli.core.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -42,17 +44,27 @@ SPLIT_SEED = 42
 class PairData(NamedTuple):
     """Encoded preference pairs for training and for evaluation, and the rows that are none."""
 
-    train: list[EncodedPairRow]
-    evaluation: list[EncodedPairRow]
+    train: PairRows
+    evaluation: PairRows
     skipped: list[Skipped]
+
+    @property
+    def everything(self) -> PairRows:
+        """The pairs for training, then those for evaluation."""
+        return self.train.followed_by(self.evaluation)
 
 
 class PromptData(NamedTuple):
     """Encoded prompts for training and for evaluation, and the rows that are none."""
 
-    train: list[Prompt]
-    evaluation: list[Prompt]
+    train: PromptRows
+    evaluation: PromptRows
     skipped: list[Skipped]
+
+    @property
+    def everything(self) -> PromptRows:
+        """The prompts for training, then those for evaluation."""
+        return self.train.followed_by(self.evaluation)
 
 
 def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
@@ -120,6 +132,33 @@ def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData
     return PairData(rows, held, skipped)
 
 
+def draw_pairs(
+    recipe: Recipe, chat: ChatFormat, count: int, seed: int, observer: Observer
+) -> tuple[PairRows, list[Skipped]]:
+    """At most `count` of all of a recipe's preference pairs, drawn with a seed.
+
+    Where the sources have more rows, as many as are wanted are drawn, alike from each, before any
+    is tokenised; those that cannot be used are not made up for. Returns the pairs, and the rows
+    that are none.
+    """
+    data = recipe.data
+    sources = (*data.preferences, *data.evaluation)
+    sizes = from_first_rank([row_count(source) for source in sources] if is_first() else [])
+    total = sum(size * source.weight for size, source in zip(sizes, sources, strict=True))
+    if all(sizes) and total > count:
+        thinned = tuple(
+            replace(source, max_samples=math.ceil(size * count / total))
+            for size, source in zip(sizes, sources, strict=True)
+        )
+        split = len(data.preferences)
+        data = replace(data, preferences=thinned[:split], evaluation=thinned[split:])
+        recipe = replace(recipe, seed=seed, data=data)
+    found = load_pairs(recipe, chat, observer)
+    everything = found.everything
+    order = np.random.default_rng(seed).permutation(len(everything))[:count]
+    return everything.take(order), found.skipped
+
+
 def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:
     """The same sources, of each of which at most `limit` rows are drawn."""
     if limit is None:
@@ -131,38 +170,30 @@ def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:
 
 def encode_sources(
     recipe: Recipe, sources: Sequence[Source], chat: ChatFormat, observer: Observer
-) -> EncodedPairs:
+) -> Mixture:
     """Read and encode the preference pairs of sources; `skipped` holds all rows that are none."""
     data = recipe.data
-    found = read_pairs(sources, seed=recipe.seed, strict=data.strict, notice=observer.notice)
-    encoded = encode_pairs(
-        chat,
-        found.pairs,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        strict=data.strict,
-        observer=observer,
-    )
-    if encoded.truncated:
+    encoding = PairEncoding(chat, data.max_length, data.max_prompt_length)
+    found = mixed(encoding, sources, seed=recipe.seed, strict=data.strict, observer=observer)
+    if found.truncated:
         limit = data.max_length
-        observer.notice(f"{encoded.truncated} pairs were cut to data.max_length {limit}")
-    return encoded._replace(skipped=[*found.skipped, *encoded.skipped])
+        observer.notice(f"{found.truncated} pairs were cut to data.max_length {limit}")
+    return found
 
 
 def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PromptData:
     """Read, encode and split the recipe's prompts; count the rows that are skipped."""
     data = recipe.data
-    found = read_prompts(data.prompts, seed=recipe.seed, strict=data.strict, notice=observer.notice)
     limit = recipe.ppo.max_prompt_length
-    encoded = encode_prompts(chat, found.prompts, limit, strict=data.strict, observer=observer)
-    if encoded.truncated:
+    encoding = PromptEncoding(chat, limit)
+    found = mixed(encoding, data.prompts, seed=recipe.seed, strict=data.strict, observer=observer)
+    if found.truncated:
         observer.notice(
-            f"{encoded.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
+            f"{found.truncated} prompts were cut on the left to ppo.max_prompt_length {limit}"
         )
-    skipped = [*found.skipped, *encoded.skipped]
-    count_skipped(skipped, observer)
-    train, held = split_prompts(encoded.prompts, data.eval_prompts, SPLIT_SEED)
-    return PromptData(train, held, skipped)
+    count_skipped(found.skipped, observer)
+    train, held = split_prompts(found.rows, data.eval_prompts, SPLIT_SEED)
+    return PromptData(train, held, found.skipped)
 
 
 def list_skipped(

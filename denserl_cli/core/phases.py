@@ -174,7 +174,7 @@ def _train_ppo(
     length = ppo.max_prompt_length + ppo.max_new_tokens
     policy, critic = _policy(recipe, shape), _scalar(recipe, shape)
     base = _base(recipe, shape, setting)
-    if ppo.reward_model_weight and (not lora or recipe.published is not None):
+    if ppo.learned_weight and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
     held = added(base, policy.state(setting), critic.state(setting))

@@ -32,6 +32,7 @@ from denserl_cli.core.distributed import (
     wait_for_all,
     world_size,
 )
+from denserl_cli.core.encoded import longest, pair_lengths
 from denserl_cli.core.engine import random_state, restore_random_state, seed_everything
 from denserl_cli.core.engine import step as engine_step
 from denserl_cli.core.engines import check_engine, make_engine, spread
@@ -120,6 +121,7 @@ class RewardTrainer:
         self.settings = recipe.reward_model
         self.run, self.observer = run, observer
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
+        self.lengths = pair_lengths(rows)
         self.pad_id = pad_id
         reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
         dtype = compute_dtype(recipe.model)
@@ -165,7 +167,7 @@ class RewardTrainer:
 
     def update(self, step: int, indices: np.ndarray) -> dict[str, float]:
         """One optimizer step on one global batch, in micro-batches of similar length."""
-        lengths = np.array([_length(self.rows[i]) for i in indices])
+        lengths = longest(self.lengths[indices])
         totals: list[Tensor] = []
         learning_rate = self.engine.learning_rate
         mine = share(micro_batches(lengths, indices, self.settings.micro_batch_size))
@@ -202,10 +204,8 @@ class RewardTrainer:
         if not self.evaluation:
             return {}
         model = self.engine.model
-        lengths = np.array([_length(row) for row in self.evaluation])
-        parts = micro_batches(
-            lengths, np.arange(len(self.evaluation)), 2 * self.settings.micro_batch_size
-        )
+        lengths, everything = pair_lengths(self.evaluation), np.arange(len(self.evaluation))
+        parts = micro_batches(longest(lengths), everything, 2 * self.settings.micro_batch_size)
         self.observer.begin("evaluate", total=len(self.evaluation))
         model.eval()
         totals = []
@@ -217,16 +217,13 @@ class RewardTrainer:
         model.train()
         self.observer.end()
         means = _means(list(figures), totals, len(self.evaluation))
-        longer = np.mean([len(row.chosen) > len(row.rejected) for row in self.evaluation])
+        longer = np.mean(lengths[:, 1] > lengths[:, 2])
         named = {f"eval_{name}": value for name, value in means.items()}
         return {**named, "eval_longer_accuracy": float(longer)}
 
     def tokens(self, indices: np.ndarray) -> int:
         """Real tokens in a global batch, both sides."""
-        return sum(
-            2 * len(row.prompt) + len(row.chosen) + len(row.rejected)
-            for row in (self.rows[i] for i in indices)
-        )
+        return int((self.lengths[indices] @ (2, 1, 1)).sum())
 
     def summary(self) -> dict[str, Any]:
         """What the finished stage reports."""
@@ -265,7 +262,3 @@ def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:
     names = ("prompt", "chosen", "rejected")
     ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
     return {"origin": [row.origin for row in rows], **ids}
-
-
-def _length(row: EncodedPairRow) -> int:
-    return len(row.prompt) + max(len(row.chosen), len(row.rejected))

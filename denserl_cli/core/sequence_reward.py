@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.chat import ChatFormat, Layout
-from denserl_cli.core.data import Prompt, collate_sequences, encode_prompts
+from denserl_cli.core.data import (
+    Prompt,
+    PromptEncoding,
+    Skipped,
+    check_usable,
+    collate_sequences,
+)
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.hub import readable_errors, weight_names
 from denserl_cli.core.policy import load_weights
@@ -148,10 +154,15 @@ class Translation:
         Raises DenserlError for a prompt that the reward model's template refuses.
         """
         self.chat, self.reading = chat, reading
-        encoded = encode_prompts(reading, prompts, 2**31, strict=True).prompts
-        self.prompts = {
-            prompt.ids.tobytes(): own.ids for prompt, own in zip(prompts, encoded, strict=True)
-        }
+        self.prompts: dict[bytes, Ids] = {}
+        refused = []
+        encoded = PromptEncoding(reading, 2**31).encode(prompts)
+        for prompt, own in zip(prompts, encoded, strict=True):
+            if isinstance(own, Skipped):
+                refused.append(own)
+            else:
+                self.prompts[prompt.ids.tobytes()] = own.ids
+        check_usable(len(self.prompts), refused, strict=True)
 
     def __call__(self, prompt: Ids, response: Ids) -> Ids:
         """The conversation in the reward model's ids."""

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+from xxhash import xxh3_128
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
+from denserl_cli.core.json_files import is_json_lines, json_elements, json_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,8 +28,12 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Source
 
 
+T = TypeVar("T")
+
 _PLACES = 3
-_ALL = range(1, 2**63)
+_BATCH = 256
+"""Rows that are read from a parquet file at a time."""
+_BLOCK = 2**20
 
 
 class Row(NamedTuple):
@@ -42,11 +51,45 @@ class Skipped(NamedTuple):
     detail: str
 
 
+class Survey(NamedTuple):
+    """What can be said of a source before its rows are parsed.
+
+    identity: the same for the same content, wherever it lies. rows: about how many there are, where
+    that is known.
+    """
+
+    identity: str
+    rows: int | None
+
+
+class OpenSource(NamedTuple):
+    """A source that is there.
+
+    name: with which the origins of its rows begin. read: its rows in their order, or a number of
+    them drawn with a generator.
+    """
+
+    name: str
+    read: Callable[[int | None, np.random.Generator], Iterator[Row | Skipped]]
+    survey: Callable[[], Survey]
+
+
+def row_count(source: Source) -> int:
+    """About how many rows a source gives in one pass; 0 where that takes parsing them."""
+    rows = open_source(source).survey().rows or 0
+    return rows if source.max_samples is None else min(rows, source.max_samples)
+
+
 def read_source(source: Source, rng: np.random.Generator) -> Iterator[Row | Skipped]:
     """Yield the rows of a source in their order, or `max_samples` of them drawn with `rng`.
 
     Raises DenserlError when the source as a whole cannot be read.
     """
+    return open_source(source).read(source.max_samples, rng)
+
+
+def open_source(source: Source) -> OpenSource:
+    """Find a source; files are not opened yet. Raises DenserlError when it is not there."""
     path = Path(source.path).expanduser()
     reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}.get(path.suffix)
     if path.is_file() and reader is None:
@@ -54,38 +97,76 @@ def read_source(source: Source, rng: np.random.Generator) -> Iterator[Row | Skip
     if not path.exists() and (reader or source.path.startswith((".", "/", "~"))):
         raise DenserlError(f"{path}: no such file or folder", hint="check the path")
     if not path.is_file() or reader is None:
-        return _arrow(source, rng)
+        name, dataset = _split(source, _load(source))
+        survey = Survey(dataset._fingerprint, len(dataset))
+        return OpenSource(name, partial(_arrow, name, dataset), lambda: survey)
     if source.subset or source.split not in (None, "train"):
         raise DenserlError(
             f"{path}: a file has no splits or subsets", hint="remove `split` and `subset`"
         )
-    return _opened(path, reader(path, source.max_samples, rng))
+
+    def read(limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+        with _readable(path):
+            yield from reader(path, limit, rng)
+
+    return OpenSource(str(path), read, partial(_survey, path))
 
 
-def _opened(path: Path, rows: Iterator[Row | Skipped]) -> Iterator[Row | Skipped]:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        yield from rows
+        yield
     except OSError as error:
         raise DenserlError(f"{path}: {error.strerror or error}", hint="check the file") from error
 
 
+def _survey(path: Path) -> Survey:
+    """A digest of a file's content, and its rows where they can be counted without parsing."""
+    content, lines, end = xxh3_128(path.suffix.encode()), 0, b"\n"
+    with _readable(path), path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            content.update(block)
+            lines, end = lines + block.count(b"\n"), block[-1:]
+    rows = lines + (end != b"\n") if path.suffix == ".jsonl" else None
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import ParquetFile
+
+        with _parquet_errors(path):
+            rows = ParquetFile(path).metadata.num_rows
+    return Survey(content.hexdigest(), rows)
+
+
 def _jsonl(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-    wanted: Container[int] = _ALL
+    wanted = None
     if limit is not None:
         with path.open("rb") as file:
-            filled = [number for number, line in enumerate(file, 1) if line.strip()]
-        wanted = {filled[place] for place in _drawn(len(filled), limit, rng)}
+            places = (place for place, line in enumerate(file) if line.strip())
+            filled = np.fromiter(places, np.int64)
+        wanted = filled[_drawn(len(filled), limit, rng)]
     with path.open("rb") as file:
         yield from read_lines(str(path), file, wanted)
 
 
 def read_lines(
-    name: str, lines: Iterable[bytes], wanted: Container[int] = _ALL
+    name: str, lines: Iterable[bytes], wanted: Iterable[int] | None = None
 ) -> Iterator[Row | Skipped]:
-    """Yield the rows of JSON Lines, blank lines left out. wanted: line numbers, from 1."""
-    for number, line in enumerate(lines, 1):
-        if number in wanted and line.strip():
-            yield _parsed(f"{name}:{number}", line)
+    """Yield the rows of JSON Lines, blank lines left out.
+
+    wanted: places of the lines to read, ascending from 0; default: all.
+    """
+    for place, line in _picked(lines, count() if wanted is None else wanted):
+        if line.strip():
+            yield _parsed(f"{name}:{place + 1}", line)
+
+
+def _picked(items: Iterable[T], wanted: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """The items at some places, ascending from 0, with their places."""
+    places = iter(wanted)
+    following = next(places, None)
+    for place, item in enumerate(items):
+        if place == following:
+            yield place, item
+            following = next(places, None)
 
 
 def _parsed(origin: str, line: bytes) -> Row | Skipped:
@@ -107,50 +188,50 @@ def _checked(origin: str, value: object) -> Row | Skipped:
 
 def _json(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
     """A list of rows, {"data": [...]}, or JSON Lines under another name."""
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DenserlError(f"{path}: not UTF-8: {error}", hint="save it as UTF-8") from error
-    except RecursionError as error:
-        raise DenserlError(f"{path}: nested too deeply", hint="mend the file") from error
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+    with json_errors(path):
+        if is_json_lines(path):
             yield from _jsonl(path, limit, rng)
             return
-        raise DenserlError(
-            f"{path}:{error.lineno}: broken JSON: {error.msg}",
-            hint="mend the file, or write one row a line in a .jsonl file",
-        ) from error
-    rows = rows.get("data") if isinstance(rows, dict) else rows
-    if not isinstance(rows, list):
-        raise DenserlError(f"{path}: neither a list of rows nor an object with such a list in data")
-    for place in _drawn(len(rows), limit, rng):
-        yield _checked(f"{path}[{place}]", rows[place])
+        wanted: Iterable[int] = count()
+        if limit is not None:
+            wanted = _drawn(sum(1 for _ in json_elements(path)), limit, rng)
+        for place, value in _picked(json_elements(path), wanted):
+            yield _checked(f"{path}[{place}]", value)
 
 
 def _parquet(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    try:
+    with _parquet_errors(path):
         file = ParquetFile(path)
-        wanted = set(_drawn(file.metadata.num_rows, limit, rng))
-        place = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                if place in wanted:
-                    yield Row(f"{path}[{place}]", fields)
-                place += 1
+        wanted = np.zeros(file.metadata.num_rows, bool)
+        wanted[_drawn(len(wanted), limit, rng)] = True
+        start = 0
+        for batch in file.iter_batches(batch_size=_BATCH):
+            places = np.flatnonzero(wanted[start : start + batch.num_rows])
+            rows = batch.take(places).to_pylist() if len(places) else []
+            for place, fields in zip(places, rows, strict=True):
+                yield Row(f"{path}[{start + place}]", fields)
+            start += batch.num_rows
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
     except ArrowException as error:
         raise DenserlError(f"{path}: not a readable parquet file: {error}") from error
 
 
-def _arrow(source: Source, rng: np.random.Generator) -> Iterator[Row | Skipped]:
+def _arrow(
+    name: str, dataset: Dataset, limit: int | None, rng: np.random.Generator
+) -> Iterator[Row | Skipped]:
     """A folder saved by `datasets`, another folder it understands, or a data set of the hub."""
-    name, dataset = _split(source, _load(source))
-    places = _drawn(len(dataset), source.max_samples, rng)
-    rows = dataset.with_format(None).select(places)
-    for place, fields in zip(places, rows, strict=True):
+    places = _drawn(len(dataset), limit, rng)
+    rows = dataset.with_format(None)
+    for place, fields in zip(places, rows.select(places), strict=True):
         yield Row(f"{name}[{place}]", fields)
 
 
@@ -191,11 +272,11 @@ def _split(source: Source, loaded: Dataset | Mapping[str, Dataset]) -> tuple[str
     return f"{source.path}:{split}", loaded[split]
 
 
-def _drawn(count: int, limit: int | None, rng: np.random.Generator) -> list[int]:
+def _drawn(rows: int, limit: int | None, rng: np.random.Generator) -> range | np.ndarray:
     """Row numbers to read, ascending."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return sorted(rng.choice(count, size=limit, replace=False).tolist())
+    if limit is None or limit >= rows:
+        return range(rows)
+    return np.sort(rng.choice(rows, size=limit, replace=False))
 
 
 def check_usable(usable: int, skipped: Sequence[Skipped], *, strict: bool) -> None:

@@ -84,7 +84,7 @@ class Template:
         source = _source(tokenizer)
         self.variables = _variables(tokenizer, source)
         """Names that the template reads and `arguments` may set."""
-        self._source = _fixed_day() + source if "strftime_now" in source else source
+        self.source = _fixed_day() + source if "strftime_now" in source else source
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
 
     def fill(
@@ -145,7 +145,7 @@ class Template:
         try:
             text = self.tokenizer.apply_chat_template(
                 turns,
-                chat_template=self._source,
+                chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self.arguments,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CHUNK = 256
+"""Rows that are worked on together, and counted together."""
 
 
 class Observer:
@@ -22,3 +29,15 @@ class Observer:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A result worth a table."""
+
+
+def with_progress(
+    items: Iterable[T], observer: Observer, title: str, total: int | None
+) -> Iterator[T]:
+    """The same items; the observer hears of each chunk that has gone by."""
+    observer.begin(title, total=total)
+    source = iter(items)
+    while chunk := list(islice(source, CHUNK)):
+        yield from chunk
+        observer.advance(len(chunk))
+    observer.end()

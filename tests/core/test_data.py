@@ -11,7 +11,9 @@ from denserl_cli.core.chat import ChatFormat, encode_pair, encode_prompt
 from denserl_cli.core.data import (
     EncodedPairRow,
     Pair,
+    PairRows,
     Prompt,
+    PromptRows,
     encode_pairs,
     encode_prompts,
     read_pairs,
@@ -236,12 +238,12 @@ def test_progress_is_reported_while_tokenising() -> None:
 # splitting
 
 
-def rows(prompts: list[int]) -> list[EncodedPairRow]:
+def rows(prompts: list[int]) -> PairRows:
     answer = np.array([1, 2], np.int32)
-    return [
+    return PairRows.of(
         EncodedPairRow(np.array([prompt], np.int32), answer, answer, None, f"f:{place}")
         for place, prompt in enumerate(prompts)
-    ]
+    )
 
 
 def test_held_out_pairs_are_a_tenth_at_most() -> None:
@@ -252,8 +254,8 @@ def test_held_out_pairs_are_a_tenth_at_most() -> None:
     assert {row.origin for row in train} | {row.origin for row in held} == {
         f"f:{i}" for i in range(100)
     }
-    assert split_pairs(rows(list(range(9))), 5, seed=1)[1] == []
-    assert split_pairs(rows(list(range(100))), 0, seed=1)[1] == []
+    assert not split_pairs(rows(list(range(9))), 5, seed=1)[1]
+    assert not split_pairs(rows(list(range(100))), 0, seed=1)[1]
 
 
 def test_the_split_follows_the_seed() -> None:
@@ -268,7 +270,7 @@ def test_pairs_of_one_prompt_stay_on_one_side() -> None:
     assert len(held) == 30
     assert not {int(row.prompt[0]) for row in train} & {int(row.prompt[0]) for row in held}
     # one prompt that is larger than the tenth cannot be held out
-    assert split_pairs(rows([0] * 100), 10, seed=1)[1] == []
+    assert not split_pairs(rows([0] * 100), 10, seed=1)[1]
 
 
 def test_a_prompt_that_was_cut_for_some_of_its_pairs_is_still_one_prompt() -> None:
@@ -276,14 +278,14 @@ def test_a_prompt_that_was_cut_for_some_of_its_pairs_is_still_one_prompt() -> No
     pairs = [pair(f"prompt {i}", "a" * n, "b") for i in range(30) for n in (2, 20)]
     found = encode_pairs(chat, pairs, max_length=20, max_prompt_length=8)
     assert len({row.prompt.tobytes() for row in found.rows}) > 30
-    train, held = split_pairs(found.rows, 6, seed=1)
+    train, held = split_pairs(PairRows.of(found.rows), 6, seed=1)
     assert len(held) == 6
     assert not {row.group for row in train} & {row.group for row in held}
 
 
 def test_equal_prompts_stay_on_one_side() -> None:
     prompts = [Prompt([user("q")], f"f:{i}", {}, np.array([i // 2], np.int32)) for i in range(100)]
-    train, held = split_prompts(prompts, 10, seed=1)
+    train, held = split_prompts(PromptRows.of(prompts), 10, seed=1)
     assert (len(train), len(held)) == (90, 10)
     assert not {int(p.ids[0]) for p in train} & {int(p.ids[0]) for p in held}
 

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from denserl_cli.core.data import Skipped
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.materials import (
+    draw_pairs,
     list_skipped,
     load_chat,
     load_pairs,
@@ -161,3 +163,34 @@ def test_the_recipe_says_how_conversations_are_written(recipe: MakeRecipe):
     assert chat.stop_ids == (5, tokenizer.convert_tokens_to_ids("<|user|>"))
     with pytest.raises(DenserlError, match=r"chat\.terminator: .* has no token 'nothing'"):
         load_chat(recipe("chat.terminator=nothing"))
+
+
+def test_a_draw_takes_alike_from_each_source_before_it_tokenises(
+    recipe: MakeRecipe, tmp_path: Path
+):
+    files = [
+        str(pairs_file(tmp_path / f"{name}.jsonl", *((f"bala {name}{i}", "x") for i in range(n))))
+        for name, n in (("a", 60), ("b", 20))
+    ]
+    asked, ears = recipe(f"data.preferences=[{files[0]}]", f"data.evaluation=[{files[1]}]"), Ears()
+    _, chat = load_chat(asked)
+
+    def drawn(count: int, seed: int = 1) -> list[str]:
+        rows, skipped = draw_pairs(asked, chat, count, seed, ears)
+        assert not skipped
+        return [row.origin for row in rows]
+
+    few = drawn(8)
+    assert len(set(few)) == 8 and sum(origin.startswith(files[0]) for origin in few) == 6
+    assert few == drawn(8) != drawn(8, seed=2)
+    everything = load_pairs(asked, chat, ears).everything
+    order = np.random.default_rng(1).permutation(80)
+    assert drawn(100) == [everything[i].origin for i in order]
+
+
+def test_what_cannot_be_counted_is_read_whole(recipe: MakeRecipe, tmp_path: Path):
+    rows = [{"prompt": "write words", "chosen": f"bala {i}", "rejected": "x"} for i in range(9)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    asked = recipe(f"data.preferences=[{tmp_path / 'rows.json'}]")
+    found, _ = draw_pairs(asked, load_chat(asked)[1], 4, 1, Observer())
+    assert len(found) == 4

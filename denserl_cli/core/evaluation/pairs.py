@@ -11,6 +11,7 @@ import numpy as np
 
 from denserl_cli.core.adopting import load_scorer, open_reward_model
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.encoded import PairRows, longest, pair_lengths
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.evaluation.statistics import Floats, accuracy, calibration, length_effect
@@ -83,7 +84,7 @@ def evaluate_reward_model(
 
 def _evaluation_pairs(
     recipe: Recipe, chat: ChatFormat, observer: Observer, limit: int | None
-) -> tuple[list[EncodedPairRow], list[Skipped]]:
+) -> tuple[PairRows, list[Skipped]]:
     """The pairs to evaluate on, at most `limit` of them drawn with the recipe's seed."""
     data = recipe.data
     if data.evaluation:
@@ -93,7 +94,7 @@ def _evaluation_pairs(
     elif data.preferences:
         _, rows, skipped = load_pairs(recipe, chat, observer)
     else:
-        rows, skipped = [], []
+        rows, skipped = PairRows.of([]), []
     if not rows:
         raise DenserlError(
             f"recipe {recipe.name} holds out no pairs to evaluate on",
@@ -101,7 +102,7 @@ def _evaluation_pairs(
         )
     if limit is not None and limit < len(rows):
         drawn = np.random.default_rng(recipe.seed).choice(len(rows), size=limit, replace=False)
-        rows = [rows[i] for i in sorted(drawn)]
+        rows = rows.take(np.sort(drawn))
     return rows, skipped
 
 
@@ -117,16 +118,17 @@ def score_pairs(
 
     Raises DenserlError for a score that is not a number, which comes from a broken model.
     """
-    lengths = [len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows]
+    lengths = longest(pair_lengths(rows))
     scores = np.zeros((len(rows), 2))
     observer.begin("score pairs", total=len(rows))
     for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
-        scored = scorer(collate_pairs([rows[i] for i in part], pad_id, device()))
+        pairs = [rows[i] for i in part]
+        scored = scorer(collate_pairs(pairs, pad_id, device()))
         assert scored.token_values is not None
         found = aggregate_segments(scored.token_values, scored.ends, aggregate)
         scores[part] = found.view(2, len(part)).T.double().cpu().numpy()
-        for i in part:
-            check_finite(scores[i].sum(), rows[i].origin)
+        for i, pair in zip(part, pairs, strict=True):
+            check_finite(scores[i].sum(), pair.origin)
         observer.advance(len(part))
     observer.end()
     return scores
@@ -135,7 +137,8 @@ def score_pairs(
 def describe(rows: Sequence[EncodedPairRow], scores: Floats) -> dict[str, Any]:
     """The figures of an evaluation. scores: (pairs, 2), chosen and rejected."""
     differences = scores[:, 0] - scores[:, 1]
-    longer = np.array([len(row.chosen) - len(row.rejected) for row in rows])
+    lengths = pair_lengths(rows)
+    longer = lengths[:, 1] - lengths[:, 2]
     result = {
         **asdict(accuracy(differences)),
         "calibration": asdict(calibration(differences)),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.adopting import Opened
     from denserl_cli.core.chat import ChatFormat
-    from denserl_cli.core.data import Prompt
+    from denserl_cli.core.data import Prompt, PromptRows
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.ppo.prompts import Judge
     from denserl_cli.core.ppo.rollout import Rollout
@@ -245,7 +245,7 @@ def _prompts(
     observer: Observer,
     limit: int | None,
     held_out: bool,
-) -> list[Prompt]:
+) -> PromptRows:
     if not held_out:
         sources = at_most(limit, recipe.data.prompts)
         recipe = replace(recipe, data=replace(recipe.data, prompts=sources, eval_prompts=0))

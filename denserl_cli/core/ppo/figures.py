@@ -30,9 +30,11 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
     figures = response_figures(rollout, aggregate)
     kl, lengths = figures["kl"], figures["response_length"]
     inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
+    means = {name: values.mean() for name, values in figures.items()}
+    if "rm_score" in figures:
+        means["rm_score_std"] = figures["rm_score"].std(correction=0)
     return {
-        **{name: values.mean() for name, values in figures.items()},
-        **{f"{k}_std": v.std(correction=0) for k, v in figures.items() if k == "rm_score"},
+        **means,
         "kl_per_token": kl.sum() / lengths.sum(),
         "segment_length": inside.sum() / figures["segments_per_response"].sum(),
     }
@@ -75,8 +77,7 @@ def dense_rewards(
             segment_total=settings.segment_total,
             clip=math.inf,
         )
-        weight = settings.reward_model_weight
-        rewards = rewards + (1.0 if weight is None else weight) * learned
+        rewards = rewards + settings.learned_weight * learned
     if settings.length_normalize:
         rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
     return replace_penalized(

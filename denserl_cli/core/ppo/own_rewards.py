@@ -8,7 +8,6 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import chain
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -279,7 +278,7 @@ def _value(value: Any, where: str) -> Value:
     value = value.tolist() if hasattr(value, "tolist") else value
     several = isinstance(value, list | tuple)
     for number in value if several else [value]:
-        if not isinstance(number, Real) or not abs(number) < _LARGEST:  # NaN is not below it
+        if not isinstance(number, int | float) or not abs(number) < _LARGEST:  # NaN is not below it
             raise DenserlError(
                 f"the reward {where} is {_shown(number)}, not a finite number",
                 hint="return a number for the response, or a list of numbers for its segments or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,8 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
-    everything, reference = [*prompts.train, *prompts.evaluation], load_reference(recipe)
-    scorer = load_scorer(opened, run, observer, reference=reference, prompts=everything)
+    reference = load_reference(recipe)
+    scorer = load_scorer(opened, run, observer, reference=reference, prompts=prompts.everything)
     collect, update = _models(opened, run, plan, scorer)
     policy = update.actor.model
     _stop_generation(policy, chat)
@@ -78,7 +79,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     observer.table("policy", ["figure", "start", "end"], rows)
 
 
-def _plan(recipe: Recipe, prompts: list[Prompt]) -> PromptPlan:
+def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
     """The prompts of every iteration."""
     ppo = recipe.ppo
     passes = ppo.passes

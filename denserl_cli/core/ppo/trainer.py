@@ -245,8 +245,7 @@ class PPOTrainer:
 
     def score(self, evaluated: dict[str, float]) -> float:
         """What the best policy has most of: the rewards' means by their weights."""
-        weight = self.settings.reward_model_weight
-        weights = {"rm_score": 1.0 if weight is None else weight}
+        weights = {"rm_score": self.settings.learned_weight}
         weights |= {f"reward_{short_name(o.function)}": o.weight for o in self.settings.reward}
         return sum(
             weight * evaluated.get(f"eval_{name}", math.nan)

@@ -168,8 +168,8 @@ def _cuts(recipe: Recipe) -> Iterator[Problem]:
         if cut != "entropy":
             advice = f"{granularity} is not cut in another way; leave it at entropy"
             yield Problem(f"{block}.cut", advice, given)
-        return
-    if cut == "entropy" and cutoff is None:
+            return
+    elif cut == "entropy" and cutoff is None:
         advice = "`denserl segment --calibrate LENGTH` proposes one for your model and data"
         yield Problem(f"{block}.cutoff", f"segment needs a cutoff; {advice}", by_cut)
     for name in ("cutoff", "quantile", "segment_length", "cut_seed"):
@@ -198,7 +198,7 @@ def _rewards(recipe: Recipe) -> Iterator[Problem]:
         elif (name := short_name(one.function)) in seen:
             yield Problem(key, f"a second reward called {name}; figures need names of their own")
         seen.add(short_name(one.function))
-    if ppo.reward_model_weight:
+    if ppo.learned_weight:
         return
     if not any(one.weight for one in ppo.reward):
         yield Problem(weight, "without it nothing is rewarded; name a ppo.reward", ("ppo.reward",))
@@ -211,7 +211,7 @@ def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:
     granularity, normalizer = published.granularity, published.normalizer
     given = ("published.granularity", "segmentation.cut")
     if (granularity == "segment" and cut == "entropy") != (published.cutoff is not None):
-        advice = "segment has a cutoff, token and bandit have none"
+        advice = "segment has a cutoff; token, bandit and other cuts have none"
         yield Problem("published.cutoff", advice, given)
     if granularity == "bandit" and normalizer and (normalizer.w_mean or normalizer.w_std):
         advice = "bandit has one location; leave w_mean and w_std at 0"

@@ -207,11 +207,11 @@ class NormalizerConfig:
     kind: NormalizerKind | None = None
     """location, global, last or none; null: `location`, with bandit `global`."""
     pairs: int = 60000
-    """Preference pairs to score for the fit (both sides are used)."""
+    """Preference pairs to score for the fit, drawn from all of them (both sides are used)."""
     batch_size: int = 8
     """Pairs per forward pass."""
     seed: int = 42
-    """Seed of the sample of pairs."""
+    """Seed that draws the pairs."""
     min_std: float | None = None
     """Floor of std(p); null: a tenth of b_std."""
 
@@ -306,6 +306,13 @@ class PPOConfig:
     """Iterations between checkpoints."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What trains policy and critic."""
+
+    @property
+    def learned_weight(self) -> float:
+        """The reward model's weight, also where the recipe leaves it open; 0: there is none."""
+        if self.reward_model_weight is not None:
+            return self.reward_model_weight
+        return 0.0 if self.reward else 1.0
 
 
 @dataclass(frozen=True)
@@ -454,9 +461,6 @@ def resolved(recipe: Recipe) -> Recipe:
     value_clip = recipe.ppo.value_clip
     if value_clip is None:
         value_clip = 0.2 if bandit else 0.25
-    weight = recipe.ppo.reward_model_weight
-    if weight is None:
-        weight = 0.0 if recipe.ppo.reward else 1.0
     data, model, cut = recipe.data, recipe.model, recipe.segmentation
     if cut.segment_length is None and "segment_length" in CUT_FIELDS[cut.cut]:
         cut = replace(cut, segment_length=8.0)
@@ -481,7 +485,7 @@ def resolved(recipe: Recipe) -> Recipe:
             recipe.ppo,
             interpolation=interpolation,
             value_clip=value_clip,
-            reward_model_weight=weight,
+            reward_model_weight=recipe.ppo.learned_weight,
         ),
         published=_published_at_home(recipe.published),
     )

@@ -1,0 +1,77 @@
+"""What encoded data follow from, in short: files, settings, tokenizers, chat formats, code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_128
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from denserl_cli.core.chat import ChatFormat
+
+_BLOCK = 2**20
+_CODE = ("sources", "json_files", "rows", "reading", "template", "chat", "data", "encoded", "cache")
+"""Modules that decide what a row becomes."""
+
+
+def of_file(path: Path) -> str:
+    """Digest of a file's content."""
+    found = xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def of_settings(settings: Mapping[str, Any]) -> str:
+    """Digest of settings that JSON can hold."""
+    return xxh3_128(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def of_chat(chat: ChatFormat) -> dict[str, Any]:
+    """What the ids of a conversation depend on, its limits apart."""
+    template = chat.template
+    others = {name: value for name, value in vars(chat).items() if name != "template"}
+    return {
+        "tokenizer": _of_tokenizer(template.tokenizer),
+        "template": template.source,
+        "arguments": repr(sorted(template.arguments.items())),
+        "format": repr((type(chat).__name__, sorted(others.items()))),
+    }
+
+
+@cache
+def of_code() -> dict[str, str]:
+    """The code that encodes, our own and the libraries'."""
+    import tokenizers
+    import transformers
+
+    return {
+        "denserl": _of_texts((Path(__file__).parent / f"{name}.py").read_bytes() for name in _CODE),
+        "tokenizers": tokenizers.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Vocabulary, merges, normaliser and special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return _of_texts([backend.to_str().encode(), repr(tokenizer.special_tokens_map).encode()])
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return _of_texts(path.read_bytes() for path in sorted(Path(folder).iterdir()))
+
+
+def _of_texts(texts: Iterable[bytes]) -> str:
+    found = xxh3_128()
+    for text in texts:
+        found.update(len(text).to_bytes(8, "little") + text)
+    return found.hexdigest()

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from denserl_cli.core.distributed import said_by_first_of_machine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_one_process_asks_itself() -> None:
+    assert said_by_first_of_machine(lambda: "so") == "so"
+
+
+def test_the_first_of_each_machine_speaks_however_long_it_takes(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launch, "-m", "tests.core.patient_worker", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    # the second machine's is slower than an answer may take, and the first waits for it
+    assert first == ["rank 0", "rank 0", True]
+    assert second == ["rank 0", "rank 1"]
