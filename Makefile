@@ -8,7 +8,7 @@ demo: .venv/installed  ## the whole pipeline on the embedded task
 	$(BIN)/denserl demo --out runs/demo --resume
 
 test: .venv/installed  ## the test suite
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed  ## what CI checks beside the tests
 	$(BIN)/ruff check .

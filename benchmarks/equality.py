@@ -22,12 +22,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from denserl_cli.core.tracking import TIMES
+
 TOLERANCE = 1e-5
 """Of a figure, relative to its size or to 1, whichever is larger."""
-WEIGHTS = 0.01
+WEIGHTS = 0.05
 """Of a weight, in peak learning rates: Adam turns a rounding of the gradient into a part of one."""
-TIMES = ("seconds", "tokens_per_second")
 STAGES = ("train-rm", "fit-function", "train-ppo")
+EVALUATIONS: dict[str, dict[str, object]] = {
+    "evaluate-rm": {"name": "pairs"},
+    "evaluate-policy": {"samples": 2},
+}
 LEARNING_RATES = {"train-rm": 2e-3, "train-ppo": 5e-4}
 RESULTS = {"train-rm": "reward_model", "train-ppo": "policy"}
 SETTINGS = (
@@ -205,13 +210,15 @@ def work(jobs: Sequence[tuple[str, str, list[str]]]) -> None:
     from denserl_cli.core import distributed
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.tracking import Observer
-    from denserl_cli.worker import run_stage
+    from denserl_cli.worker import evaluate, run_stage
 
     distributed.join()
     for stage, folder, settings in jobs:
-        run_stage(
-            stage, load_recipe("sandbox-segment", settings), Path(folder), "start", Observer()
-        )
+        recipe = load_recipe("sandbox-segment", settings)
+        if stage in EVALUATIONS:
+            evaluate(stage, recipe, Path(folder), Observer(), EVALUATIONS[stage])
+        else:
+            run_stage(stage, recipe, Path(folder), "start", Observer())
     distributed.leave()
 
 
@@ -244,17 +251,17 @@ def _apart(plain: Path, other: Path) -> Iterator[tuple[float, str]]:
         if expected.keys() != found.keys():
             yield math.inf, f"other figures: {sorted(expected.keys() ^ found.keys())}"
         for name in (expected.keys() & found.keys()) - {*TIMES}:
-            yield _distance(expected[name], found[name]), name
+            yield distance(expected[name], found[name]), name
 
 
-def _distance(expected: object, found: object) -> float:
+def distance(expected: object, found: object) -> float:
     """The largest difference in two values, relative to its size or to 1."""
     if isinstance(expected, dict) and isinstance(found, dict):
         expected, found = (list(each.items()) for each in (expected, found))
     if isinstance(expected, tuple) and isinstance(found, tuple):
         expected, found = list(expected), list(found)
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        return max((_distance(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+        return max((distance(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     if isinstance(expected, int | float) and isinstance(found, int | float):
         return abs(expected - found) / max(1.0, abs(expected))
     return 0.0 if expected == found else math.inf

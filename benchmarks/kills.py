@@ -1,6 +1,7 @@
 """Kill train-rm and train-ppo with -9 at random moments, resume, compare every byte.
 
     python benchmarks/kills.py --out runs/kills [--kills 20] [--seed 0] [--jobs 2] [--processes 1]
+        [--stages train-rm train-ppo]
 
 Each kill has a run folder and a process of its own. One in three comes at a moment drawn uniformly
 from the life of an uninterrupted process, most of which is start-up; one after a random number of
@@ -8,7 +9,8 @@ steps; one inside a random checkpoint write. The killed stage is resumed to its 
 figures must be those of the uninterrupted run. Prints a Markdown table, writes it to OUT/report.md,
 and exits with 1 when anything differs.
 
-With several processes the launcher is killed, and its processes die with it.
+With several processes a third of the kills hits the launcher, whose processes die with it, and a
+third each of the two first processes, after which the launcher ends the job.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from denserl_cli.core.tracking import TIMES
 
 STAGES = ("train-rm", "train-ppo")
 SETTINGS = (
@@ -41,10 +45,11 @@ SETTINGS = (
 )
 SEVERAL = (
     *("reward_model.micro_batch_size=2", "reward_model.engine.zero_stage=3"),
-    *("ppo.micro_batch_size=2", "ppo.engine.zero_stage=3"),
+    *("sandbox.pairs=200", "reward_model.epochs=1", "reward_model.save_every=1"),
+    *("ppo.micro_batch_size=2", "ppo.engine.zero_stage=3", "ppo.epochs=1"),
+    *("ppo.iterations=8", "ppo.eval_every=4", "ppo.save_every=1"),
 )
-TIMES = ("seconds", "tokens_per_second")
-"""Figures that depend on the clock."""
+"""Shorter runs for several processes, whose start takes longer."""
 
 
 class Kill(NamedTuple):
@@ -56,6 +61,11 @@ class Kill(NamedTuple):
     unit: str
     processes: int
 
+    @property
+    def victim(self) -> int | None:
+        """The process that is killed; None: the one that was started, which may be a launcher."""
+        return (None, 0, 1)[self.number // 3 % 3] if self.processes > 1 else None
+
 
 class Row(NamedTuple):
     """What a kill met, and whether the resumed run ended as the uninterrupted one did."""
@@ -63,8 +73,10 @@ class Row(NamedTuple):
     stage: str
     number: int
     moment: str
+    victim: str
     logged: int
     writing: bool
+    resumed: bool
     same: bool
 
 
@@ -72,6 +84,7 @@ def main() -> None:
     """Run every kill and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--kills", type=int, default=20, help="for each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -83,6 +96,8 @@ def main() -> None:
     for stage in STAGES:
         seconds, steps, writes = uninterrupted(stage, out, arguments.processes)
         print(f"{stage}: {seconds:.1f} s uninterrupted, seed {arguments.seed}", flush=True)
+        if stage not in arguments.stages:
+            continue
         rng = random.Random(f"{arguments.seed} {stage}")
         life = (("seconds", seconds), ("steps", steps), ("writes", writes))
         kills = [
@@ -101,7 +116,8 @@ def uninterrupted(stage: str, out: Path, processes: int) -> tuple[float, int, in
     folder = out / stage / "whole"
     if stage == "train-ppo":
         shutil.copytree(out / "train-rm" / "whole", folder)
-        finish("fit-function", folder, processes)
+        if errors := run("fit-function", folder, processes):
+            sys.exit(errors)
         shutil.copytree(folder, out / stage / "start")
     else:
         (out / stage / "start").mkdir(parents=True)
@@ -111,7 +127,8 @@ def uninterrupted(stage: str, out: Path, processes: int) -> tuple[float, int, in
         while process.poll() is None:
             seen |= {path.name for path in folder.glob(f"checkpoints/{stage}/step-*")}
             time.sleep(0.005)
-    assert process.returncode == 0
+    if process.returncode:
+        sys.exit(f"{stage} in {folder} ended with {process.returncode}")
     return time.monotonic() - began, len(figures(stage, folder)), len(seen)
 
 
@@ -121,14 +138,33 @@ def survive(kill: Kill, out: Path) -> Row:
     shutil.copytree(out / kill.stage / "start", folder)
     with start(kill.stage, folder, kill.processes) as process:
         wait(kill, folder, process.poll)
-        process.send_signal(signal.SIGKILL)
+        victim = strike(process, kill)
+        process.communicate()
     moment = f"{kill.after:.1f} {kill.unit}" + (" (done)" if process.returncode == 0 else "")
     logged = len(figures(kill.stage, folder))
     writing = any(folder.glob("**/.*.tmp"))
-    finish(kill.stage, folder, kill.processes, "--resume")
-    same = outcome(kill.stage, folder) == outcome(kill.stage, out / kill.stage / "whole")
-    print(f"{kill.stage} {kill.number}: {moment}, {'same' if same else 'DIFFERENT'}", flush=True)
-    return Row(kill.stage, kill.number, moment, logged, writing, same)
+    errors = run(kill.stage, folder, kill.processes, "--resume")
+    whole = outcome(kill.stage, out / kill.stage / "whole")
+    same = not errors and outcome(kill.stage, folder) == whole
+    print(f"{kill.stage} {kill.number}: {moment}, {victim}", flush=True)
+    print(errors or ("same" if same else "DIFFERENT"), flush=True)
+    return Row(kill.stage, kill.number, moment, victim, logged, writing, not errors, same)
+
+
+def strike(process: subprocess.Popen[str], kill: Kill) -> str:
+    """Kill what was started, or the process of this number that it has started."""
+    import psutil
+
+    number = kill.victim
+    if number is not None and process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid).children()
+            working = [child for child in started if "denserl_cli.worker" in child.cmdline()]
+            if number < len(working):
+                sorted(working, key=lambda child: child.pid)[number].kill()
+                return f"process {number}"
+    process.kill()
+    return "launcher" if kill.processes > 1 else "all"
 
 
 def wait(kill: Kill, folder: Path, over: Callable[[], int | None]) -> None:
@@ -160,12 +196,13 @@ def start(stage: str, folder: Path, processes: int, *words: str) -> subprocess.P
     )
 
 
-def finish(stage: str, folder: Path, processes: int, *words: str) -> None:
-    """Run a stage to its end."""
+def run(stage: str, folder: Path, processes: int, *words: str) -> str:
+    """Run a stage to its end; returns what it said where that was none."""
     process = start(stage, folder, processes, *words)
     _, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"{stage} in {folder} ended with {process.returncode}:\n{errors}")
+    if not process.returncode:
+        return ""
+    return f"{stage} in {folder} ended with {process.returncode}:\n{errors}"
 
 
 def outcome(stage: str, folder: Path) -> dict[str, object]:
@@ -190,14 +227,15 @@ def figures(stage: str, folder: Path) -> list[dict[str, object]]:
 
 def report(rows: list[Row], file: Path) -> None:
     """Write the table and print it."""
-    lines = ["| stage | kill | moment | lines logged | a write was under way | same bytes |"]
+    lines = ["| stage | kill | moment | killed | lines logged | writing | resumed | same bytes |"]
     lines.append("|" + "---|" * len(Row._fields))
     for row in rows:
         cells = ("yes" if c is True else "no" if c is False else str(c) for c in row)
         lines.append("| " + " | ".join(cells) + " |")
-    for stage in STAGES:
+    for stage in dict.fromkeys(row.stage for row in rows):
         mine = [row for row in rows if row.stage == stage]
-        lines.append(f"\n{stage}: {sum(row.same for row in mine)} of {len(mine)} the same bytes")
+        counts = [sum(row.resumed for row in mine), sum(row.same for row in mine), len(mine)]
+        lines.append("\n{}: {} resumed and {} the same bytes, of {}".format(stage, *counts))
     text = "\n".join(lines) + "\n"
     file.write_text(text, encoding="utf-8")
     print(text)

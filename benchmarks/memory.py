@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,19 +29,36 @@ SHAPES = {
     "wide": (768, 2048, 5, 12, 12, 12_000),
 }
 """Width, feed-forward width, layers, heads, key heads, vocabulary."""
+
+
+class How(NamedTuple):
+    """How a case trains; zero_stage 0 is plain torch. sharded: the frozen models as well."""
+
+    zero_stage: int
+    processes: int
+    dtype: str
+    sharded: bool = False
+    lora: bool = False
+
+
 ENGINES = {
-    "torch-float32": (0, 1, "float32"),
-    "torch-bfloat16": (0, 1, "bfloat16"),
-    "zero2-float32": (2, 1, "float32"),
-    "zero2-float32-2": (2, 2, "float32"),
-    "zero2-bfloat16-2": (2, 2, "bfloat16"),
-    "zero3-float32": (3, 1, "float32"),
-    "zero3-float32-2": (3, 2, "float32"),
-    "zero3-bfloat16-2": (3, 2, "bfloat16"),
+    "torch-float32": How(0, 1, "float32"),
+    "torch-bfloat16": How(0, 1, "bfloat16"),
+    "torch-lora-float32": How(0, 1, "float32", lora=True),
+    "zero1-float32-2": How(1, 2, "float32"),
+    "zero1-bfloat16-2": How(1, 2, "bfloat16"),
+    "zero2-float32": How(2, 1, "float32"),
+    "zero2-float32-2": How(2, 2, "float32"),
+    "zero2-bfloat16-2": How(2, 2, "bfloat16"),
+    "zero2-lora-float32-2": How(2, 2, "float32", lora=True),
+    "zero3-float32": How(3, 1, "float32"),
+    "zero3-float32-2": How(3, 2, "float32"),
+    "zero3-bfloat16-2": How(3, 2, "bfloat16"),
+    "zero3-sharded-float32-2": How(3, 2, "float32", sharded=True),
 }
-"""ZeRO stage (0: plain torch), processes, compute type."""
 STAGES = ("train-rm", "train-ppo")
 PROMPT, RESPONSE = 96, 64
+RANK = 16
 
 
 def main() -> None:
@@ -69,7 +86,7 @@ def row(stage: str, engine: str, shape: str, checkpointing: bool) -> str:
     """Run one case in processes of its own; its line of the table."""
     words = [str(Path(__file__)), "--case", stage, engine, shape]
     words += ["--checkpointing"] if checkpointing else []
-    count = ENGINES[engine][1]
+    count = ENGINES[engine].processes
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {
         **os.environ,
@@ -112,10 +129,30 @@ def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[st
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.shapes import config_shape
 
-    zero, count, dtype = ENGINES[engine]
-    recipe = load_recipe(
-        "sandbox-segment",
-        [
+    how = ENGINES[engine]
+    recipe = load_recipe("sandbox-segment", settings(how))
+    setting = replace(
+        planning.own_setting(recipe, stage, how.processes),
+        zero_stage=how.zero_stage,
+        compute=4 if how.dtype == "float32" else 2,
+        checkpointing=checkpointing,
+        chunk=CHUNK_BYTES,
+        on_cpu=True,
+        shard_frozen=how.sharded,
+    )
+    found = config_shape(config(shape))
+    plan = phases.plan(recipe, found, stage, setting)
+    peaks = {name: memory.total(terms) for name, terms in plan.phases.items() if name != "load"}
+    top = max(peaks, key=lambda name: peaks[name])
+    return {"predicted": peaks[top], "weights": found.parameters}
+
+
+def settings(how: How) -> list[str]:
+    """The recipe of a case."""
+    lora = [f"lora={{rank: {RANK}}}"] if how.lora else []
+    return [
+        *lora,
+        *(
             f"data.max_length={PROMPT + RESPONSE}",
             f"data.max_prompt_length={PROMPT}",
             "reward_model.micro_batch_size=2",
@@ -126,21 +163,8 @@ def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[st
             "ppo.rollout_micro_batch_size=4",
             f"ppo.max_prompt_length={PROMPT}",
             f"ppo.max_new_tokens={RESPONSE}",
-        ],
-    )
-    setting = replace(
-        planning.own_setting(recipe, stage, count),
-        zero_stage=zero,
-        compute=4 if dtype == "float32" else 2,
-        checkpointing=checkpointing,
-        chunk=CHUNK_BYTES,
-        on_cpu=True,
-    )
-    found = config_shape(config(shape))
-    plan = phases.plan(recipe, found, stage, setting)
-    peaks = {name: memory.total(terms) for name, terms in plan.phases.items() if name != "load"}
-    top = max(peaks, key=lambda name: peaks[name])
-    return {"predicted": peaks[top], "weights": found.parameters}
+        ),
+    ]
 
 
 def config(shape: str) -> Any:
@@ -189,7 +213,7 @@ def tiny_model(shape: str, dtype: str) -> Callable[..., Any]:
 
 def train(stage: str, engine: str, shape: str, *, steps: int, checkpointing: bool) -> int:
     """Some steps of a stage; the peak of the resident set after everything was built."""
-    make = tiny_model(shape, ENGINES[engine][2])
+    make = tiny_model(shape, ENGINES[engine].dtype)
     rng = np.random.default_rng(0)
     vocabulary = SHAPES[shape][-1]
 
@@ -211,7 +235,7 @@ def make_engine(model: Any, engine: str) -> Any:
     from denserl_cli.core.engine import TorchEngine
     from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
 
-    zero, _, dtype = ENGINES[engine]
+    zero, dtype = ENGINES[engine].zero_stage, ENGINES[engine].dtype
     common: dict[str, Any] = {
         "learning_rate": 1e-4,
         "settings": OptimizerConfig(),
@@ -225,20 +249,47 @@ def make_engine(model: Any, engine: str) -> Any:
     return DeepSpeedEngine(model, engine=EngineConfig(zero_stage=zero), **common)  # type: ignore[arg-type]
 
 
+def learnt(engine: str, reference: Any, *, scalar: bool = True) -> Any:
+    """A model of adapters over the reference's weights, where the case trains such."""
+    from denserl_cli.core.adapters import new_policy, new_scalar_model
+    from denserl_cli.core.recipe import load_recipe
+
+    how = ENGINES[engine]
+    if not how.lora:
+        return None
+    recipe = load_recipe("sandbox-segment", settings(how))
+    return (new_scalar_model if scalar else new_policy)(recipe, reference)
+
+
+def shard(scorer: Any, engine: str) -> None:
+    """Spread the frozen models over the processes where the case does."""
+    import torch
+
+    from denserl_cli.core.deepspeed_engine import Sharded
+    from denserl_cli.core.recipe.schema import EngineConfig
+
+    how = ENGINES[engine]
+    for name in ("reference", "reward_model") if how.sharded else ():
+        if (model := getattr(scorer, name)) is not None:
+            setattr(scorer, name, Sharded(model, EngineConfig(), getattr(torch, how.dtype)))
+
+
 def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], None]:
     """Steps of train-rm: the reference segments, the reward model learns."""
     import torch
 
     from denserl_cli.core.batches import collate_sequences
+    from denserl_cli.core.engine import step as engine_step
     from denserl_cli.core.recipe.schema import SegmentationConfig
     from denserl_cli.core.reward_model import aggregate_segments, preference_loss, token_values
     from denserl_cli.core.scoring import Scorer
 
-    dtype = getattr(torch, ENGINES[engine][2])
-    scorer = Scorer(
-        SegmentationConfig(cutoff=1.0), reference=make(trained=False).eval(), dtype=dtype
-    )
-    learner = make_engine(make(scalar=True, checkpointing=checkpointing), engine)
+    dtype = getattr(torch, ENGINES[engine].dtype)
+    reference = make(trained=False).eval()
+    scorer = Scorer(SegmentationConfig(cutoff=1.0), reference=reference, dtype=dtype)
+    model = learnt(engine, reference) or make(scalar=True, checkpointing=checkpointing)
+    learner = make_engine(model, engine)
+    shard(scorer, engine)
 
     def step(rows: Any) -> None:
         for last in (False, True):
@@ -247,7 +298,7 @@ def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any],
             values = learner(token_values, batch)
             chosen, rejected = aggregate_segments(values, ends).chunk(2)
             learner.backward(preference_loss(chosen, rejected) / 2, last=last)
-        learner.step()
+        engine_step(learner)
 
     return step
 
@@ -258,6 +309,7 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
 
     from denserl_cli.core.batches import collate_sequences
     from denserl_cli.core.engine import autocast
+    from denserl_cli.core.engine import step as engine_step
     from denserl_cli.core.policy import response_logprobs
     from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
     from denserl_cli.core.ppo.rollout import Sampling, noise, sample
@@ -265,19 +317,23 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
     from denserl_cli.core.reward_model import token_values
     from denserl_cli.core.scoring import Scorer
 
-    dtype = getattr(torch, ENGINES[engine][2])
+    dtype = getattr(torch, ENGINES[engine].dtype)
+    reference = make(trained=False).eval()
+    frozen = learnt(engine, reference)  # a reward model of adapters shares its weights
     scorer = Scorer(
         SegmentationConfig(cutoff=1.0),
-        reference=make(trained=False).eval(),
-        reward_model=make(scalar=True, trained=False).eval(),
+        reference=reference,
+        reward_model=frozen or make(scalar=True, trained=False).eval(),
         dtype=dtype,
     )
-    actor = make_engine(make(checkpointing=checkpointing), engine)
-    critic = make_engine(make(scalar=True, checkpointing=checkpointing), engine)
+    shard(scorer, engine)
+    policy = learnt(engine, reference, scalar=False) or make(checkpointing=checkpointing)
+    values = learnt(engine, reference) or make(scalar=True, checkpointing=checkpointing)
+    actor, critic = make_engine(policy, engine), make_engine(values, engine)
 
     def roll_out(prompts: list[np.ndarray]) -> list[np.ndarray]:
         uniform = noise([[0, row] for row in range(4)], RESPONSE)
-        plain = autocast(actor.device, dtype if ENGINES[engine][0] == 0 else torch.float32)
+        plain = autocast(actor.device, dtype if ENGINES[engine].zero_stage == 0 else torch.float32)
         with actor.gathered() as policy, plain, torch.no_grad():
             policy.eval()
             drawn = sample(policy, prompts, Sampling(RESPONSE, ()), uniform, 0)
@@ -299,8 +355,7 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
             logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
             loss = clipped_policy_loss(logprobs, old, values + 1, mask, clip=0.2).loss
             actor.backward(loss / 2, last=last)
-        critic.step()
-        actor.step()
+        engine_step(critic, actor)
 
     return step
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from denserl_cli.core.cuts import SENTENCE
+from denserl_cli.core.cutting import SENTENCE
 from denserl_cli.core.sandbox import MOODS, STRAY_WORTH, Task
 
 

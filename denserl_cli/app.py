@@ -11,12 +11,14 @@ from denserl_cli import __version__
 from denserl_cli.commands import (
     answer,
     demo,
+    doctor,
     evaluate,
     export,
     fit_function,
     import_normalizer,
     plan,
     recipes,
+    report,
     score,
     segment,
     slurm,
@@ -48,6 +50,8 @@ app.command("answer", epilog=answer.EXAMPLE)(answer.answer)
 app.command("score", epilog=score.EXAMPLE)(score.score)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+app.command("report", epilog=report.EXAMPLE)(report.report)
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("slurm", epilog=slurm.EXAMPLE)(slurm.slurm)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)

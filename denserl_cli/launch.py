@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from denserl_cli.core.distributed import is_first
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.run import Mode
+from denserl_cli.core.run import Mode, RunFolder
+from denserl_cli.core.trackers import check_trackers
 from denserl_cli.plan import check_batches, plan_lines
 from denserl_cli.processes import (
     Processes,
@@ -37,10 +40,11 @@ def launch(
     out: the run folder; None: `runs/<recipe.name>`. mode: what to do with what an earlier run left
     there. dry_run: print the plan instead, as YAML with comments. processes: None: one.
 
-    Raises DenserlError when the batches do not fit the processes.
+    Raises DenserlError when the batches do not fit the processes or a tracker is not installed.
     """
     folder, processes = out or Path("runs") / recipe.name, processes or Processes()
     check_batches(stage, recipe, processes.world_size)
+    check_trackers(recipe)
     if dry_run:
         if is_first():
             print(dry_run_text(stage, recipe, folder, mode, processes))
@@ -53,6 +57,25 @@ def launch(
 
         with last_words() if processes.world_size > 1 else nullcontext():
             work(stage, recipe, folder, mode)
+
+
+def launch_evaluation(
+    stage: str, recipe: Recipe, folder: Path, processes: Processes, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate the reward model or the policy of a run; returns the figures to show.
+
+    options: of the evaluation itself, with `name` where its figures have one. Returns None in a
+    process, started by another launcher, that is not to speak.
+    """
+    if processes.world_size > 1 and not processes.started:
+        run_processes(processes, stage, recipe, folder, "start", options)
+        file = RunFolder(folder, recipe).evaluation_file(stage, options.get("name"))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    from denserl_cli.worker import last_words, work
+
+    with last_words() if processes.world_size > 1 else nullcontext():
+        result = work(stage, recipe, folder, "start", options)
+    return result if is_first() else None
 
 
 def dry_run_text(

@@ -123,11 +123,17 @@ def read_processes(
 
 
 def run_processes(
-    processes: Processes, stage: str, recipe: Recipe, folder: Path, mode: str
+    processes: Processes,
+    stage: str,
+    recipe: Recipe,
+    folder: Path,
+    mode: str,
+    options: Mapping[str, object] | None = None,
 ) -> None:
     """Run a stage in several processes; returns when all have finished.
 
-    Raises DenserlError with the first error of any process, after all of them have ended.
+    options: of an evaluation. Raises DenserlError with the first error of any process, after all of
+    them have ended.
     """
     with TemporaryDirectory(prefix="denserl-") as name:
         place = Path(name)
@@ -135,6 +141,7 @@ def run_processes(
         file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
         (place / LAUNCHER).write_text(str(os.getpid()))
         words = worker_words(stage, file, folder, mode)
+        words += ["--options", json.dumps(options)] if options else []
         os.environ[PLACE] = str(place)
         os.environ.setdefault("OMP_NUM_THREADS", _threads(processes.count))
         with _signals_to_workers(place) as asked:

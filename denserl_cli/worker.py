@@ -11,10 +11,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from denserl_cli.core import distributed
 from denserl_cli.core.errors import DenserlError, Interrupted, read_os_error
@@ -44,12 +44,14 @@ def main() -> None:
     parser.add_argument("--local_rank", help="given by the DeepSpeed launcher, not needed")
     for option in ("--recipe", "--run", "--mode"):
         parser.add_argument(option, required=True)
+    parser.add_argument("--options", type=json.loads, default={}, help="of an evaluation, as JSON")
     asked = parser.parse_args()
     place = Path(os.environ[PLACE]) if PLACE in os.environ else None
     if place:
         _obey_the_launcher(place)
     with last_words(place):
-        work(asked.stage, load_recipe(asked.recipe), Path(asked.run), cast(Mode, asked.mode))
+        recipe, folder = load_recipe(asked.recipe), Path(asked.run)
+        work(asked.stage, recipe, folder, cast(Mode, asked.mode), asked.options)
 
 
 @contextmanager
@@ -67,17 +69,38 @@ def last_words(place: Path | None = None) -> Iterator[None]:
         os._exit(code)  # the others are waiting for this process: no farewell, which would hang
 
 
-def work(stage: str, recipe: Recipe, folder: Path, mode: Mode) -> None:
-    """Run a stage together with the other processes, if any; the first one alone speaks."""
-    from denserl_cli.console import make_observer
+def work(
+    stage: str, recipe: Recipe, folder: Path, mode: Mode, options: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Run a stage together with the other processes, if any; the first one alone speaks.
+
+    options: of an evaluation, whose figures are returned.
+    """
+    from denserl_cli.dashboard import make_observer
 
     distributed.join()
-    if distributed.is_first():
-        with make_observer() as observer:
+    result = None
+    with make_observer() if distributed.is_first() else nullcontext(Observer()) as observer:
+        if stage.startswith("evaluate-"):
+            result = evaluate(stage, recipe, folder, observer, options or {})
+        else:
             run_stage(stage, recipe, folder, mode, observer)
-    else:
-        run_stage(stage, recipe, folder, mode, Observer())
     distributed.leave()
+    return result
+
+
+def evaluate(
+    stage: str, recipe: Recipe, folder: Path, observer: Observer, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate the reward model or the policy of a run; options: those of the evaluation itself."""
+    quiet_libraries()
+    if stage == "evaluate-rm":
+        from denserl_cli.core.evaluation.pairs import evaluate_reward_model
+
+        return evaluate_reward_model(recipe, RunFolder(folder, recipe), observer, **options)
+    from denserl_cli.core.evaluation.policies import evaluate_policy
+
+    return evaluate_policy(recipe, RunFolder(folder, recipe), observer, **options)
 
 
 def _obey_the_launcher(place: Path) -> None:
@@ -141,7 +164,7 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
     Raises DenserlError when another job works in the folder, Interrupted when a signal ends it.
     """
     run = RunFolder(folder, recipe)
-    with stoppable(f"{stage} in {folder}"), run.locked(observer):
+    with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
         if distributed.from_first_rank(distributed.is_first() and run.admit(stage, mode)):
             _work(stage, recipe, run, mode, observer)
         else:

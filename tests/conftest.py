@@ -10,6 +10,8 @@ import pytest
 
 from tests import tiny
 
+LONGEST = ("test_processes.py", "test_processes_errors.py", "test_deepspeed_engine.py")
+"""Few tests that start processes: pytest-xdist would keep these files for the end."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -19,6 +21,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DENSERL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with one of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture

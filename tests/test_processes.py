@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -9,18 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.equality import (
+    EVALUATIONS,
     GROUPS,
     PLAIN,
     STAGES,
+    TOLERANCE,
     TWO,
     Case,
     compare,
+    distance,
     make_task,
     read_lines,
     run_jobs,
@@ -33,7 +38,8 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 if shutil.which("g++") is None and shutil.which("c++") is None:
     pytest.skip("DeepSpeed's CPU extension needs a C++ compiler", allow_module_level=True)
 
-BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings)
+TRACKED = ("run.trackers=[tensorboard]",) if find_spec("tensorboard") else ()
+BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings, *TRACKED)
 HALF = ("model.dtype=bfloat16", "normalizer.kind=none")
 OWN = ("ppo.reward=python:tests.own_rewards.variety",)
 CASES = (
@@ -64,6 +70,10 @@ def runs(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     plain = [job for job in jobs if Path(job[1]).name.startswith("torch")]
     work(plain)
+    alone, together = out / PLAIN.name, out / "evaluated"
+    shutil.copytree(alone, together)
+    work([(stage, str(alone), task) for stage in EVALUATIONS])
+    jobs += [(stage, str(together), [*task, *TWO[2].overrides()]) for stage in EVALUATIONS]
     run_jobs([job for job in jobs if job not in plain], processes=2)
     return out
 
@@ -75,6 +85,20 @@ def test_two_processes_train_what_one_trains(case: Case, runs: Path):
     assert found.small, found
 
 
+@pytest.mark.parametrize(
+    ("name", "own"), [("rm-pairs", ["reward_model"]), ("policy", ["reward_model", "policy"])]
+)
+def test_two_processes_evaluate_as_one_does(name: str, own: list[str], runs: Path):
+    folders = (runs / PLAIN.name, runs / "evaluated")
+    one, two = (json.loads((f / "evaluation" / f"{name}.json").read_text()) for f in folders)
+    for path in own:
+        assert Path(one.pop(path)).parent == folders[0] and two.pop(path).startswith(str(runs))
+    assert distance(one, two) < TOLERANCE
+    if name == "policy":
+        lines = [read_lines(f / "evaluation" / "policy-samples.jsonl") for f in folders]
+        assert distance(*lines) < TOLERANCE
+
+
 @pytest.mark.parametrize("case", HALVES, ids=lambda case: case.name)
 def test_half_precision_trains(case: Case, runs: Path):
     exact, half = (
@@ -84,6 +108,15 @@ def test_half_precision_trains(case: Case, runs: Path):
     assert [line["loss"] for line in half] == pytest.approx([line["loss"] for line in exact], 0.05)
     ppo = [line for line in read_lines(runs / case.name / "metrics.jsonl") if line not in half]
     assert len(ppo) == 4 and all(math.isfinite(line["policy_loss"]) for line in ppo[1:])
+
+
+@pytest.mark.skipif(not TRACKED, reason="needs tensorboard")
+@pytest.mark.parametrize("stage", ["train-rm", "train-ppo"])
+def test_one_process_of_several_writes(stage: str, runs: Path):
+    assert len(list((runs / "bandit" / "tensorboard" / stage).glob("events*"))) == 1
+    lines = read_lines(runs / "bandit" / "metrics.jsonl")
+    steps = [line["step"] for line in lines if line["stage"] == stage]
+    assert steps and steps == sorted(set(steps))
 
 
 class Job:

@@ -36,7 +36,11 @@ def commands() -> list[list[str]]:
 def small(words: list[str]) -> list[str]:
     """The same command on the tiny sandbox; on a model that is not here, its plan."""
     name = words[0]
-    if name in ("recipes", "validate", "plan") or "--dry-run" in words or "--help" in words:
+    if (
+        name in ("recipes", "validate", "plan", "report", "doctor")
+        or "--dry-run" in words
+        or "--help" in words
+    ):
         return words
     if name != "demo" and not any(word.startswith("sandbox-segment") for word in words):
         return [*words, "--dry-run"]

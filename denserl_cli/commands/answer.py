@@ -80,13 +80,13 @@ def answer(
     dry_run: DryRunOption = False,
 ) -> None:
     """Answer a benchmark's questions in the format that its judge reads."""
-    from denserl_cli.console import make_observer
     from denserl_cli.core.benchmarks.formats import BENCHMARKS
     from denserl_cli.core.benchmarks.job import Job
     from denserl_cli.core.benchmarks.questions import read_questions
     from denserl_cli.core.choosing import choose_policy
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.dashboard import make_observer
 
     loaded = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / loaded.name

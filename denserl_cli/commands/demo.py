@@ -40,7 +40,7 @@ def demo(
 
         typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
         return
-    from denserl_cli.console import make_observer
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import run_stage
 
     with make_observer() as observer:
@@ -51,17 +51,18 @@ def demo(
 
 def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     """Show a segmentation, export both models, say what was learned and where everything is."""
-    from denserl_cli.console import print_segments, print_table
+    from denserl_cli.console import print_table
     from denserl_cli.core.exporting import export
     from denserl_cli.core.inspection import Inspector, answers_of, phrase_agreement
     from denserl_cli.core.run import RunFolder
     from denserl_cli.core.sandbox import Task
+    from denserl_cli.segment_view import print_segments
 
     assert recipe.sandbox is not None
     run = RunFolder(folder, recipe)
     inspector = Inspector(recipe, run, observer)
     responses = inspector.segment(answers_of(inspector.recipe, 100, observer))
-    print_segments(responses[:2])
+    print_segments(responses[:2], recipe.segmentation.granularity)
     for part in ("reward-model", "policy"):
         export(part, recipe, run, folder / "export" / part, replace=True)
     reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}
@@ -80,8 +81,10 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
             ["best possible true reward", best],
         ],
     )
+    _report(folder)
     places = {
         "run folder": folder,
+        "report": folder / "report.html",
         "figures of every step": folder / "metrics.jsonl",
         "sampled responses": folder / "samples.jsonl",
         "normaliser plot": run.normalizer.with_suffix(".png"),
@@ -89,3 +92,11 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
         "policy": folder / "export" / "policy",
     }
     print_table("where it is", ["what", "path"], [[k, str(v)] for k, v in places.items()])
+
+
+def _report(folder: Path) -> None:
+    from denserl_cli.core.reporting.record import read_runs
+    from denserl_cli.core.reporting.report import make_report
+    from denserl_cli.pages.report import write_page
+
+    write_page(make_report(read_runs([folder])), folder / "report.html")

@@ -16,6 +16,7 @@ from denserl_cli.commands.common import (
     JsonOption,
     OutOption,
     PreferencesOption,
+    ProcessesOption,
     PromptsOption,
     RecipeOption,
     SetOption,
@@ -25,6 +26,7 @@ from denserl_cli.commands.common import (
 
 if TYPE_CHECKING:
     from denserl_cli.core.evaluation.tables import Table
+    from denserl_cli.core.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a reward model or a policy.")
 
@@ -55,6 +57,7 @@ def rm(
     limit: LimitOption = None,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
+    processes: ProcessesOption = None,
 ) -> None:
     """Accuracy, calibration and length bias of a run's reward model on preference pairs."""
     settings = list(overrides or ())
@@ -65,24 +68,13 @@ def rm(
     if dry_run:
         print_plan("evaluate rm", loaded, folder)
         return
-    from denserl_cli.console import make_observer
-    from denserl_cli.core.evaluation.pairs import evaluate_reward_model
-    from denserl_cli.core.evaluation.tables import pair_tables
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.worker import quiet_libraries
-
-    quiet_libraries()
     name = benchmark or _file_name(data) or ("evaluation" if loaded.data.evaluation else "held-out")
-    with make_observer() as observer:
-        result = evaluate_reward_model(
-            loaded,
-            RunFolder(folder, loaded),
-            observer,
-            name=name,
-            limit=limit,
-            subsets=benchmark is not None,
-        )
-    _print(result, pair_tables(result), as_json)
+    options = {"name": name, "limit": limit, "subsets": benchmark is not None}
+    result = _evaluate("evaluate-rm", loaded, folder, processes, options)
+    if result is not None:
+        from denserl_cli.core.evaluation.tables import pair_tables
+
+        _print(result, pair_tables(result), as_json)
 
 
 @app.command("policy", epilog="Example: denserl evaluate policy --recipe sandbox-segment --n 8")
@@ -101,6 +93,7 @@ def policy(
     limit: LimitOption = None,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
+    processes: ProcessesOption = None,
 ) -> None:
     """Reward, KL and length of a policy beside best-of-n of the one it started from."""
     loaded = read_recipe("evaluate-policy", recipe, overrides, data=data)
@@ -108,26 +101,26 @@ def policy(
     if dry_run:
         print_plan("evaluate policy", loaded, folder)
         return
-    from denserl_cli.console import make_observer
-    from denserl_cli.core.evaluation.policies import evaluate_policy
+    options = {"policy": path, "samples": samples, "limit": limit, "held_out": data is None}
+    result = _evaluate("evaluate-policy", loaded, folder, processes, options)
+    if result is None:
+        return
     from denserl_cli.core.evaluation.tables import equivalence, policy_tables
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.worker import quiet_libraries
 
-    quiet_libraries()
-    with make_observer() as observer:
-        result = evaluate_policy(
-            loaded,
-            RunFolder(folder, loaded),
-            observer,
-            policy=path,
-            samples=samples,
-            limit=limit,
-            held_out=data is None,
-        )
     _print(result, policy_tables(result), as_json)
     if not as_json:
         typer.echo(equivalence(result))
+
+
+def _evaluate(
+    stage: str, recipe: Recipe, folder: Path, count: int | None, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Run an evaluation in so many processes; the figures, where this process is to show them."""
+    from denserl_cli.launch import launch_evaluation
+    from denserl_cli.processes import read_processes
+
+    processes = read_processes(count, 1, None, None)
+    return launch_evaluation(stage, recipe, folder, processes, options)
 
 
 def _print(result: dict[str, Any], tables: Sequence[Table], as_json: bool) -> None:

@@ -26,11 +26,11 @@ def import_normalizer(
     ] = False,
 ) -> None:
     """Take the normaliser of a run's reward model from the authors' coefficient file."""
-    from denserl_cli.console import make_observer
     from denserl_cli.core.errors import DenserlError
     from denserl_cli.core.importing import import_normalizer as write
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import quiet_libraries
 
     loaded = load_recipe(recipe, overrides or ())

@@ -47,10 +47,10 @@ def score(
         return
     _check_target(to, fresh)
     with _opened(data) as lines:
-        from denserl_cli.console import make_observer
         from denserl_cli.core.evaluation.responses import score_lines
         from denserl_cli.core.inspection import Inspector
         from denserl_cli.core.run import RunFolder
+        from denserl_cli.dashboard import make_observer
         from denserl_cli.worker import quiet_libraries
 
         quiet_libraries()

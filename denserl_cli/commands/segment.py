@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,11 +24,17 @@ from denserl_cli.commands.common import (
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from denserl_cli.core.comparing import View
+    from denserl_cli.core.cuts import CutStatistics
     from denserl_cli.core.inspection import Answer
     from denserl_cli.core.recipe import Recipe
     from denserl_cli.core.tracking import Observer
 
 EXAMPLE = "Example: denserl segment --recipe sandbox-segment --limit 2"
+SHOWN, ON_A_PAGE = 2, 100
+"""Pairs that are read where nobody says how many: for a terminal, for a page."""
 
 
 def segment(
@@ -42,7 +50,33 @@ def segment(
     ] = None,
     data: PreferencesOption = None,
     model: ModelOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Pairs of the data to show.")] = 2,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Pairs of the data to read: 2, on a page 100, for --stats and --calibrate 250.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page to look at, for any browser."),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Lengths and counts of segments at several cutoffs.")
+    ] = False,
+    cutoffs: Annotated[
+        str | None,
+        typer.Option("--cutoffs", metavar="NATS,NATS…", help="The cutoffs of --stats."),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="OTHER",
+            help="Cut by another cutoff, recipe, run folder or model too, and compare.",
+        ),
+    ] = None,
     calibrate: Annotated[
         float | None,
         typer.Option(
@@ -59,32 +93,151 @@ def segment(
     if calibrate is not None:  # any cutoff will do: the entropies do not depend on it
         settings = ["segmentation={granularity: segment, cutoff: 0.0, cut: entropy}", *settings]
         settings[1:1] = [f"segmentation.{name}=null" for name in ("quantile", "cut_seed")]
+    _check_options(text or file, html, stats, compare, calibrate)
+    levels = _levels(cutoffs, stats)
     loaded = read_recipe("segment", recipe, settings, data=data, model=model)
     folder = out or Path("runs") / loaded.name
     if dry_run:
         print_plan("segment", loaded, folder)
         return
-    from denserl_cli.console import make_observer, print_segments
-    from denserl_cli.core.cutoffs import PAIRS
-    from denserl_cli.core.inspection import Inspector, as_document
+    from denserl_cli.core.comparing import Other, View
+    from denserl_cli.core.cuts import statistics
+    from denserl_cli.core.inspection import Inspector
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import quiet_libraries
 
     quiet_libraries()
     with make_observer() as observer:
         run = RunFolder(folder, loaded)
         inspector = Inspector(loaded, run, observer, rewards=calibrate is None)
-        pairs = limit if calibrate is None else PAIRS
-        answers = _answers(inspector.recipe, text, file, prompt, pairs, observer)
+        settled = inspector.recipe
+        other = None if compare is None else Other.named(compare, settled, folder)
+        pairs = _pairs(limit, html, stats or calibrate is not None)
+        answers = _answers(settled, text, file, prompt, pairs, observer)
         if calibrate is not None:
             cutoff = inspector.calibrate(answers, calibrate)
             _report_cutoff(cutoff, calibrate, len(answers), as_json)
             return
-        responses = inspector.segment(answers)
+        views = [View.of(loaded.name, inspector, answers, observer)]
+        del inspector  # two models need not fit into memory together
+        if other is not None:
+            views.append(other.view(views[0], answers, observer))
+    found = statistics(views[0].cut, views[0].traces, levels) if stats else []
+    if html is not None:
+        _write_page(html, settled, folder, views, found)
     if as_json:
-        typer.echo(json.dumps(as_document(inspector.recipe, responses), ensure_ascii=False))
+        typer.echo(json.dumps(_document(views, found), ensure_ascii=False))
+    elif html is None or found:
+        _print(views, found)
+
+
+def _check_options(
+    text: str | Path | None,
+    html: Path | None,
+    stats: bool,
+    compare: str | None,
+    calibrate: float | None,
+) -> None:
+    """Raise DenserlError for what cannot go together, before any model is loaded."""
+    alone = {"--stats": stats, "--compare": compare is not None}
+    alone["--calibrate"] = calibrate is not None
+    given = [name for name, is_given in alone.items() if is_given]
+    if len(given) > 1:
+        raise DenserlError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+    if calibrate is not None and html is not None:
+        raise DenserlError("--calibrate makes no page", hint="use --stats --html to see lengths")
+    if stats and text is not None:
+        raise DenserlError("--stats is about a data set, not a text", hint="give --data instead")
+    if html is not None:
+        _check_writable(html)
+
+
+def _check_writable(file: Path) -> None:
+    if file.is_dir():
+        raise DenserlError(f"--html {file} is a folder", hint="name a file in it")
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DenserlError(f"--html {file}: {folder} cannot be written", hint="name another file")
+
+
+def _levels(cutoffs: str | None, stats: bool) -> list[float]:
+    """The numbers of --cutoffs."""
+    if cutoffs is None:
+        return []
+    if not stats:
+        raise DenserlError("--cutoffs belongs to --stats", hint="add --stats")
+    try:
+        levels = [float(part) for part in cutoffs.split(",")]
+    except ValueError:
+        levels = [math.nan]
+    if not all(math.isfinite(level) and level >= 0 for level in levels):
+        hint = "give numbers of nats, 0 or more, such as --cutoffs 1,1.5,2"
+        raise DenserlError(f"--cutoffs {cutoffs}: not a list of cutoffs", hint=hint)
+    return levels
+
+
+def _pairs(limit: int | None, html: Path | None, many: bool) -> int:
+    """How many pairs of the data are read."""
+    from denserl_cli.core.cutoffs import PAIRS
+
+    if limit is not None:
+        return limit
+    if many:
+        return PAIRS
+    return ON_A_PAGE if html is not None else SHOWN
+
+
+def _write_page(
+    file: Path,
+    recipe: Recipe,
+    folder: Path,
+    views: Sequence[View],
+    found: Sequence[CutStatistics],
+) -> None:
+    from denserl_cli.core.files import write_text
+    from denserl_cli.pages.inspector import inspector_page
+
+    first = views[0]
+    rewards = "no reward model yet: segments and entropies alone"
+    if any(trace.values is not None for trace in first.traces):
+        rewards = f"reward model of {folder}"
+        rewards += "" if first.cut.ready else ", without a normaliser"
+    about = [f"reference {recipe.model.path}, {first.cut.words}", rewards]
+    write_text(file, inspector_page(f"Segments of {recipe.name}", about, views, found))
+    typer.echo(f"wrote {file}: {len(views[0].traces)} responses", err=True)
+
+
+def _document(views: Sequence[View], found: Sequence[CutStatistics]) -> dict[str, Any]:
+    """What --json prints."""
+    from denserl_cli.core.comparing import agreement
+    from denserl_cli.core.inspection import as_document
+
+    if found:
+        return {"responses": len(views[0].traces), "cutoffs": [one.document() for one in found]}
+    cuts = [[view.cut(trace) for trace in view.traces] for view in views]
+    if len(views) == 1:
+        return as_document(views[0].cut, cuts[0])
+    return {
+        "views": [
+            {"name": view.name, **as_document(view.cut, cut)}
+            for view, cut in zip(views, cuts, strict=True)
+        ],
+        "agreement": agreement(*cuts).document(),
+    }
+
+
+def _print(views: Sequence[View], found: Sequence[CutStatistics]) -> None:
+    from denserl_cli.segment_view import print_comparison, print_segments, print_statistics
+
+    first = views[0]
+    if found:
+        print_statistics(found, first.cut.cutoff)
+    elif len(views) > 1:
+        print_comparison(views)
     else:
-        print_segments(responses)
+        responses = [first.cut(trace) for trace in first.traces]
+        print_segments(responses, first.cut.granularity)
 
 
 def _answers(

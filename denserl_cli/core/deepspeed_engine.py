@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TAG = "shards"
+_NORM = ("scaled_global_norm", "_get_norm_groups")
+"""The optimizer's method that takes the gradient's norm: in ZeRO 1 and 2, and by groups in 3."""
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -58,6 +60,7 @@ class DeepSpeedEngine:
     ) -> None:
         self.zero_stage = engine.zero_stage
         self.compute_dtype = compute_dtype
+        self.norm = torch.zeros(())
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = _optimizer(parameters, learning_rate, settings, engine)
         self.schedule = cosine_schedule(optimizer, settings, total_steps)
@@ -92,29 +95,38 @@ class DeepSpeedEngine:
         self.engine.backward(loss * world_size())  # DeepSpeed takes the mean over the processes
 
     def check(self) -> None:
-        """Raise NonFiniteError, on all processes, when the loss of one is not finite."""
+        """Raise NonFiniteError, on all processes, when loss or gradient of one is not finite."""
         loss = sum_over_ranks(self.loss.float())
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss:g}")
+        self.norm = self._gradient_norm()
+        if not torch.isfinite(self.norm):
+            raise NonFiniteError("the gradient norm is not finite")
 
     def update(self) -> Tensor:
-        """Clip, update, advance the schedule; returns the gradient norm before clipping.
-
-        Raises DenserlError when that is NaN or infinite, which DeepSpeed tells only afterwards.
-        """
+        """Clip, update, advance the schedule; returns the gradient norm before clipping."""
         self.engine.step()
         self.loss = torch.zeros((), device=self.device)
-        norm = torch.as_tensor(self.engine.get_global_grad_norm()).float()
-        if not torch.isfinite(norm):
-            raise DenserlError(
-                f"the gradient norm is {norm:g}, and the weights are lost",
-                hint="go on from the last checkpoint with --resume; lower the learning rate",
-            )
-        return norm
+        return self.norm
 
     def discard(self) -> None:
-        """Forget the accumulated loss. The gradient stays: after this the run must end."""
-        self.loss = torch.zeros((), device=self.device)
+        """Forget the accumulated loss and gradient: DeepSpeed does so when it finds a bad norm."""
+        optimizer, name = self.engine.optimizer, _NORM[self.zero_stage == 3]
+        bad = torch.full((), torch.inf, device=self.device)
+        setattr(optimizer, name, lambda: [bad] if self.zero_stage == 3 else bad)
+        try:
+            self.update()
+        finally:
+            delattr(optimizer, name)
+
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the accumulated gradient over all processes, as a step would find it."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        found = getattr(self.engine.optimizer, _NORM[self.zero_stage == 3])()
+        norm = combine_grad_norm_groups(found) if self.zero_stage == 3 else found
+        norm = torch.as_tensor(norm).float()
+        return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed writes -1 for inf and NaN
 
     @contextmanager
     def gathered(self) -> Iterator[Any]:
@@ -168,7 +180,9 @@ class Sharded:
     """A frozen model whose weights are spread over the processes by ZeRO 3."""
 
     def __init__(self, model: Any, engine: EngineConfig, dtype: torch.dtype) -> None:
-        made = configuration(replace(engine, zero_stage=3, offload_optimizer=False), 0.0, dtype)
+        away = engine.offload_parameters or engine.offload_frozen
+        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=away)
+        made = configuration(own, 0.0, dtype)
         # of the frozen weights' own type: nothing is trained, so nothing needs masters
         made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
         self.config = model.config
@@ -223,10 +237,12 @@ def import_deepspeed() -> Any:
         ) from error
     from deepspeed.utils import logger
 
+    if not torch.cuda.is_available():  # or a collective that nobody calls would be compiled first
+        deepspeed.ops.__compatible_ops__ = {}
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+        if type(handler) is logging.StreamHandler:  # its own
+            handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
     return deepspeed
 
 

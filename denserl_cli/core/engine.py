@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -179,6 +179,31 @@ class Frozen:
     def gathered(self) -> Iterator[Any]:
         """Yield the model."""
         yield self.model
+
+
+class Resting:
+    """Frozen models whose weights wait in the CPU's memory until somebody needs them."""
+
+    def __init__(self, models: Iterable[nn.Module], device: torch.device) -> None:
+        held = [w for model in models for w in (*model.parameters(), *model.buffers())]
+        self.weights = list({id(weight): weight for weight in held}.values())
+        self.kept = [weight.detach().cpu() for weight in self.weights]
+        self.device = device
+        self._rest()
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Copies of the weights on the device for the while."""
+        for weight, kept in zip(self.weights, self.kept, strict=True):
+            weight.data = torch.empty_like(kept, device=self.device).copy_(kept)
+        try:
+            yield
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        for weight, kept in zip(self.weights, self.kept, strict=True):
+            weight.data = kept
 
 
 def step(*engines: Engine) -> list[Tensor]:

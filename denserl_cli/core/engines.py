@@ -11,7 +11,7 @@ from denserl_cli.core.deepspeed_engine import DeepSpeedEngine, Sharded
 from denserl_cli.core.distributed import world_size
 from denserl_cli.core.engine import Engine, TorchEngine
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.policy import compute_dtype
+from denserl_cli.core.policy import compute_dtype, device
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import EngineConfig, Recipe
@@ -40,11 +40,6 @@ def check_engine(recipe: Recipe, engine: EngineConfig, field: str) -> None:
             "adapters share one frozen body, whose weights ZeRO 3 would shard once for each model",
             hint=f"set {field}.zero_stage=2",
         )
-    if recipe.run.nonfinite == "skip":
-        raise DenserlError(
-            "run.nonfinite=skip needs plain torch: DeepSpeed keeps the gradients of a skipped step",
-            hint="set run.nonfinite=stop",
-        )
 
 
 def make_engine(
@@ -71,9 +66,12 @@ def make_engine(
 
 
 def spread(scorer: Scorer, recipe: Recipe, engine: EngineConfig) -> None:
-    """Shard a scorer's frozen models over the processes where the recipe wants that."""
+    """Shard a scorer's frozen models over the processes, or let them rest, as the recipe says."""
     wanted = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
+    wanted &= recipe.lora is None  # adapters share the weights
     if world_size() == 1 or not wanted or not uses_deepspeed(engine):
+        if engine.offload_frozen and torch.cuda.is_available():  # else they are there already
+            scorer.rest(device())
         return
     for name in ("reference", "reward_model"):
         model, dtype = getattr(scorer, name), compute_dtype(recipe.model)

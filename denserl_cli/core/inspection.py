@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +18,16 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.fitting import load_normalizer
 from denserl_cli.core.materials import load_chat, with_sandbox
 from denserl_cli.core.policy import compute_dtype, device
-from denserl_cli.core.reward_model import aggregate_segments, check_finite
+from denserl_cli.core.reward_model import check_finite
 from denserl_cli.core.scoring import ScoredBatch, Scorer
-from denserl_cli.core.text import segment_texts
+from denserl_cli.core.text import token_texts
+from denserl_cli.core.traces import Cut, SegmentedResponse, Trace
+from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import RunFolder
-    from denserl_cli.core.tracking import Observer
 
 BATCH = 16
 
@@ -37,32 +38,8 @@ class Answer:
 
     label: str
     messages: list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment: response tokens start … end (inclusive).
-
-    entropy: nats after its last token, None where the response is over. value: the reward model's,
-    reward: normalised by location; None without a reward model or normaliser.
-    """
-
-    text: str
-    start: int
-    end: int
-    entropy: float | None
-    value: float | None
-    reward: float | None
-
-
-@dataclass(frozen=True)
-class SegmentedResponse:
-    """A response in segments, and the score that the reward model gives it."""
-
-    label: str
-    prompt: str
-    segments: list[Segment]
-    score: float | None
+    side: Literal["", "chosen", "rejected"] = ""
+    """Which side of a pair it is, if it is one."""
 
 
 class EncodedAnswer(NamedTuple):
@@ -123,23 +100,34 @@ class Inspector:
             dtype=compute_dtype(recipe.model),
             tokenizer=self.tokenizer,
         )
+        self.cut = Cut.of(recipe, self.normalizer)
 
     def segment(self, answers: Sequence[Answer]) -> list[SegmentedResponse]:
         """Segment the last turn of each conversation."""
         return self.segment_encoded([self.encode(answer) for answer in answers])
 
     def segment_encoded(self, encoded: Sequence[EncodedAnswer]) -> list[SegmentedResponse]:
-        """Segment answers that are ids already.
+        """Segment answers that are ids already. Raises as `trace` does."""
+        return [self.cut(trace) for trace in self.trace(encoded)]
 
-        Raises DenserlError for a score that is not a number, which comes from a broken model.
+    def trace(
+        self, encoded: Sequence[EncodedAnswer], observer: Observer | None = None
+    ) -> list[Trace]:
+        """What the models say of each token.
+
+        Raises DenserlError for a number that is not finite, which comes from a broken model.
         """
-        shown: list[SegmentedResponse | None] = [None] * len(encoded)
+        observer = observer or Observer()
+        traces: list[Trace | None] = [None] * len(encoded)
         lengths = np.array([one.length for one in encoded])
+        observer.begin("read responses", len(encoded))
         for part in micro_batches(lengths, np.arange(len(encoded)), BATCH):
             scored = self._score([encoded[i] for i in part])
             for row, i in enumerate(part):
-                shown[i] = self._describe(encoded[i], scored, row)
-        return [response for response in shown if response is not None]
+                traces[i] = self._trace(encoded[i], scored, row)
+            observer.advance(len(part))
+        observer.end()
+        return [trace for trace in traces if trace is not None]
 
     def calibrate(self, answers: Sequence[Answer], length: float) -> float:
         """The cutoff that cuts these answers into segments of `length` tokens on average."""
@@ -179,29 +167,29 @@ class Inspector:
         """Whether a response has kept its terminator."""
         return int(response[-1]) == self.chat.terminator_id
 
-    def _describe(self, encoded: EncodedAnswer, scored: ScoredBatch, row: int) -> SegmentedResponse:
+    def _trace(self, encoded: EncodedAnswer, scored: ScoredBatch, row: int) -> Trace:
         answer, ids = encoded.answer, encoded.response
-        ends = torch.nonzero(scored.ends[row])[:, 0].tolist()
-        starts = [0, *(end + 1 for end in ends[:-1])]
-        entropy = None if scored.entropy is None else scored.entropy[row].tolist()
-        values = None if scored.token_values is None else scored.token_values[row].tolist()
-        segments = []
-        texts = segment_texts(self.tokenizer, ids, ends)
-        for k, (text, start, end) in enumerate(zip(texts, starts, ends, strict=True)):
-            value = None if values is None else values[end]
-            reward = None
-            if value is not None and self.normalizer is not None:
-                p = (k + 1) / len(ends)
-                reward = (value - self.normalizer.mean(p)) / self.normalizer.std(p)
-            surprise = entropy[end] if entropy is not None and end < len(ids) - 1 else None
-            segments.append(Segment(text, start, end, surprise, value, reward))
-        score = None
-        if scored.token_values is not None:
-            how = self.recipe.reward_model.aggregate
-            one = slice(row, row + 1)
-            score = aggregate_segments(scored.token_values[one], scored.ends[one], how).item()
-            check_finite(sum(s.value or 0.0 for s in segments), answer.label)
-        return SegmentedResponse(answer.label, answer.messages[-2]["content"], segments, score)
+        entropy, values = (
+            None if found is None else found[row, : len(ids)].float().cpu().numpy()
+            for found in (scored.entropy, scored.token_values)
+        )
+        if values is not None:
+            check_finite(float(values.sum()), answer.label)
+        if entropy is not None and not np.isfinite(entropy).all():
+            raise DenserlError(
+                f"{answer.label}: the reference's entropy is not a number",
+                hint="its weights are damaged or overflow; try --set model.dtype=float32",
+            )
+        return Trace(
+            answer.label,
+            answer.side,
+            answer.messages[-2]["content"],
+            self._terminated(ids),
+            token_texts(self.tokenizer, ids),
+            entropy,
+            values,
+            scored.ends[row, : len(ids)].cpu().numpy(),
+        )
 
 
 def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
@@ -209,9 +197,12 @@ def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
     if not recipe.data.preferences:
         raise DenserlError("no data to segment", hint="give --text, --file or --data")
     return [
-        Answer(f"{pair.origin} {side}", messages)
+        answer
         for pair in sample_pairs(recipe, limit, observer)
-        for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        for answer in (
+            Answer(f"{pair.origin} chosen", pair.chosen, "chosen"),
+            Answer(f"{pair.origin} rejected", pair.rejected, "rejected"),
+        )
     ]
 
 
@@ -225,9 +216,11 @@ def phrase_agreement(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> 
     return sandbox.boundary_agreement(sandbox.Task(recipe.sandbox, recipe.seed), found)
 
 
-def as_document(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:
+def as_document(cut: Cut, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:
     """What `denserl segment --json` prints."""
     return {
-        **recipe.segmentation.deciding(),
+        "granularity": cut.granularity,
+        "cutoff": cut.cutoff,
+        "cut": cut.rule,
         "responses": [asdict(response) for response in responses],
     }

@@ -50,6 +50,7 @@ class Setting:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     shard_frozen: bool = False
+    offload_frozen: bool = False
     compute: int = 2
     gradient: int = 4
     checkpointing: bool = True
@@ -259,6 +260,18 @@ def loading(before: Bytes, weights: int, setting: Setting) -> Bytes:
     """A trained model arrives whole in float32; ZeRO 1 and 2 then flatten it into a second copy."""
     flat = 2 * setting.compute if setting.zero_stage in (1, 2) else 0
     return added(before, {"weights": weights * max(FLOAT, flat)})
+
+
+def resting(frozen: Bytes, setting: Setting) -> tuple[Bytes, Bytes, float]:
+    """Frozen models while nobody asks them, what comes while they score, and the CPUs' share.
+
+    Offloaded, whole models come back for the scoring, and every process keeps its own on the CPU;
+    sharded ones are fetched layer by layer.
+    """
+    if not setting.offload_frozen:
+        return frozen, {}, 0.0
+    sharded = setting.shard_frozen and setting.zero_stage > 0
+    return {}, {} if sharded else frozen, setting.ranks * total(frozen)
 
 
 def offloaded(trained: int, setting: Setting) -> float:

@@ -177,7 +177,8 @@ def _train_ppo(
     if ppo.learned_weight and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
-    held = added(base, policy.state(setting), critic.state(setting))
+    resting, at_hand, away = memory.resting(base, setting)
+    held = added(resting, policy.state(setting), critic.state(setting))
     held_too = added(held, policy.held_bucket(setting), critic.held_bucket(setting))
     sampled, record = (
         ppo.rollout_micro_batch_size,
@@ -189,9 +190,13 @@ def _train_ppo(
         shape, rows * ppo.max_new_tokens, setting, trained=True, head=not lora
     )
     phases = {
-        "load": memory.loading(policy.state(setting), 0 if lora else critic.weights, setting),
+        "load": memory.loading(
+            added(resting, policy.state(setting)), 0 if lora else critic.weights, setting
+        ),
         "rollout": added(held_too, _sampling(recipe, shape, setting, policy)),
-        "score": added(held_too, record, _scoring(recipe, shape, setting, policy, sampled)),
+        "score": added(
+            held_too, at_hand, record, _scoring(recipe, shape, setting, policy, sampled)
+        ),
         "critic": added(
             held,
             record,
@@ -205,8 +210,7 @@ def _train_ppo(
             policy.update(shape, setting, added(activations, likelihood), lora=lora),
         ),
     }
-    cpu = memory.offloaded(policy.trained + critic.trained, setting)
-    return phases, cpu
+    return phases, away + memory.offloaded(policy.trained + critic.trained, setting)
 
 
 def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:

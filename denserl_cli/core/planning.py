@@ -86,10 +86,10 @@ class Remedy(NamedTuple):
 def remedies(
     recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: float
 ) -> list[Remedy]:
-    """What makes a stage fit that does not: each change alone, else all of them together."""
+    """What makes a stage fit that does not: each change alone, else all that go together."""
     found = []
     changes = list(_changes(recipe, stage))
-    for words, changed in changes:
+    for words, changed in (*_without_frozen(recipe, stage), *changes):
         fits = first_fit(changed, shape, stage, gpus, budget)
         if fits is not None:
             found.append(Remedy(words, fits))
@@ -150,6 +150,14 @@ def outlook(recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: 
     )
 
 
+def _without_frozen(recipe: Recipe, stage: Stage) -> Iterator[tuple[tuple[str, ...], Recipe]]:
+    """Reference and reward model away while they have nothing to do; LoRA cannot spare them."""
+    engine = recipe.ppo.engine
+    if stage == "train-ppo" and recipe.lora is None and not engine.offload_frozen:
+        resting = replace(recipe.ppo, engine=replace(engine, offload_frozen=True))
+        yield ("ppo.engine.offload_frozen=true",), replace(recipe, ppo=resting)
+
+
 def _changes(recipe: Recipe, stage: Stage) -> Iterator[tuple[tuple[str, ...], Recipe]]:
     """Smaller micro-batches, shorter texts, LoRA: with the words that ask for each."""
     rm, data, ppo, normalizer = recipe.reward_model, recipe.data, recipe.ppo, recipe.normalizer
@@ -207,6 +215,7 @@ def _setting(recipe: Recipe, stage: Stage, gpus: int, candidate: tuple[int, bool
         offload_optimizer=optimizer,
         offload_parameters=parameters,
         shard_frozen=shard,
+        offload_frozen=engine.offload_frozen,
         compute=compute,
         gradient=4 if engine.gradient_dtype == "float32" else 2,
         checkpointing=recipe.model.gradient_checkpointing,

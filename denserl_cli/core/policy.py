@@ -26,7 +26,8 @@ class ResponseScores(NamedTuple):
     """logprobs: (R, T), of each response token, 0 where masked. entropy: (R, T) or None.
 
     entropy[:, j] belongs to the distribution after response token j (method §1); it is 0 at each
-    row's last token, where nothing asks for it, and where masked.
+    row's last token, where nothing asks for it, and where masked. With `drawn` it belongs to the
+    distribution that token j was drawn from.
     """
 
     logprobs: Tensor
@@ -270,18 +271,20 @@ def response_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = True,
+    drawn: bool = False,
 ) -> ResponseScores:
     """Log-probabilities of the response tokens, and entropies, in one pass (method §1).
 
     The token in column j is predicted at the position before it, where the entropy that belongs to
     column j-1 is found as well: both come from the same row of the head's product.
-    Log-probabilities are those of the tempered distribution, entropies those at temperature 1.
+    Log-probabilities are those of the tempered distribution, entropies those at temperature 1 or,
+    if `drawn`, of the tempered distributions that the tokens were drawn from.
     """
     start, mask = batch.prompt_width, batch.response_mask[:, batch.prompt_width :]
     states = hidden_states(model, batch)[:, start - 1 : -1][mask]
     targets = batch.input_ids[:, start:][mask]
     head = model.get_output_embeddings()
-    both = with_entropy and temperature == 1.0
+    both = with_entropy and (drawn or temperature == 1.0)
     if not isinstance(head, StreamedHead):
         StreamedHead.take_over(model)
     logprob, entropy = head(states, targets, temperature=temperature, with_entropy=both)
@@ -291,5 +294,7 @@ def response_logprobs(
     if entropy is None:
         return ResponseScores(logprobs, None)
     before = logprob.new_zeros(mask.shape).masked_scatter(mask, entropy)
+    if drawn:
+        return ResponseScores(logprobs, before)
     after = torch.cat([before[:, 1:], before.new_zeros(len(before), 1)], dim=1)
     return ResponseScores(logprobs, after)

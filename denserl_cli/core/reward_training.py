@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from denserl_cli.core.engine import random_state, restore_random_state, seed_eve
 from denserl_cli.core.engine import step as engine_step
 from denserl_cli.core.engines import check_engine, make_engine, spread
 from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.evaluation.statistics import length_effect
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.guards import NonFiniteGuard
 from denserl_cli.core.materials import list_skipped, load_chat, load_pairs, with_sandbox
@@ -49,6 +50,8 @@ from denserl_cli.core.reward_model import (
 )
 from denserl_cli.core.scoring import Scorer
 from denserl_cli.core.stopping import stop_requested
+from denserl_cli.core.text import segment_values
+from denserl_cli.core.tracking import throughput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +62,10 @@ if TYPE_CHECKING:
     from denserl_cli.core.tracking import Observer
 
 STAGE = "train-rm"
-HEADLINE = ("loss", "accuracy", "segments_per_response", "tokens_per_second")
+HEADLINE = (
+    *("loss", "accuracy", "segments_per_response"),
+    *("tokens_per_second", "responses_per_second"),
+)
 """The figures beside the progress bar; metrics.jsonl has them all."""
 
 
@@ -122,7 +128,8 @@ class RewardTrainer:
         self.run, self.observer = run, observer
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
         self.lengths = pair_lengths(rows)
-        self.pad_id = pad_id
+        self.tokenizer, self.pad_id = tokenizer, pad_id
+        self.log_samples = recipe.run.log_samples
         reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
         dtype = compute_dtype(recipe.model)
         self.engine = make_engine(
@@ -137,7 +144,7 @@ class RewardTrainer:
         )
         spread(self.scorer, recipe, self.settings.engine)
         self.guard = NonFiniteGuard(STAGE, run, observer)
-        self.evaluated: dict[str, float] = {}
+        self.evaluated: dict[str, Any] = {}
 
     def train(self, start: int) -> None:
         """Take every step from `start` on; checkpoint and evaluate on the way."""
@@ -148,11 +155,15 @@ class RewardTrainer:
                 began = time.perf_counter()
                 indices = self.batches[step - 1]
                 figures = self.update(step, indices)
-                figures["tokens_per_second"] = self.tokens(indices) / (time.perf_counter() - began)
-                if step % self.settings.eval_every == 0 or step == total:
+                seconds = time.perf_counter() - began
+                figures |= throughput(seconds, self.tokens(indices), 2 * len(indices))
+                evaluates = step % self.settings.eval_every == 0 or step == total
+                if evaluates:
                     self.evaluated = self.evaluate()
                     figures |= self.evaluated
                 self.run.log(STAGE, step, figures)
+                for sample in self.samples() if evaluates or step == 1 else []:
+                    self.run.log(STAGE, step, sample, file="samples.jsonl")
                 self.observer.advance(**{name: figures[name] for name in HEADLINE})
                 stop = any_rank(stopping())
                 if step % self.settings.save_every == 0 or step == total or stop:
@@ -186,9 +197,16 @@ class RewardTrainer:
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
+        return self.figures(batch, *self.scores(batch))
+
+    def scores(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Score of each response, (R,), chosen before rejected, and its segments' ends, (R, T)."""
         ends = self.scorer(batch).ends
         values = self.engine(token_values, batch)
-        scores = aggregate_segments(values, ends, self.settings.aggregate)
+        return aggregate_segments(values, ends, self.settings.aggregate), ends
+
+    def figures(self, batch: PairBatch, scores: Tensor, ends: Tensor) -> dict[str, Tensor]:
+        """What `forward` returns, from what `scores` returns."""
         chosen, rejected = scores.chunk(2)
         return {
             "loss": preference_loss(chosen, rejected, batch.margin),
@@ -199,8 +217,8 @@ class RewardTrainer:
         }
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The figures of `forward` over the evaluation pairs, and the accuracy of 'longer wins'."""
+    def evaluate(self) -> dict[str, Any]:
+        """The figures of `forward` over the evaluation pairs, and what length has to do with it."""
         if not self.evaluation:
             return {}
         model = self.engine.model
@@ -209,17 +227,54 @@ class RewardTrainer:
         self.observer.begin("evaluate", total=len(self.evaluation))
         model.eval()
         totals = []
+        margins = torch.zeros(len(self.evaluation), device=device())
         for part, counts in share(parts):
             batch = collate_pairs([self.evaluation[i] for i in part], self.pad_id, device())
-            figures = self.forward(batch)
+            scores, ends = self.scores(batch)
+            figures = self.figures(batch, scores, ends)
+            if counts:
+                chosen, rejected = scores.chunk(2)
+                margins[torch.from_numpy(part).to(margins.device)] = chosen - rejected
             totals.append(torch.stack(list(figures.values())) * len(part) * counts)
             self.observer.advance(len(part) * world_size())
         model.train()
         self.observer.end()
         means = _means(list(figures), totals, len(self.evaluation))
-        longer = np.mean(lengths[:, 1] > lengths[:, 2])
+        longer = lengths[:, 1] - lengths[:, 2]
+        effect = length_effect(sum_over_ranks(margins).double().cpu().numpy(), longer)
         named = {f"eval_{name}": value for name, value in means.items()}
-        return {**named, "eval_longer_accuracy": float(longer)}
+        return {
+            **named,
+            "eval_longer_accuracy": effect.longer_accuracy,
+            "eval_length_correlation": effect.correlation,
+            "eval_lengths": [asdict(one) for one in effect.bins],
+        }
+
+    @torch.no_grad()
+    def samples(self) -> list[dict[str, Any]]:
+        """Both sides of one pair, the same through training, with their segments' values."""
+        if not self.log_samples:
+            return []
+        row = (self.evaluation or self.rows)[0]
+        batch = collate_pairs([row], self.pad_id, device())
+        self.engine.model.eval()
+        ends = self.scorer(batch).ends
+        values = self.engine(token_values, batch)
+        self.engine.model.train()
+        scores = aggregate_segments(values, ends, self.settings.aggregate).tolist()
+        prompt = self.tokenizer.decode(row.prompt, skip_special_tokens=True)
+        shown = []
+        for side, label in enumerate(("chosen", "rejected")):
+            segments = segment_values(
+                self.tokenizer,
+                getattr(row, label),
+                torch.nonzero(ends[side])[:, 0].tolist(),
+                values[side].tolist(),
+            )
+            shown.append(
+                {"prompt": prompt, "label": label, "score": scores[side], "segments": segments}
+            )
+        return shown
 
     def tokens(self, indices: np.ndarray) -> int:
         """Real tokens in a global batch, both sides."""
@@ -228,7 +283,7 @@ class RewardTrainer:
     def summary(self) -> dict[str, Any]:
         """What the finished stage reports."""
         last = self.run.metrics(STAGE)[-1]
-        evaluated = {k: v for k, v in last.items() if k.startswith("eval_")}
+        evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and _is_number(v)}
         return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
 
     def state(self) -> dict[str, Any]:
@@ -255,6 +310,10 @@ def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[s
     )
     variance = means.pop("reward_square") - means["reward_mean"] ** 2
     return {**means, "reward_std": max(variance, 0.0) ** 0.5}
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, (int, float))
 
 
 def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:

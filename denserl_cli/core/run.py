@@ -1,30 +1,35 @@
 """A run is a folder: what was asked for, how far each stage got, metrics, checkpoints, results.
 
 recipe.yaml         the resolved recipe of the latest command
-run.json            recipe name; for each stage its status, the settings it read, its summary
+run.json            recipe name; for each stage its status, the settings it read, what it ran
+                    with (versions, processes, device), its summary
 lock                who works here; there only for the while
-metrics.jsonl       every figure of every step
+metrics.jsonl       every figure of every step: numbers, and lists of them (by location, by length)
+samples.jsonl       responses with their segments: of rollouts, to held-out prompts, of one pair
+tensorboard/, wandb/    the figures of metrics.jsonl for trackers, where the recipe asks for them
 sandbox/            model, tokenizer and data of the embedded task
 checkpoints/STAGE/  full states to resume from
 reward_model/       a Hugging Face folder + denserl.json + normalizer.json
 policy/             a Hugging Face folder
+report.html         what `denserl report` makes of all this
 replaced/           results that --fresh moved aside
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denserl_cli.core.checkpoints import Checkpoint, Checkpoints
-from denserl_cli.core.distributed import is_first, wait_for_all
+from denserl_cli.core.distributed import is_first, wait_for_all, world_size
+from denserl_cli.core.environment import device_name, versions
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.files import clear_leftovers, sync, write_text
+from denserl_cli.core.files import clear_leftovers, write_text
 from denserl_cli.core.locking import locked
+from denserl_cli.core.logs import Logs
 from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
 
 if TYPE_CHECKING:
@@ -60,8 +65,6 @@ RESULTS = {
     "train-ppo": ("policy", "policy_best"),
 }
 """What each stage leaves in the run folder."""
-LOGS = ("metrics.jsonl", "samples.jsonl")
-"""One JSON object a line, each with `stage` and `step`."""
 
 
 class RunFolder:
@@ -75,6 +78,7 @@ class RunFolder:
         self.policy = path / "policy"
         self._new = [folder for folder in (path, *path.parents) if not folder.exists()]
         self._locked = False
+        self.logs = Logs(path)
         self._book = self._read_book()
 
     def _read_book(self) -> dict[str, Any]:
@@ -176,6 +180,21 @@ class RunFolder:
             finally:
                 self._locked = False
 
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Close the trackers of a stage at its end, however it ends."""
+        try:
+            yield
+        except BaseException:
+            self.logs.close(failed=True)
+            raise
+        self.logs.close()
+
+    def evaluation_file(self, stage: str, name: str | None = None) -> Path:
+        """Where an evaluation leaves its figures. name: of the data, where it has one."""
+        words = [stage.removeprefix("evaluate-"), *([name] if name else [])]
+        return self.path / "evaluation" / f"{'-'.join(words)}.json"
+
     def claim(self) -> None:
         """Make the folder this recipe's."""
         if not is_first():
@@ -201,7 +220,10 @@ class RunFolder:
         latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
         wait_for_all()  # nothing is changed before all processes have read it
         if is_first():
+            kept = latest.step if latest else None
+            self.logs.follow(self.recipe, stage, kept, observer)  # first: a tracker may refuse
             self._begin(stage, latest)
+            self.logs.replay(stage)
         wait_for_all()
         return latest
 
@@ -211,15 +233,20 @@ class RunFolder:
         for name in replaced:
             self._book["stages"].pop(name, None)
             self._checkpoints(name).clear()
-        entry = {"status": "interrupted", "settings": self._settings(stage)}
+        entry = {
+            "status": "interrupted",
+            "settings": self._settings(stage),
+            "versions": versions(),
+            "processes": world_size(),
+            "device": device_name(),
+        }
         self._book["stages"][stage] = entry
         self._write_book()  # before the results go, or a kill could leave a finished stage without
         self.claim()
         self._move_aside(replaced)
         if latest is not None:
             self._checkpoints(stage).drop_after(latest.step)
-        for file in LOGS:
-            self._drop_lines(file, stage, after=latest.step if latest else -1)
+        self.logs.drop(stage, after=latest.step if latest else -1)
 
     def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
         """Record that a stage is finished and what it reports; its checkpoints go."""
@@ -232,17 +259,13 @@ class RunFolder:
     def log(
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
     ) -> None:
-        """Append one line to metrics.jsonl, or to another of `LOGS`."""
-        if not is_first():
-            return
-        known = {name: _null_if_nan(value) for name, value in figures.items()}
-        line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
-        with (self.path / file).open("a", encoding="utf-8") as out:
-            out.write(line + "\n")
+        """Append one line to metrics.jsonl, or to samples.jsonl."""
+        if is_first():
+            self.logs.write(stage, step, figures, file)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The logged lines of one stage."""
-        return [line for line in self._lines("metrics.jsonl") if line["stage"] == stage]
+        return list(self.logs.lines("metrics.jsonl", stage))
 
     def save_checkpoint(
         self,
@@ -256,9 +279,7 @@ class RunFolder:
         shards: engines by name, which write what `state` does not hold (see `Checkpoints.save`).
         Raises DenserlError when the disk is full; the earlier checkpoints are intact then.
         """
-        for file in LOGS:  # or a power cut could leave a checkpoint without the lines before it
-            if (self.path / file).exists():
-                sync(self.path / file)
+        self.logs.sync()  # or a power cut could leave a checkpoint without the lines before it
         self._checkpoints(stage).save(step, state, shards)
 
     def latest_checkpoint(self, stage: str, observer: Observer) -> Checkpoint | None:
@@ -291,25 +312,6 @@ class RunFolder:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     old.rename(place)
 
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        file = self.path / name
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        for line in text.split("\n"):  # not splitlines: a sample may hold other line separators
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # the end of the file, or a line torn by a kill
-
-    def _drop_lines(self, name: str, stage: str, after: int) -> None:
-        """Forget what a stage logged after a step: the steps that are about to be done again."""
-        kept = [
-            json.dumps(line, ensure_ascii=False) + "\n"
-            for line in self._lines(name)
-            if line["stage"] != stage or line["step"] <= after
-        ]
-        if kept or (self.path / name).exists():
-            write_text(self.path / name, "".join(kept))
-
     def _write_book(self) -> None:
         write_text(self.path / "run.json", json.dumps(self._book, indent=2) + "\n")
 
@@ -340,11 +342,6 @@ def _in_use(folder: Path) -> bool:
     """Whether a folder holds more than a job leaves that was killed before it had claimed it."""
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return any(n != "lock" and not (n.startswith(".") and n.endswith(".tmp")) for n in names)
-
-
-def _null_if_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _remove(path: Path) -> None:

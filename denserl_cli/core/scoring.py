@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from denserl_cli.core.cuts import Cutter
+from denserl_cli.core.cutting import Cutter
 from denserl_cli.core.deepspeed_engine import Sharded
-from denserl_cli.core.engine import autocast
+from denserl_cli.core.engine import Resting, autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.reward_model import token_values
 from denserl_cli.core.sequence_reward import SequenceReward
@@ -61,6 +62,17 @@ class Scorer:
         self.reference = reference
         self.reward_model = reward_model
         self.dtype = dtype
+        self.resting: Resting | None = None
+
+    def rest(self, device: torch.device) -> None:
+        """Leave the models in the CPU's memory, except inside `at_hand`."""
+        reward = self.reward_model
+        held = (self.reference, reward.model if isinstance(reward, SequenceReward) else reward)
+        self.resting = Resting([model for model in held if model is not None], device)
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """The models on their device for the while, if they rest elsewhere."""
+        return nullcontext() if self.resting is None else self.resting.at_hand()
 
     @torch.no_grad()
     def __call__(

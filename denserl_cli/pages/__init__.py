@@ -11,7 +11,10 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this folder; texts are escaped, a missing value is an error."""
+    """Fill a template of this folder; a missing value is an error.
+
+    Texts are escaped, but for a `.md.j2`: a page in Markdown.
+    """
     return _environment().get_template(template).render(**values)
 
 
@@ -23,14 +26,22 @@ def embedded(data: object) -> Markup:
     return Markup(text)
 
 
+def plotly_js() -> Markup:
+    """The charts' library, to stand inside a `<script>`: 4.8 MB."""
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("denserl_cli", "pages"),
-        autoescape=True,
+        autoescape=lambda name: not (name or "").endswith(".md.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["embedded"] = embedded
+    environment.globals["plotly_js"] = plotly_js
     return environment

@@ -29,7 +29,7 @@ def test_the_demo_makes_everything_and_says_where(tmp_path: Path):
         str(folder / "export" / "policy"),
     ):
         assert words in first.stdout
-    for name in ("metrics.jsonl", "samples.jsonl", "reward_model/normalizer.png"):
+    for name in ("metrics.jsonl", "samples.jsonl", "reward_model/normalizer.png", "report.html"):
         assert (folder / name).exists()
     AutoModelForCausalLM.from_pretrained(folder / "export" / "policy")
     policy = (folder / "policy" / "model.safetensors").read_bytes()

@@ -75,8 +75,41 @@ def test_the_recipes_data(scored: Path):
 def test_for_people(scored: Path):
     result = segment(scored, "--text", TEXT, "--prompt", "write calm words about rivers")
     assert result.exit_code == 0
-    assert "bala dare fabo│ mago nanu pata" in result.stdout
-    assert re.search(r"entropy\s+value\s+reward\s+text", result.stdout)
+    assert re.search("bala dare fabo[⁺⁻·]+▲ mago nanu pata[⁺⁻·]+\n", result.stdout)
+    assert re.search(r"entropy\s+raw\s+reward\s+per token\s+text", result.stdout)
+
+
+def test_a_page(scored: Path, tmp_path: Path):
+    file = tmp_path / "new" / "page.html"
+    result = segment(scored, "--limit", "3", "--html", str(file))
+    assert result.exit_code == 0, result.exception
+    assert result.stdout == "" and f"wrote {file}: 6 responses" in result.stderr
+    page = file.read_text()
+    assert page.startswith("<!doctype html>") and "Segments of sandbox-segment" in page
+
+
+def test_statistics(scored: Path):
+    words = ("--stats", "--cutoffs", "0.2,3", "--limit", "5")
+    found = document(scored, *words)
+    assert found["responses"] == 10
+    assert [one["cutoff"] for one in found["cutoffs"]] == [0.2, 1.0, 3.0]
+    whole = found["cutoffs"][-1]
+    assert whole["counts"] == {"1": 10} and whole["segments"] == 10
+    own = document(scored, "--limit", "5")["responses"]
+    assert found["cutoffs"][1]["segments"] == sum(len(one["segments"]) for one in own)
+    printed = segment(scored, *words).stdout
+    assert "10 responses" in printed and "1 *" in printed and "the recipe's cutoff" in printed
+
+
+def test_two_cutoffs_compared(scored: Path):
+    found = document(scored, "--compare", "99", "--limit", "2")
+    first, second = found["views"]
+    assert (first["name"], second["name"]) == ("sandbox-segment, cutoff 1", "cutoff 99")
+    assert all(len(one["segments"]) == 1 for one in second["responses"])
+    assert found["agreement"]["segments"][1] == 4 and found["agreement"]["shared"] == 0
+    printed = segment(scored, "--compare", "99", "--limit", "1").stdout
+    assert "A (sandbox-segment, cutoff 1)" in printed and "B (cutoff 99)" in printed
+    assert "F1 0.000" in printed
 
 
 def test_before_anything_is_trained(tmp_path: Path):
@@ -127,6 +160,15 @@ def test_calibrate_for_a_recipe_that_has_no_cutoff(tmp_path: Path):
         (["--text", "a", "--file", "b"], "--text and --file exclude each other"),
         (["--file", "gone.txt"], "--file gone.txt"),
         (["--calibrate", "0.5"], "a segment cannot have 0.5 tokens"),
+        (["--calibrate", "3", "--html", "a.html"], "--calibrate makes no page"),
+        (["--stats", "--compare", "2"], "--stats and --compare exclude each other"),
+        (["--stats", "--text", "a"], "--stats is about a data set"),
+        (["--cutoffs", "1,2"], "--cutoffs belongs to --stats"),
+        (["--stats", "--cutoffs", "1,x"], "--cutoffs 1,x: not a list of cutoffs"),
+        (["--compare", "-1"], "-1 is no cutoff"),
+        (["--compare", "gone/away"], "neither a number nor a run folder nor a recipe"),
+        (["--html", "."], "--html . is a folder"),
+        (["--html", "/proc/version/page.html"], "cannot be written"),
     ],
 )
 def test_wrong_options_are_one_message(words: list[str], message: str, scored: Path):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from denserl_cli.core import distributed
 from denserl_cli.core.batches import collate_sequences, micro_batches
-from denserl_cli.core.engine import TorchEngine, step
+from denserl_cli.core.engine import NonFiniteError, TorchEngine, step
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
 from denserl_cli.core.reward_model import token_values
@@ -37,7 +38,10 @@ def make_engine(model: torch.nn.Module, kind: str, stage: int) -> TorchEngine:
 
 
 def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
-    """Four steps of a policy and a critic, with a generation in between."""
+    """Four steps of a policy and a critic; a generation follows the second one.
+
+    The third is left out: one gradient of the critic is NaN, in one process, its loss is not.
+    """
     actor = make_engine(tiny.causal_lm(0, tied=tied), kind, stage)
     critic = make_engine(tiny.scalar_model(1), kind, stage)
     rng = np.random.default_rng(0)
@@ -54,11 +58,17 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
             logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
             values = critic(token_values, batch, before=True)
             pair = -logprobs.sum() / 64, (values - 1).square().sum() / 64
-            actor.backward(pair[0], last=turn == len(parts))
-            critic.backward(pair[1], last=turn == len(parts))
+            last = turn == len(parts)
+            actor.backward(pair[0], last=last)
+            spoilt = number == 2 and last and distributed.is_first()
+            critic.backward(pair[1] + (values.sum() * 0).sqrt() if spoilt else pair[1], last=last)
             total += torch.stack([loss.detach() for loss in pair])
         losses.append(distributed.sum_over_ranks(total))
         rates.append(actor.learning_rate)
+        if number == 2:
+            with pytest.raises(NonFiniteError, match="the gradient norm is"):
+                step(actor, critic)
+            continue
         norms += [norm.float() for norm in step(actor, critic)]
         if number == 1:
             generated = generate(actor)

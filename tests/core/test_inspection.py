@@ -171,11 +171,12 @@ def test_no_data_is_said_so(tmp_path: Path):
 def test_the_document_holds_everything(scored: Path):
     inspect = inspector(scored)
     responses: list[SegmentedResponse] = inspect.segment(answers(inspect, 1))
-    document = json.loads(json.dumps(as_document(tiny.recipe(), responses)))
+    document = json.loads(json.dumps(as_document(inspect.cut, responses)))
     assert (document["granularity"], document["cutoff"]) == ("segment", 1.0)
     first = document["responses"][0]
-    assert first.keys() == {"label", "prompt", "segments", "score"}
-    assert first["segments"][0].keys() == {"text", "start", "end", "entropy", "value", "reward"}
+    assert first.keys() == {"label", "side", "prompt", "terminated", "segments", "score"}
+    parts = {"text", "start", "end", "entropy", "value", "reward", "per_token"}
+    assert first["segments"][0].keys() == parts
 
 
 @pytest.mark.parametrize("name", ["phi3-mini", "llama3.1"])

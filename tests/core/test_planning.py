@@ -250,6 +250,20 @@ def test_what_is_proposed_where_nothing_fits_does_fit(tmp_path: Path):
         assert phases.plan(changed, llama, "train-ppo", setting).peak <= budget
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_frozen_models_that_rest_are_there_while_they_score(recipe: Recipe, sharded: bool):
+    llama = shape(LLAMA3)
+    setting = replace(planning.own_setting(recipe, "train-ppo", 8), shard_frozen=sharded)
+    whole = phases.plan(recipe, llama, "train-ppo", setting)
+    rested = phases.plan(recipe, llama, "train-ppo", replace(setting, offload_frozen=True))
+    frozen = whole.phases["score"]["frozen models"]
+    for name, terms in whole.phases.items():
+        there = frozen if name == "score" and not sharded else 0
+        assert terms["frozen models"] == frozen
+        assert rested.phases[name].get("frozen models", 0) == there
+    assert rested.cpu >= 8 * frozen
+
+
 def test_adapters_leave_the_base_once_and_train_little(recipe: Recipe):
     llama = shape(LLAMA3)
     lora = replace(recipe, lora=LoraConfig(rank=16))

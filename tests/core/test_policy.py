@@ -63,7 +63,9 @@ def test_likelihoods_and_entropies_are_those_of_the_whole_logits(temperature: fl
     model = causal_lm()
     with torch.no_grad():
         found = response_logprobs(model, batch(), temperature=temperature)
-    assert found.entropy is not None
+        drawn = response_logprobs(model, batch(), temperature=temperature, drawn=True)
+    assert found.entropy is not None and drawn.entropy is not None
+    assert torch.equal(drawn.logprobs, found.logprobs)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         logits = alone(model, row)
         tempered = (logits / temperature).log_softmax(1)
@@ -72,6 +74,8 @@ def test_likelihoods_and_entropies_are_those_of_the_whole_logits(temperature: fl
             before = len(prompt) + j - 1
             expected = tempered[before, token]
             torch.testing.assert_close(found.logprobs[row, j], expected, atol=2e-5, rtol=1e-5)
+            expected = -(tempered[before].exp() * tempered[before]).sum()
+            torch.testing.assert_close(drawn.entropy[row, j], expected, atol=2e-5, rtol=1e-5)
         for j in range(len(response) - 1):  # after token j, at temperature 1
             after = plain[len(prompt) + j]
             expected = -(after.exp() * after).sum()

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from denserl_cli.core.batches import EncodedPairRow, collate_pairs
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import PairBatch
 from denserl_cli.core.engine import seed_everything
+from denserl_cli.core.environment import versions
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.materials import load_chat, load_pairs
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.reward_model import RewardRecord, load_scalar_model, token_values
 from denserl_cli.core.reward_training import STAGE, RewardTrainer
 from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 from denserl_cli.worker import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 
@@ -42,7 +44,7 @@ def weights(folder: Path) -> bytes:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """Logged figures of every step, but for the time they took."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def train(recipe: Recipe, folder: Path, mode: str = "start", observer: Observer | None = None):
@@ -63,11 +65,37 @@ def presses_ctrl_c_after(step: int) -> Ears:
 
 
 def trainer(recipe: Recipe, folder: Path) -> RewardTrainer:
-    _, chat = load_chat(recipe)
+    tokenizer, chat = load_chat(recipe)
     rows = load_pairs(recipe, chat, Observer()).train
     seed_everything(recipe.seed)
     run = RunFolder(folder, recipe)
-    return RewardTrainer(recipe, run, Observer(), rows, [], [np.arange(8)], chat.pad_id)
+    batches = [np.arange(8)]
+    return RewardTrainer(recipe, run, Observer(), rows, [], batches, tokenizer, chat.pad_id)
+
+
+# what is logged
+
+
+def test_one_pair_is_shown_at_the_first_step_and_with_each_evaluation(
+    recipe: MakeRecipe, tmp_path: Path
+):
+    folder = train(recipe("reward_model.eval_every=3"), tmp_path / "run")
+    text = (folder / "samples.jsonl").read_text()
+    shown = [json.loads(line) for line in text.splitlines()]
+    assert [(line["step"], line["label"]) for line in shown] == [
+        (step, label) for step in (1, 3, 6, STEPS) for label in ("chosen", "rejected")
+    ]
+    texts = {
+        (line["label"], line["prompt"], "".join(part["text"] for part in line["segments"]))
+        for line in shown
+    }
+    assert len(texts) == 2  # the same two responses each time
+    for line in shown:  # the score is the mean of the segments' values
+        values = [part["value"] for part in line["segments"]]
+        assert line["score"] == pytest.approx(sum(values) / len(values), abs=1e-5)
+    assert shown[0]["score"] != shown[-2]["score"]
+    quiet = train(recipe("run.log_samples=0", "reward_model.epochs=0.15"), tmp_path / "quiet")
+    assert not (quiet / "samples.jsonl").exists()
 
 
 # the same bytes
@@ -336,6 +364,28 @@ def test_the_last_step_evaluates_and_the_summary_says_so(trained: Path, recipe: 
         name: last[f"eval_{name}"] for name in names
     }
     assert "eval_loss" not in metrics(trained)[0]
+
+
+def test_the_evaluation_tells_accuracy_by_length_difference(trained: Path, recipe: MakeRecipe):
+    last = metrics(trained)[-1]
+    _, chat = load_chat(recipe())
+    held = load_pairs(recipe(), chat, Observer()).evaluation
+    bins: Any = last["eval_lengths"]
+    assert sum(one["pairs"] for one in bins) == len(held)
+    right = sum(one["pairs"] * one["accuracy"] for one in bins)
+    assert right / len(held) == pytest.approx(last["eval_accuracy"])
+    longer = [len(row.chosen) - len(row.rejected) for row in held]
+    shares = [one["pairs"] for one in bins if (one["shortest"] or 0) > 0]
+    assert sum(shares) == sum(difference > 0 for difference in longer)
+    assert -1 <= last["eval_length_correlation"] <= 1
+    summary = RunFolder(trained, recipe()).summary(STAGE)
+    assert summary is not None and "eval_lengths" not in summary
+
+
+def test_a_stage_says_what_it_ran_with(trained: Path):
+    stage = json.loads((trained / "run.json").read_text())["stages"][STAGE]
+    assert stage["versions"] == versions() and stage["versions"].keys() >= {"torch", "python"}
+    assert (stage["processes"], isinstance(stage["device"], str)) == (1, True)
 
 
 def test_evaluation_is_every_so_often(recipe: MakeRecipe, tmp_path: Path):

@@ -8,10 +8,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from denserl_cli.core.adopting import load_scorer, open_reward_model
 from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.distributed import (
+    first_goes_ahead,
+    is_first,
+    share,
+    sum_over_ranks,
+    world_size,
+)
 from denserl_cli.core.encoded import PairRows, longest, pair_lengths
+from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.evaluation.statistics import Floats, accuracy, calibration, length_effect
@@ -51,7 +60,8 @@ def evaluate_reward_model(
     The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out. name:
     of the result's file. subsets: every row must name the part of the benchmark it belongs to.
     """
-    opened = open_reward_model(recipe, run, observer)
+    with first_goes_ahead():
+        opened = open_reward_model(recipe, run, observer)
     recipe, record, chat = opened.recipe, opened.record, opened.reading
     rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
     if subsets and any(row.subset is None for row in rows):
@@ -63,6 +73,7 @@ def evaluate_reward_model(
     list_skipped(skipped, run, STAGE, observer)
     scorer = load_scorer(opened, run, observer)
     assert record is not None
+    spread(scorer, recipe, recipe.reward_model.engine)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {
@@ -76,8 +87,9 @@ def evaluate_reward_model(
         "skipped": len(skipped),
         **describe(rows, scores),
     }
-    file = run.path / "evaluation" / f"rm-{name}.json"
-    write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    file = run.evaluation_file(STAGE, name)
+    if is_first():
+        write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}")
     return result
 
@@ -121,16 +133,16 @@ def score_pairs(
     lengths = longest(pair_lengths(rows))
     scores = np.zeros((len(rows), 2))
     observer.begin("score pairs", total=len(rows))
-    for part in micro_batches(lengths, np.arange(len(rows)), batch_size):
-        pairs = [rows[i] for i in part]
-        scored = scorer(collate_pairs(pairs, pad_id, device()))
+    for part, counts in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):
+        scored = scorer(collate_pairs([rows[i] for i in part], pad_id, device()))
         assert scored.token_values is not None
         found = aggregate_segments(scored.token_values, scored.ends, aggregate)
-        scores[part] = found.view(2, len(part)).T.double().cpu().numpy()
-        for i, pair in zip(part, pairs, strict=True):
-            check_finite(scores[i].sum(), pair.origin)
-        observer.advance(len(part))
+        scores[part] = found.view(2, len(part)).T.double().cpu().numpy() * counts
+        observer.advance(len(part) * world_size())
     observer.end()
+    scores = sum_over_ranks(torch.from_numpy(scores).to(device())).cpu().numpy()
+    for place in np.flatnonzero(~np.isfinite(scores).all(1)):
+        check_finite(scores[place].sum(), rows[int(place)].origin)
     return scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from denserl_cli.core.adapters import load_policy, load_reference
 from denserl_cli.core.adopting import load_scorer, open_rewards
 from denserl_cli.core.choosing import choose_policy
+from denserl_cli.core.distributed import first_goes_ahead, is_first
 from denserl_cli.core.engine import Frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation.statistics import (
@@ -73,7 +75,8 @@ def evaluate_policy(
     chosen, asked = choose_policy(recipe, run, policy), recipe
     if chosen.notice:
         observer.notice(chosen.notice)
-    opened = open_rewards(recipe, run, observer)
+    with first_goes_ahead():
+        opened = open_rewards(recipe, run, observer)
     recipe, record = opened.recipe, opened.record
     path = chosen.path or recipe.model.path
     prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
@@ -86,10 +89,10 @@ def evaluate_policy(
         judge=judge_of(asked),
         observer=observer,
     )
-    folder = run.path / "evaluation"
+    file = run.evaluation_file(STAGE)
     batch = evaluation_batch(prompts, recipe.seed, samples)
     trained = _load(path, recipe, start)
-    with replaced_file(folder / "policy-samples.jsonl") as out:
+    with replaced_file(file.with_name("policy-samples.jsonl")) if is_first() else BytesIO() as out:
         before = measure("start", start, batch, samples, out)
         after = measure("policy", trained, batch, samples, out)
     result = {
@@ -103,8 +106,9 @@ def evaluate_policy(
         "seed": recipe.seed,
         **compare(before, after),
     }
-    write_text(folder / "policy.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    observer.notice(f"written to {folder / 'policy.json'}, samples beside it")
+    if is_first():
+        write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    observer.notice(f"written to {file}, samples beside it")
     return result
 
 

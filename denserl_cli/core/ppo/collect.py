@@ -16,6 +16,7 @@ from denserl_cli.core.engine import Engine, Frozen, autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise, sample
 from denserl_cli.core.reward_model import token_values
+from denserl_cli.core.tracking import timed
 
 if TYPE_CHECKING:
     from denserl_cli.core.scoring import Scorer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Collector:
     """Makes rollouts with a policy, a critic and the frozen pair of reference and reward model.
 
-    Without a critic the values stay 0.
+    Without a critic the values stay 0. seconds: what the two phases of the latest rollout took.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Collector:
         self.sampling, self.micro_batch_size = sampling, micro_batch_size
         self.pad_id = pad_id
         self.device = policy.device
+        self.seconds: dict[str, float] = {}
 
     @torch.no_grad()
     def __call__(
@@ -57,7 +59,10 @@ class Collector:
         """
         models = [held.model for held in (self.policy, self.critic) if held is not None]
         with evaluating(*models):
-            return self.score(prompts, self.sample(prompts, keys, progress))
+            with timed(self.seconds, "rollout_seconds"):
+                responses = self.sample(prompts, keys, progress)
+            with timed(self.seconds, "scoring_seconds"), self.scorer.at_hand():
+                return self.score(prompts, responses)
 
     def sample(
         self,
@@ -90,7 +95,7 @@ class Collector:
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
         """One pass of each model over the responses, in batches of similar length."""
         shape = (len(responses), max(len(response.ids) for response in responses))
-        names = ["logprobs", "reference_logprobs", "entropy", "values"]
+        names = ["logprobs", "policy_entropy", "reference_logprobs", "entropy", "values"]
         names += ["token_values"] if self.scorer.reward_model is not None else []
         columns = {name: torch.zeros(shape, device=self.device) for name in names}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
@@ -106,15 +111,14 @@ class Collector:
             rows = torch.from_numpy(part).to(self.device)
             temperature = self.sampling.temperature
             scored = self.scorer(batch, terminated[rows], temperature=temperature)
-            policy = self.policy(
-                response_logprobs, batch, temperature=temperature, with_entropy=False
-            )
+            policy = self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
             values = None if self.critic is None else self.critic(token_values, batch, before=True)
             if not counts:
                 continue
             window = batch.response_mask[:, batch.prompt_width :]
             measured: dict[str, Tensor | None] = {
                 "logprobs": policy.logprobs,
+                "policy_entropy": policy.entropy,
                 "reference_logprobs": scored.reference_logprobs,
                 "entropy": scored.entropy,
                 "values": values,

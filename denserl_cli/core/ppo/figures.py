@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from denserl_cli.core.ppo.rewards import replace_penalized, spread_rewards
+from denserl_cli.core.ppo.rewards import (
+    locations,
+    replace_penalized,
+    segment_rewards,
+    spread_rewards,
+)
 from denserl_cli.core.reward_model import aggregate_segments
 from denserl_cli.core.segmentation import segment_ids
-from denserl_cli.core.text import segment_texts
+from denserl_cli.core.text import segment_values
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
@@ -21,11 +27,16 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Aggregate, Recipe
 
 
+LOCATIONS = 10
+"""Bins of a segment's location p: (0, 0.1], (0.1, 0.2] … (0.9, 1]."""
+
+
 def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
     """Means over the responses of a rollout, each 0-d.
 
     aggregate: how the reward model scores a response. kl: nats a response, the k1 estimate summed
-    over its tokens. segment_length: tokens; a terminator that belongs to no segment does not count.
+    over its tokens. entropy: nats a token, of the policy where it drew the token. segment_length:
+    tokens; a terminator that belongs to no segment does not count.
     """
     figures = response_figures(rollout, aggregate)
     kl, lengths = figures["kl"], figures["response_length"]
@@ -36,6 +47,7 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
     return {
         **means,
         "kl_per_token": kl.sum() / lengths.sum(),
+        "entropy": rollout.policy_entropy.sum() / lengths.sum(),
         "segment_length": inside.sum() / figures["segments_per_response"].sum(),
     }
 
@@ -91,6 +103,52 @@ def dense_rewards(
     )
 
 
+def reward_figures(
+    rollout: Rollout, earned: Tensor, recipe: Recipe, normalizer: LocationNormalizer | None
+) -> dict[str, Tensor]:
+    """What becomes of the reward model's values on their way to the tokens, 0-d or (LOCATIONS,).
+
+    earned: (R, T), of `dense_rewards`. dense_reward: its sum, mean over the responses.
+    clipped_rewards: share of the tokens with a reward of their own that is at ± ppo.reward_clip.
+    floored_segments: share of segments where the normaliser's std is at its floor. location_*:
+    see `location_figures`.
+    """
+    inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
+    paid = rollout.ends if recipe.ppo.interpolation == "end" else inside
+    clipped = (earned.abs() >= recipe.ppo.reward_clip) & paid
+    figures = {
+        "dense_reward": earned.sum(1).mean(),
+        "clipped_rewards": clipped.sum() / paid.sum(),
+    }
+    if rollout.token_values is not None:
+        figures |= location_figures(rollout.token_values, rollout.ends, normalizer)
+    if normalizer is not None and normalizer.min_std is not None:
+        std = normalizer.std(locations(rollout.ends, torch.float64))
+        floored = (std <= normalizer.min_std) & rollout.ends
+        figures["floored_segments"] = floored.sum() / rollout.ends.sum()
+    return figures
+
+
+def location_figures(
+    token_values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None
+) -> dict[str, Tensor]:
+    """Segment rewards by location, before (value) and after (reward) normalisation.
+
+    token_values, ends: (R, T). Returns, (LOCATIONS,) each, the number of segments in each bin, and
+    mean and population std of their values and rewards; NaN where there is none.
+    """
+    order, count = ends.cumsum(1), ends.sum(1, keepdim=True).clamp(min=1)
+    bins = ((LOCATIONS * order - 1) // count)[ends]  # ceil(LOCATIONS p) - 1, exactly
+    segments = torch.bincount(bins, minlength=LOCATIONS)
+    figures: dict[str, Tensor] = {"location_segments": segments}
+    rewards = segment_rewards(token_values.double(), ends, normalizer)
+    for name, values in (("value", token_values.double()[ends]), ("reward", rewards[ends])):
+        mean = torch.bincount(bins, values, LOCATIONS) / segments
+        square = torch.bincount(bins, (values - mean[bins]).square(), LOCATIONS) / segments
+        figures |= {f"location_{name}_mean": mean, f"location_{name}_std": square.sqrt()}
+    return figures
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Share of the returns' variance that the critic foresaw: 1 - Var(returns - values)/Var."""
     error, target = (returns - values)[mask], returns[mask]
@@ -98,27 +156,25 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def samples(
-    rollout: Rollout, earned: Tensor, tokenizer: Any, prompts: Sequence[str], count: int
+    rollout: Rollout,
+    earned: Tensor,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    count: int,
+    every: int = 1,
 ) -> list[dict[str, Any]]:
     """The first `count` responses with their segments' text, raw value and token rewards.
 
-    earned: (R, T) the dense reward of each token before the KL penalty.
+    earned: (R, T) the dense reward of each token before the KL penalty. every: passes over
+    responses between those that are shown.
     """
     shown = []
-    for row in range(min(count, len(rollout.responses))):
+    for row in range(0, len(rollout.responses), every)[:count]:
         ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
-        starts = [0, *(end + 1 for end in ends)]
-        texts = segment_texts(tokenizer, rollout.responses[row], ends)
         values = None if rollout.token_values is None else rollout.token_values[row].tolist()
-        rewards = earned[row].cumsum(0).tolist()
-        segments = [
-            {
-                "text": text,
-                "tokens": end + 1 - start,
-                "value": None if values is None else values[end],
-                "reward": rewards[end] - (rewards[start - 1] if start else 0.0),
-            }
-            for text, start, end in zip(texts, starts, ends, strict=False)
-        ]
+        sums = [0.0, *earned[row].cumsum(0)[ends].tolist()]
+        segments = segment_values(tokenizer, rollout.responses[row], ends, values)
+        for segment, (before, after) in zip(segments, pairwise(sums), strict=True):
+            segment["reward"] = after - before
         shown.append({"prompt": prompts[row], "segments": segments})
     return shown

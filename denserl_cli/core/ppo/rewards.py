@@ -37,7 +37,7 @@ def spread_rewards(
     0 outside every segment. Raises DenserlError for an unknown interpolation or segment_total.
     """
     values = token_values.to(torch.promote_types(token_values.dtype, torch.float32))
-    rewards = _segment_rewards(values.masked_fill(~ends, 0), ends, normalizer)
+    rewards = segment_rewards(values, ends, normalizer)
     if segment_total == "mean":
         rewards = rewards / ends.sum(1, keepdim=True).clamp(min=1)
     elif segment_total != "sum":
@@ -121,13 +121,18 @@ class AdaptiveKL:
             self.coef *= 1 + error * responses / self.horizon
 
 
-def _segment_rewards(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
-    """Normalise each segment's value by its location (k+1)/K, method §4. (B, T), 0 off the ends."""
-    if normalizer is None:
-        return values
+def segment_rewards(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
+    """Normalise each segment's value by its location, method §4. (B, T), 0 off the ends."""
+    if normalizer is not None:
+        location = locations(ends, values.dtype)
+        values = (values - normalizer.mean(location)) / normalizer.std(location)
+    return values.masked_fill(~ends, 0)
+
+
+def locations(ends: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where each segment k of K lies, (k+1)/K, at its end; 1 elsewhere. (B, T)."""
     count = ends.sum(1, keepdim=True).clamp(min=1)
-    location = (ends.cumsum(1).to(values.dtype) / count).masked_fill(~ends, 1)
-    return ((values - normalizer.mean(location)) / normalizer.std(location)).masked_fill(~ends, 0)
+    return (ends.cumsum(1).to(dtype) / count).masked_fill(~ends, 1)
 
 
 def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divide: bool) -> Tensor:

@@ -105,6 +105,7 @@ def _models(
     steps = ppo.epochs * responses // ppo.train_batch_size
     reference = scorer.reference
     assert reference is not None
+    spread(scorer, recipe, ppo.engine)  # first, or whole models would wait beside the trained ones
     actor = make_engine(
         recipe,
         ppo.engine,
@@ -121,7 +122,6 @@ def _models(
         learning_rate=ppo.critic_learning_rate,
         total_steps=plan.iterations * steps,
     )
-    spread(scorer, recipe, ppo.engine)
     collect = Collector(
         policy=actor,
         critic=critic,

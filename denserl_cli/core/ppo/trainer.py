@@ -19,6 +19,7 @@ from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
 from denserl_cli.core.ppo.figures import (
     dense_rewards,
     explained_variance,
+    reward_figures,
     rollout_figures,
     samples,
 )
@@ -26,6 +27,7 @@ from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.stopping import stop_requested
+from denserl_cli.core.tracking import throughput, timed
 
 if TYPE_CHECKING:
     from denserl_cli.core.checkpoints import Checkpoint
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
     from denserl_cli.core.tracking import Observer
 
 STAGE = "train-ppo"
-HEADLINE = ("true_reward", "rm_score", "kl", "response_length", "segments_per_response")
+HEADLINE = (
+    *("true_reward", "rm_score", "kl", "response_length", "segments_per_response"),
+    *("tokens_per_second", "responses_per_second"),
+)
 """The figures beside the progress bar; metrics.jsonl has them all."""
 
 
@@ -111,9 +116,11 @@ class PPOTrainer:
                     gamma=settings.gamma,
                     lam=settings.lam,
                 )
-                stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
-                stats |= self.describe(prompts, rollout, own, earned, returns)
-                stats["seconds"] = time.perf_counter() - began
+                seconds = dict(self.collect.seconds)
+                with timed(seconds, "update_seconds"):
+                    stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
+                stats |= self.describe(prompts, rollout, own, earned, returns) | seconds
+                stats |= _throughput(rollout, time.perf_counter() - began)
                 if self.conclude(iteration, stats, any_rank(stopping())):
                     break
         self.observer.end()
@@ -157,12 +164,11 @@ class PPOTrainer:
         """The figures of a rollout, and its first samples."""
         mask = rollout.response_mask
         figures = self.figures(rollout, own) | {
-            "dense_reward": earned.sum(1).mean(),
+            **reward_figures(rollout, earned, self.recipe, self.normalizer),
             "explained_variance": explained_variance(rollout.values, returns, mask),
         }
         stats = _numbers(figures) | self.true_reward(prompts, rollout)
-        texts = [prompt.messages[-1]["content"] for prompt in prompts.prompts]
-        shown = samples(rollout, earned, self.tokenizer, texts, self.recipe.run.log_samples)
+        shown = self.samples(prompts, rollout, earned)
         return stats | {"responses": len(rollout.responses), "samples": shown}
 
     def figures(self, rollout: Rollout, own: Earned | None) -> dict[str, Tensor]:
@@ -170,6 +176,14 @@ class PPOTrainer:
         totals = {} if own is None else own.totals
         means = {name: values.mean() for name, values in totals.items()}
         return means | rollout_figures(rollout, self.recipe.reward_model.aggregate)
+
+    def samples(
+        self, prompts: PromptBatch, rollout: Rollout, earned: Tensor, every: int = 1
+    ) -> list[dict[str, Any]]:
+        """As many responses, with their segments' rewards, as the recipe wants to see."""
+        texts = [prompt.messages[-1]["content"] for prompt in prompts.prompts]
+        count = self.recipe.run.log_samples
+        return samples(rollout, earned, self.tokenizer, texts, count, every)
 
     def true_reward(self, prompts: PromptBatch, rollout: Rollout) -> dict[str, float]:
         """The task's own reward, where it knows one."""
@@ -180,14 +194,18 @@ class PPOTrainer:
         rewards = [self.judge(prompt.messages[-1]["content"], text) for prompt, text in pairs]
         return {"true_reward": sum(rewards) / len(rewards)}
 
-    def evaluate(self) -> dict[str, float]:
-        """The rollout figures on the held-out prompts, under the same noise each time."""
+    def evaluate(self) -> dict[str, Any]:
+        """The rollout figures on the held-out prompts, under the same noise each time; samples."""
         if not self.evaluation.prompts:
             return {}
         rollout = self.collect(self.evaluation.ids, self.evaluation.keys)
-        figures = self.figures(rollout, self.own(self.evaluation.prompts, rollout))
+        own = self.own(self.evaluation.prompts, rollout)
+        figures = self.figures(rollout, own)
         stats = _numbers(figures) | self.true_reward(self.evaluation, rollout)
-        return {f"eval_{name}": value for name, value in stats.items()}
+        earned = dense_rewards(rollout, self.recipe, self.normalizer, own)
+        shown = self.samples(self.evaluation, rollout, earned, every=self.settings.eval_samples)
+        named = {f"eval_{name}": value for name, value in stats.items()}
+        return named | {"eval_samples": [{"held_out": True, **sample} for sample in shown]}
 
     def conclude(self, iteration: int, stats: dict[str, Any], stop: bool) -> bool:
         """Evaluate, record, keep the best, checkpoint; tells whether training is over."""
@@ -216,7 +234,7 @@ class PPOTrainer:
 
     def record(self, iteration: int, stats: dict[str, Any]) -> None:
         """Figures to metrics.jsonl and to the observer, samples to samples.jsonl."""
-        shown = stats.pop("samples", [])
+        shown = [*stats.pop("samples", []), *stats.pop("eval_samples", [])]
         self.run.log(STAGE, iteration, stats)
         for sample in shown:
             self.run.log(STAGE, iteration, sample, file="samples.jsonl")
@@ -300,11 +318,22 @@ class PPOTrainer:
         self.warned, self.beyond = state["warned"], state["beyond"]
 
 
-def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
-    """One transfer for all figures; the first process's, so that all decide the same by them."""
-    return from_first_rank(
-        dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-    )
+def _numbers(figures: dict[str, Tensor]) -> dict[str, Any]:
+    """One transfer for all figures; the first process's, so that all decide the same by them.
+
+    A 0-d figure becomes a number, another one a list of them.
+    """
+    flat = torch.cat([figure.double().reshape(-1) for figure in figures.values()]).tolist()
+    found, place = {}, 0
+    for name, figure in figures.items():
+        part = flat[place : place + figure.numel()]
+        found[name], place = part if figure.dim() else part[0], place + figure.numel()
+    return from_first_rank(found)
+
+
+def _throughput(rollout: Rollout, seconds: float) -> dict[str, float]:
+    tokens = sum(len(ids) for ids in (*rollout.prompts, *rollout.responses))
+    return throughput(seconds, tokens, len(rollout.responses))
 
 
 def _kept(rollout: Rollout) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def words(expected: Any) -> str:
     if origin is Literal:
         return f"{', '.join(map(str, arguments[:-1]))} or {arguments[-1]}"
     if origin is tuple:
-        items = {str: "text", float: "number", **_NAMED}
-        several = f"{items[arguments[0]]}s"
+        plurals = {str: "texts", float: "numbers", **{k: f"{v}s" for k, v in _NAMED.items()}}
+        several = plurals.get(arguments[0]) or words(arguments[0])
         return f"a list of {'' if ... in arguments else f'{len(arguments)} '}{several}"
     return _SCALARS.get(expected, "a mapping")
 

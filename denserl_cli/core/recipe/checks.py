@@ -74,6 +74,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _method(recipe)
     yield from _rewards(recipe)
     yield from _batches(recipe)
+    yield from _engines(recipe)
     yield from _origins(recipe)
     yield from _missing_files(recipe)
 
@@ -245,6 +246,25 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
                 f"{batch} is not a multiple of {block}.micro_batch_size {micro}",
                 (f"{block}.micro_batch_size",),
             )
+
+
+def _engines(recipe: Recipe) -> Iterator[Problem]:
+    """What the engines of the stages cannot do."""
+    for block in ("reward_model", "ppo"):
+        key, engine = f"{block}.engine", _value(recipe, f"{block}.engine")
+        if engine.offload_parameters and engine.zero_stage != 3:
+            advice = f"needs sharded weights; set {key}.zero_stage to 3"
+            yield Problem(f"{key}.offload_parameters", advice, (f"{key}.zero_stage",))
+        if block == "reward_model" and engine.offload_frozen:
+            advice = "train-rm asks the reference in every step; it is for ppo.engine"
+            yield Problem(f"{key}.offload_frozen", advice)
+        for name in ("shard_frozen", "offload_frozen"):
+            if recipe.lora is not None and getattr(engine, name):
+                advice = "adapters share the frozen weights, which must stay where they are"
+                yield Problem(f"{key}.{name}", advice, ("lora",))
+        own = engine.deepspeed.get("zero_optimization")
+        if isinstance(own, dict) and "stage" in own:
+            yield Problem(f"{key}.deepspeed", f"the stage is {key}.zero_stage's affair")
 
 
 def _origins(recipe: Recipe) -> Iterator[Problem]:

@@ -174,6 +174,8 @@ class EngineConfig:
     """Type in which gradients accumulate."""
     shard_frozen: bool | None = None
     """Shard reference and reward model like the trained models; null: with zero_stage 3."""
+    offload_frozen: bool = False
+    """Keep reference and reward model in the CPU's memory but while they score; train-ppo alone."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed settings of your own, laid over what the fields above make."""
 
@@ -410,7 +412,11 @@ class RunConfig:
     nonfinite: Literal["stop", "skip"] = "stop"
     """At a loss, gradient or reward that is NaN or infinite: stop, or leave the update out."""
     log_samples: int = 4
-    """Rollout samples written to samples.jsonl in each PPO iteration."""
+    """Samples of an iteration in samples.jsonl; 0: none, and no pair of train-rm either."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the figures of metrics.jsonl go as well; `pip install 'denserl[tensorboard,wandb]'`."""
+    wandb_project: str = "denserl"
+    """Project in Weights & Biases; the environment's WANDB_PROJECT goes before it."""
 
 
 @dataclass(frozen=True)

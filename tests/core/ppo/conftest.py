@@ -28,6 +28,7 @@ def rollout() -> Rollout:
         terminated=torch.tensor([True, False, True, True, False, True]),
         response_mask=mask,
         logprobs=numbers(-2.0),
+        policy_entropy=numbers(2.0).abs(),
         reference_logprobs=numbers(-2.0),
         entropy=numbers(2.0).abs(),
         values=numbers(),

@@ -44,6 +44,22 @@ def collected(collect: Collector) -> Rollout:
     return collect(PROMPTS, KEYS)
 
 
+def test_frozen_models_rest_but_while_they_score(collected: Rollout, monkeypatch):
+    made, seen = collector(), []
+    made.scorer.rest(torch.device("cpu"))
+    weight = made.scorer.reward_model.score.weight
+    kept = weight.data_ptr()
+    for name in ("sample", "score"):
+        real = getattr(made, name)
+        monkeypatch.setattr(
+            made, name, lambda *a, real=real: (seen.append(weight.data_ptr() == kept), real(*a))[1]
+        )
+    again = made(PROMPTS, KEYS)
+    assert seen == [True, False] and weight.data_ptr() == kept
+    assert torch.equal(again.token_values, collected.token_values)
+    assert torch.equal(again.reference_logprobs, collected.reference_logprobs)
+
+
 def logits(model, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
     """(T + 1, V): before each response token and after the last."""
     ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]

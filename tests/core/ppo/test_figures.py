@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.ppo.figures import explained_variance, rollout_figures, samples
+from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.ppo.figures import (
+    explained_variance,
+    location_figures,
+    reward_figures,
+    rollout_figures,
+    samples,
+)
 from denserl_cli.core.ppo.rollout import Rollout
+from tests import tiny
 
 
 @pytest.fixture
@@ -21,6 +33,7 @@ def two() -> Rollout:
         terminated=torch.tensor([True, False]),
         response_mask=mask,
         logprobs=torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 9.0, 9.0]]),
+        policy_entropy=torch.tensor([[1.0, 0.5, 0.25], [2.0, 0.0, 0.0]]),
         reference_logprobs=torch.tensor([[-2.0, -2.5, -3.0], [-0.5, 0.0, 0.0]]),
         entropy=nothing,
         values=nothing,
@@ -37,12 +50,47 @@ def test_figures(two: Rollout):
             "rm_score_std": 2.0,
             "kl": (1.5 - 0.5) / 2,
             "kl_per_token": 1.0 / 4,
+            "entropy": 3.75 / 4,
             "response_length": 2.0,
             "terminated": 0.5,
             "segments_per_response": 1.5,
             "segment_length": 3 / 3,  # the terminator belongs to no segment
         }
     )
+
+
+def reward(two: Rollout, earned: torch.Tensor, normalizer: Any, *settings: str) -> dict[str, Any]:
+    made = reward_figures(two, earned, tiny.recipe(*settings), normalizer)
+    return {name: value.tolist() for name, value in made.items()}
+
+
+def test_reward_figures(two: Rollout):
+    earned = torch.tensor([[10.0, -10.0, 0.0], [9.9, 0.0, 0.0]])
+    floored = LocationNormalizer(0.0, 4.0, 1.0, 3.0, min_std=0.5)  # std(0.5) = 0.23, std(1) = 3
+    found = reward(two, earned, floored)
+    assert found["dense_reward"] == pytest.approx(9.9 / 2)
+    assert found["clipped_rewards"] == pytest.approx(2 / 3)  # of the tokens inside segments
+    assert found["floored_segments"] == pytest.approx(1 / 3)
+    assert found["location_segments"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 2]
+    assert found["location_value_mean"][4::5] == [2.0, (4 - 1) / 2]
+    assert found["location_value_std"][4::5] == [0.0, 2.5]
+    assert found["location_reward_mean"][4::5] == pytest.approx([1 / 0.5, (3 - 2) / 3 / 2])
+    assert found["location_reward_std"][4::5] == pytest.approx([0.0, 5 / 3 / 2])
+    assert math.isnan(found["location_value_mean"][0])
+    whole = torch.zeros(2, 3)
+    whole[0, 0] = 10.0
+    assert reward(two, whole, None, "ppo.interpolation=end").get("floored_segments") is None
+    assert reward(two, whole, None, "ppo.interpolation=end")["clipped_rewards"] == pytest.approx(
+        1 / 3
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 30, 100])
+def test_a_location_on_the_edge_of_a_bin_belongs_to_the_lower_bin(count: int):
+    ends = torch.ones(1, count, dtype=torch.bool)
+    found = location_figures(torch.zeros(1, count), ends, None)["location_segments"]
+    exact = [math.ceil(Fraction(10 * (k + 1), count)) - 1 for k in range(count)]
+    assert found.tolist() == [exact.count(place) for place in range(10)]
 
 
 def test_explained_variance():
@@ -73,9 +121,10 @@ def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
         },
         {"prompt": "two", "segments": [{"text": "C", "tokens": 1, "value": -1.0, "reward": -1.5}]},
     ]
-    assert [shown["prompt"] for shown in samples(two, earned, Letters(), ["one", "two"], 1)] == [
-        "one"
-    ]
+    first = samples(two, earned, Letters(), ["one", "two"], 1)
+    assert [shown["prompt"] for shown in first] == ["one"]
+    apart = samples(two, earned, Letters(), ["one", "two"], 5, every=2)
+    assert [shown["prompt"] for shown in apart] == ["one"]
 
 
 def test_the_reward_of_a_segment_is_the_sum_over_its_tokens(two: Rollout):

@@ -22,7 +22,7 @@ from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.ppo import collect, stage
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.run import Mode, RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 from denserl_cli.worker import run_stage
 from tests import tiny
 
@@ -44,7 +44,7 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The logged lines of train-ppo without what the clock says."""
     found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if key != "seconds"}
+        {key: value for key, value in line.items() if key not in TIMES}
         for line in found
         if line["stage"] == STAGE
     ]
@@ -160,7 +160,11 @@ def test_the_metrics_of_the_issue_are_there(scored: Path):
 def test_samples_tell_text_and_segments(scored: Path):
     train(scored, "run.log_samples=3")
     samples = lines(scored, "samples.jsonl")
-    assert [sample["step"] for sample in samples] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    held = [sample for sample in samples if sample.get("held_out")]
+    others = [sample["step"] for sample in samples if sample not in held]
+    assert others == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert [sample["step"] for sample in held] == [0, 0, 2, 2, 4, 4]  # one to each held-out prompt
+    assert len({sample["prompt"] for sample in held}) == 2
     for sample in samples:
         assert sample["prompt"].startswith("write ")
         assert all(s.keys() == {"text", "tokens", "value", "reward"} for s in sample["segments"])
@@ -238,6 +242,8 @@ def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
     train(other, "ppo.rollout_micro_batch_size=3")
     for left, right in zip(lines(scored), lines(other), strict=True):
         assert left.pop("stage") == right.pop("stage")
+        for name in [name for name, value in left.items() if isinstance(value, list)]:
+            assert left.pop(name) == pytest.approx(right.pop(name), rel=1e-2, abs=1e-3)
         assert left == pytest.approx(right, rel=1e-2, abs=1e-3)
 
 

@@ -20,7 +20,7 @@ from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
 from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.tracking import TIMES, Observer
 
 NORMALIZER = LocationNormalizer(0.5, 0.1, 0.3, 2.0)
 
@@ -91,6 +91,7 @@ def rollout(
         terminated=torch.tensor([terminated, True]),
         response_mask=torch.ones(shape, dtype=torch.bool),
         logprobs=torch.full(shape, kl / 4),
+        policy_entropy=torch.full(shape, 0.5),
         reference_logprobs=torch.zeros(shape),
         entropy=torch.zeros(shape),
         values=torch.zeros(shape),
@@ -104,6 +105,7 @@ class Collect:
 
     def __init__(self, training: list[Rollout], evaluation: list[Rollout]) -> None:
         self.training, self.evaluation = training, evaluation
+        self.seconds = {"rollout_seconds": 2.0, "scoring_seconds": 1.0}
 
     def __call__(self, ids: Any, keys: Any, progress: Any = lambda _: None) -> Rollout:
         evaluating = keys[0][1] >= 2**31
@@ -169,10 +171,17 @@ def test_the_figures_of_the_issue_are_logged(tmp_path: Path):
         "policy_loss",
         "dense_reward",
         "kl_coef",
-        "seconds",
+        *TIMES,
         "eval_true_reward",
     }
     assert (first["true_reward"], first["kl"], first["responses"]) == (4.0, 2.0, 2)
+    assert (first["rollout_seconds"], first["scoring_seconds"]) == (2.0, 1.0)  # the collector's
+    tokens_per_response = 1 + 4
+    assert first["tokens_per_second"] == pytest.approx(
+        tokens_per_response * first["responses_per_second"]
+    )
+    assert first["responses_per_second"] * first["seconds"] == pytest.approx(2)
+    assert first["update_seconds"] <= first["seconds"]
 
 
 def test_samples_are_written_with_the_segments_rewards(tmp_path: Path):

@@ -3,7 +3,15 @@ from dataclasses import replace
 import pytest
 
 from denserl_cli.core.recipe.checks import looks_local, problems
-from denserl_cli.core.recipe.schema import ModelConfig, Recipe, SegmentationConfig, Source, resolved
+from denserl_cli.core.recipe.schema import (
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    Recipe,
+    SegmentationConfig,
+    Source,
+    resolved,
+)
 
 GOOD = resolved(
     Recipe(
@@ -98,6 +106,30 @@ def test_a_name_must_name_a_folder(name: str):
 )
 def test_impossible_combinations(recipe: Recipe, key: str):
     assert keys(recipe) == [key]
+
+
+@pytest.mark.parametrize(
+    ("block", "engine", "lora", "key"),
+    [
+        ("ppo", EngineConfig(offload_parameters=True), None, "ppo.engine.offload_parameters"),
+        ("ppo", EngineConfig(offload_frozen=True), LoraConfig(), "ppo.engine.offload_frozen"),
+        ("ppo", EngineConfig(shard_frozen=True), LoraConfig(), "ppo.engine.shard_frozen"),
+        (
+            "reward_model",
+            EngineConfig(offload_frozen=True),
+            None,
+            "reward_model.engine.offload_frozen",
+        ),
+        (
+            "reward_model",
+            EngineConfig(deepspeed={"zero_optimization": {"stage": 3}}),
+            None,
+            "reward_model.engine.deepspeed",
+        ),
+    ],
+)
+def test_what_an_engine_cannot_do(block: str, engine: EngineConfig, lora, key: str):
+    assert keys(changed(GOOD, **{block: {"engine": engine}}, lora=lora)) == [key]
 
 
 def test_more_samples_per_prompt_fill_the_train_batch():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from denserl_cli.core.cuts import (
+from denserl_cli.core.cutting import (
     NEWLINE,
     SENTENCE,
     Cutter,
@@ -14,7 +14,7 @@ from denserl_cli.core.cuts import (
     after_matches,
     at_random,
     every,
-    token_texts,
+    vocabulary_texts,
 )
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.recipe.schema import SegmentationConfig
@@ -77,7 +77,7 @@ def test_lines_keep_their_indent():
 def test_texts_of_tokens_know_their_spaces(shared):
     for name in ("phi3-mini", "llama3"):
         tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
-        table, text = token_texts(tokenizer), 'A dog. "No?" said\n\nthe <b>cat</b>'
+        table, text = vocabulary_texts(tokenizer), 'A dog. "No?" said\n\nthe <b>cat</b>'
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert "".join(table[ids]).strip() == text
         assert len(table) == len(tokenizer) + 1 and table[-1] == ""

@@ -1,0 +1,46 @@
+"""`denserl report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: denserl report runs/sandbox-segment"
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")
+    ],
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Where the page goes; RUN/report.html without it, or comparison.html.",
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write Markdown beside the page, with its plots.")
+    ] = False,
+) -> None:
+    """One page that tells whether a run was good, or how several differ."""
+    from denserl_cli.core.reporting.record import read_runs
+    from denserl_cli.core.reporting.report import make_report
+    from denserl_cli.pages.report import write_markdown, write_page
+
+    made = make_report(read_runs(runs))
+    page = html or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
+    write_page(made, page)
+    for run in made.runs:
+        for finding in run.findings:
+            typer.echo(f"{run.label}: {finding.severity}: {finding.what}")
+        if not run.findings:
+            typer.echo(f"{run.label}: nothing that the figures warn of")
+    typer.echo(f"written to {page}")
+    if markdown:
+        beside = page.with_suffix(".md")
+        write_markdown(made, beside)
+        typer.echo(f"written to {beside}")

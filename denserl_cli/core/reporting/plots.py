@@ -1,0 +1,272 @@
+"""The plots of a report, one line a run; figures that no run has are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+
+from denserl_cli.core.reporting.drawing import CYCLE, INK, MARKERS, QUIET, Plot, drawing, look
+from denserl_cli.core.reporting.locations import pool
+from denserl_cli.core.reporting.record import RunRecord, Series, is_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RM, PPO = "train-rm", "train-ppo"
+POINTS = 400
+"""Points of a line that are drawn; longer ones are averaged down to that."""
+CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    RM: {
+        "loss": ("loss", "nats a pair"),
+        "accuracy": ("accuracy", "share of pairs"),
+        "reward_std": ("spread of the scores", "std"),
+        "gradient_norm": ("gradient norm", "before clipping"),
+    },
+    PPO: {
+        "rm_score": ("reward model's score", "mean of the responses"),
+        "dense_reward": ("dense reward of a response", "before the KL penalty"),
+        "true_reward": ("true reward", "the task's own"),
+        "kl": ("KL to the reference", "nats a response"),
+        "entropy": ("policy entropy", "nats a token"),
+        "response_length": ("response length", "tokens"),
+        "segments_per_response": ("segments of a response", "count"),
+        "terminated": ("responses that end by themselves", "share"),
+        "clipped_rewards": ("clipped token rewards", "share"),
+        "floored_segments": ("segments at the normaliser's floor", "share"),
+        "explained_variance": ("returns foreseen by the critic", "share of variance"),
+        "policy_clip_fraction": ("tokens outside the clip range", "share"),
+        "value_loss": ("value loss", "mean of the steps"),
+        "kl_coef": ("adapted weight of the KL penalty", "coefficient"),
+    },
+}
+"""Figure: what it is, and its unit."""
+
+
+def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
+    """Each figure of a stage over its steps; held-out values as dashes between points."""
+    found: list[Plot] = []
+    x = "step" if stage == RM else "iteration"
+    for name, (title, unit) in CURVES[stage].items():
+        with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
+            held = False
+            for place, run in enumerate(runs):
+                if name == "kl_coef" and run.setting("ppo.kl_target") is None:
+                    continue  # it is fixed
+                _line(axes, run.series(stage, name), _named(run, runs), place, len(runs) == 1)
+                held |= _held_out(axes, run.series(stage, f"eval_{name}"), place)
+            if held:
+                axes.plot([], [], "o--", color=QUIET, linewidth=1, label="held out")
+            if name == "accuracy":
+                _length_rule(axes, runs)
+            if unit == "share":
+                axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 0.05))
+    return found
+
+
+def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:
+    """How often the reward model is right, by how much longer the better response is."""
+    found: list[Plot] = []
+    bins = {_span(one): _middle(one) for run in runs for one in run.accuracy_by_length}
+    spans = sorted(bins, key=lambda span: bins[span])
+    x, title = "tokens by which the better response is longer", "accuracy by length difference"
+    with drawing("accuracy-by-length", title, found, x, "accuracy", 0.28) as axes:
+        for place, run in enumerate(run for run in runs if run.accuracy_by_length):
+            at = [spans.index(_span(one)) for one in run.accuracy_by_length]
+            heights = [one["accuracy"] for one in run.accuracy_by_length]
+            width = 0.8 / len(runs)
+            offset = (place - (len(runs) - 1) / 2) * width
+            axes.bar(
+                [place + offset for place in at],
+                heights,
+                width,
+                color=CYCLE[place % len(CYCLE)],
+                hatch=("", "///", "...", "xxx")[place % 4],
+                alpha=0.8,
+                label=run.label,
+            )
+            if len(runs) == 1:
+                for bar, height, one in zip(at, heights, run.accuracy_by_length, strict=True):
+                    axes.annotate(
+                        f"{one['pairs']}", (bar, height), ha="center", va="bottom", size=7
+                    )
+        if spans:
+            axes.axhline(0.5, color=QUIET, linewidth=1, linestyle=":")
+            axes.set_xticks(range(len(spans)), spans, rotation=40, ha="right", size=7)
+            axes.set_ylim(0, 1.1)
+    return found
+
+
+def normalizer_fit(runs: Sequence[RunRecord]) -> list[Plot]:
+    """What fit-function measured by location, and what it made of it."""
+    found: list[Plot] = []
+    for kind in ("mean", "std"):
+        title, y = f"{kind} by location, as fitted", f"{kind} of segment rewards"
+        with drawing(f"normalizer-{kind}", title, found, "location p", y) as axes:
+            for place, run in enumerate(runs):
+                _fit(axes, run, kind, place)
+    return found
+
+
+def rewards_by_location(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Segment rewards of the rollouts by location, before and after normalisation."""
+    found: list[Plot] = []
+    for kind, when in (("value", "before"), ("reward", "after")):
+        title, y = f"{when} normalisation", "mean ± std of segment rewards"
+        with drawing(f"locations-{when}", title, found, "location p", y) as axes:
+            for place, run in enumerate(runs):
+                lines = run.metrics.get(PPO, ())
+                fifth = max(1, len(lines) // 5)
+                parts = {"last fifth": lines[-fifth:]}
+                if len(runs) == 1 and len(lines) > 2:
+                    parts = {"first fifth of the training": lines[:fifth], **parts}
+                for turn, (part, of) in enumerate(parts.items()):
+                    label = run.label if len(runs) > 1 else part
+                    _by_location(axes, of, kind, label, place + turn)
+    return found
+
+
+def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
+    """What the distance from the reference has bought."""
+    found: list[Plot] = []
+    for name, title in (
+        ("rm_score", "score against KL"),
+        ("true_reward", "true reward against KL"),
+    ):
+        x, y = "KL to the reference, nats a response", CURVES[PPO][name][0]
+        with drawing(f"kl-{name}", title, found, x, y) as axes:
+            for place, run in enumerate(runs):
+                kl, reward = _together(run, "kl", name)
+                if len(kl):
+                    colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
+                    axes.plot(kl, reward, color=colour, linewidth=0.6, alpha=0.5)
+                    axes.scatter(
+                        kl, reward, s=9, color=colour, marker=marker, label=_named(run, runs)
+                    )
+                    axes.plot(kl[-1:], reward[-1:], "*", color=INK, markersize=9)
+            if axes.has_data():
+                axes.plot([], [], "*", color=INK, label="end of the training")
+    return found
+
+
+def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Lengths as multiples of those at the start, and what length earns."""
+    found: list[Plot] = []
+    names = {"response_length": "tokens", "segments_per_response": "segments",
+             "segment_length": "tokens a segment"}  # fmt: skip
+    y = "multiple of the start"
+    with drawing("length-drift", "length drift", found, "iteration", y) as axes:
+        for place, run in enumerate(runs):
+            shown = names if len(runs) == 1 else {"response_length": f"{run.label}, tokens"}
+            for turn, (name, label) in enumerate(shown.items()):
+                series = _thinned(run.series(PPO, name))
+                if series and series.values[0]:
+                    values = series.values / series.values[0]
+                    axes.plot(series.steps, values, label=label, **look(place + turn))
+    x, y = "tokens a response", CURVES[PPO]["rm_score"][0]
+    with drawing("length-reward", "score against length", found, x, y) as axes:
+        for place, run in enumerate(runs):
+            length, reward = _together(run, "response_length", "rm_score")
+            if len(length):
+                colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
+                axes.scatter(length, reward, s=9, color=colour, marker=marker, label=run.label)
+    return found
+
+
+def _named(run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """What its line is called."""
+    return run.label if len(runs) > 1 else "training"
+
+
+def _line(axes: Axes, series: Series, label: str, place: int, alone: bool) -> None:
+    """A figure of the training: as it is, and smoothed where it is long."""
+    if not series:
+        return
+    shown = _thinned(series)
+    if len(shown.values) < 20:
+        axes.plot(*shown, marker="." if len(shown.values) < 3 else None, label=label, **look(place))
+        return
+    if alone:
+        axes.plot(*shown, color=CYCLE[0], linewidth=0.7, alpha=0.35)
+    smooth = uniform_filter1d(shown.values, max(3, len(shown.values) // 10), mode="nearest")
+    axes.plot(shown.steps, smooth, label=label, **look(place))
+
+
+def _held_out(axes: Axes, series: Series, place: int) -> bool:
+    if series:
+        colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
+        axes.plot(*_thinned(series), color=colour, marker=marker, linestyle="--", linewidth=1)
+    return bool(series)
+
+
+def _length_rule(axes: Axes, runs: Sequence[RunRecord]) -> None:
+    """How often the longer response is the better one."""
+    for place, run in enumerate(runs):
+        rule = run.series(RM, "eval_longer_accuracy")
+        if rule:
+            colour = CYCLE[place % len(CYCLE)] if len(runs) > 1 else QUIET
+            label = "'longer wins'" if place == 0 else None
+            axes.axhline(rule.values[-1], color=colour, linestyle=":", linewidth=1, label=label)
+
+
+def _fit(axes: Axes, run: RunRecord, kind: str, place: int) -> None:
+    normalizer, style = run.normalizer, look(place)
+    if normalizer is None:
+        return
+    points = np.array(run.measured).reshape(-1, 3)
+    column = points[:, ("mean", "std").index(kind) + 1]
+    axes.scatter(points[:, 0], column, s=7, alpha=0.4, color=style["color"])
+    line = np.geomspace(min([0.01, *points[points[:, 0] > 0, 0]]), 1, 100)
+    axes.plot(line, getattr(normalizer, kind)(line), label=run.label, **style)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _by_location(axes: Axes, lines: Sequence[Any], kind: str, label: str, place: int) -> None:
+    pooled = pool(lines, kind)
+    if pooled is None:
+        return
+    there = pooled.segments > 0
+    p, mean, std = pooled.middles[there], pooled.mean[there], pooled.std[there]
+    marker = MARKERS[place % len(MARKERS)]
+    axes.plot(p, mean, marker=marker, label=label, **look(place))
+    axes.fill_between(p, mean - std, mean + std, color=look(place)["color"], alpha=0.12, lw=0)
+    axes.set_xlim(0, 1)
+
+
+def _together(run: RunRecord, *names: str) -> list[np.ndarray]:
+    """Figures of the iterations that have them all."""
+    found = [run.series(PPO, name) for name in names]
+    steps = [set(series.steps) for series in found]
+    common = sorted(set.intersection(*steps))
+    return [series.values[np.isin(series.steps, common)] for series in found]
+
+
+def _thinned(series: Series) -> Series:
+    """At most `POINTS` points, each the mean of its neighbours."""
+    count = len(series.values)
+    if count <= POINTS:
+        return series
+    starts = np.linspace(0, count, POINTS, endpoint=False).astype(int)
+    sizes = np.diff([*starts, count])
+    return Series(*(np.add.reduceat(column, starts) / sizes for column in series))
+
+
+def _span(one: Mapping[str, Any]) -> str:
+    shortest, longest = one.get("shortest"), one.get("longest")
+    if shortest is None:
+        return f"≤ {longest}".replace("-", "−")
+    if longest is None:
+        return f"≥ {shortest}".replace("-", "−")
+    span = str(shortest) if shortest == longest else f"{shortest} … {longest}"
+    return span.replace("-", "−")
+
+
+def _middle(one: Mapping[str, Any]) -> float:
+    """Where a bin comes in the order of the bins."""
+    shortest, longest = one.get("shortest"), one.get("longest")
+    if is_number(shortest):
+        return float(shortest)  # type: ignore[arg-type]
+    return float(longest) - 0.5 if is_number(longest) else 0.0  # type: ignore[arg-type]

@@ -1,0 +1,283 @@
+"""What a run folder says about itself, read without its recipe and without trust in its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.normalizer import LocationNormalizer
+
+STAGES = ("train-rm", "fit-function", "train-ppo")
+"""In the order in which they run."""
+Line = dict[str, Any]
+"""One logged line: `stage`, `step` and figures."""
+
+
+class Series(NamedTuple):
+    """A figure over the steps that have it, (points,) each; values are finite."""
+
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    @property
+    def early(self) -> float:
+        """Mean of the first fifth."""
+        return float(self.values[: self._fifth].mean())
+
+    @property
+    def late(self) -> float:
+        """Mean of the last fifth."""
+        return float(self.values[-self._fifth :].mean())
+
+    @property
+    def _fifth(self) -> int:
+        return max(1, len(self.values) // 5)
+
+    def __bool__(self) -> bool:
+        return len(self.values) > 0
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """How far a stage got, and with what. versions, processes, device: empty in older runs."""
+
+    finished: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    processes: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a report needs of one run; what could not be read is empty, see `notes`.
+
+    label: tells it from the others of a comparison. recipe: nested. metrics: lines by stage,
+    ascending in step. measured: what the normaliser was fitted to, rows of location, mean and std.
+    accuracy_by_length: bins of the reward model's latest evaluation.
+    """
+
+    label: str
+    path: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[Line]] = field(default_factory=dict)
+    samples: Sequence[Line] = ()
+    normalizer: LocationNormalizer | None = None
+    measured: Sequence[tuple[float, float, float]] = ()
+    accuracy_by_length: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+
+    def series(self, stage: str, name: str) -> Series:
+        """A figure of a stage over its steps, where it is there and finite."""
+        points = [(line["step"], line.get(name)) for line in self.metrics.get(stage, ())]
+        known = [(step, value) for step, value in points if is_number(value)]
+        return Series(*np.array(known, dtype=np.float64).reshape(-1, 2).T)
+
+    def setting(self, name: str) -> Any:
+        """A field of the recipe by its dotted name; None where there is none."""
+        found: Any = self.recipe
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return found
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read run folders, each under a label of its own. Raises DenserlError for one that is none."""
+    for place, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:place]]:
+            raise DenserlError(f"{folder} is named twice", hint="name each run once")
+    labels = _labels(folders)
+    return [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
+
+
+def read_run(folder: Path, label: str) -> RunRecord:
+    """Read one run folder. Raises DenserlError when it is none, or its run.json is damaged."""
+    book, notes = _read_book(folder), list[str]()
+    stages = {
+        name: _stage(entry) for name, entry in book["stages"].items() if isinstance(entry, dict)
+    }
+    lines = _read_lines(folder / "metrics.jsonl", notes) if stages else []
+    metrics = {name: _in_order(lines, name) for name in stages}
+    samples = _read_lines(folder / "samples.jsonl", notes) if "train-ppo" in stages else []
+    normalizer = folder / "reward_model" / "normalizer.json"
+    return RunRecord(
+        label=label,
+        path=folder,
+        recipe=_read_recipe(folder / "recipe.yaml", notes),
+        stages=stages,
+        metrics=metrics,
+        samples=[one for one in samples if _is_sample(one)],
+        normalizer=_read_normalizer(normalizer, notes),
+        measured=_measured(_read_json(normalizer)),
+        accuracy_by_length=_lengths(metrics.get("train-rm", ()), folder / "evaluation"),
+        notes=notes,
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a logged value is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, from one name on, that tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _read_book(folder: Path) -> dict[str, Any]:
+    file = folder / "run.json"
+    if not file.is_file():
+        what = "is not a denserl run" if folder.is_dir() else "is no folder"
+        raise DenserlError(
+            f"{folder} {what}", hint="name a run folder, such as runs/sandbox-segment"
+        )
+    try:
+        book = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(book["recipe"], str) or not isinstance(book["stages"], dict):
+            raise TypeError("recipe or stages of another kind")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DenserlError(
+            f"{file} is damaged: {error}", hint="name the folder of another run"
+        ) from error
+    return book
+
+
+def _stage(entry: Mapping[str, Any]) -> StageRecord:
+    def mapping(name: str) -> dict[str, Any]:
+        found = entry.get(name)
+        return found if isinstance(found, dict) else {}
+
+    processes, device = entry.get("processes"), entry.get("device")
+    return StageRecord(
+        finished=entry.get("status") == "finished",
+        settings=mapping("settings"),
+        summary=mapping("summary"),
+        versions={str(name): str(version) for name, version in mapping("versions").items()},
+        processes=processes if isinstance(processes, int) else None,
+        device=device if isinstance(device, str) else None,
+    )
+
+
+def _read_lines(file: Path, notes: list[str]) -> list[Line]:
+    """The lines that have a stage and a step; a note counts the others."""
+    if not file.is_file():
+        notes.append(f"{file.name} is missing")
+        return []
+    found, bad = [], 0
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            line = json.loads(text)
+            good = isinstance(line["stage"], str) and type(line["step"]) is int
+        except (ValueError, KeyError, TypeError, RecursionError):
+            good = False
+        if good:
+            found.append(line)
+        elif text.strip():
+            bad += 1
+    if bad:
+        notes.append(f"{file.name}: {bad} lines could not be read and are left out")
+    if not found and not bad:
+        notes.append(f"{file.name} is empty")
+    return found
+
+
+def _in_order(lines: Sequence[Line], stage: str) -> list[Line]:
+    """A stage's lines, ascending in step; of two of the same step the later one counts."""
+    by_step = {line["step"]: line for line in lines if line["stage"] == stage}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _is_sample(line: Line) -> bool:
+    segments = line.get("segments")
+    return (
+        line.get("stage") == "train-ppo"
+        and isinstance(line.get("prompt"), str)
+        and isinstance(segments, list)
+        and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in segments)
+    )
+
+
+def _read_recipe(file: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"{file.name} is missing")
+        return {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        notes.append(f"{file.name} could not be read")
+        return {}
+    return found
+
+
+def _read_normalizer(file: Path, notes: list[str]) -> LocationNormalizer | None:
+    if not file.is_file():
+        return None
+    try:
+        return LocationNormalizer.load(file)
+    except DenserlError:
+        notes.append(f"{file.name} could not be read")
+        return None
+
+
+def _measured(content: Mapping[str, Any]) -> list[tuple[float, float, float]]:
+    record = content.get("record")
+    table = record.get("table") if isinstance(record, dict) else None
+    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+    points: list[Any] = [(row.get("location"), row.get("mean"), row.get("std")) for row in rows]
+    return [point for point in points if all(map(is_number, point))]
+
+
+def _lengths(lines: Sequence[Line], folder: Path) -> list[dict[str, Any]]:
+    """Accuracy by length difference: train-rm's last evaluation, else that of `evaluate rm`."""
+    candidates = [line.get("eval_lengths") for line in reversed(lines)]
+    candidates += [
+        content["length"].get("bins")
+        for content in map(_read_json, sorted(folder.glob("rm-*.json")))
+        if isinstance(content.get("length"), dict)
+    ]
+    return next((bins for bins in candidates if bins and _are_bins(bins)), [])
+
+
+def _are_bins(bins: object) -> bool:
+    return isinstance(bins, list) and all(
+        isinstance(one, dict)
+        and is_number(one.get("pairs"))
+        and is_number(one.get("accuracy"))
+        and all(one.get(name) is None or is_number(one[name]) for name in ("shortest", "longest"))
+        for one in bins
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted names of a nested mapping with their values."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

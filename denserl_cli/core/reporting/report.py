@@ -1,0 +1,253 @@
+"""One run, or several beside each other, as what a page shows: words, tables, plots, samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from denserl_cli.core.recipe.document import to_yaml
+from denserl_cli.core.reporting import plots
+from denserl_cli.core.reporting.drawing import Plot
+from denserl_cli.core.reporting.finding import Finding
+from denserl_cli.core.reporting.findings import findings
+from denserl_cli.core.reporting.record import STAGES, RunRecord, flat
+from denserl_cli.core.reporting.samples import Thread, threads
+
+PPO, RM = "train-ppo", "train-rm"
+OVERVIEW = (
+    (RM, "accuracy", "reward model: accuracy"),
+    (RM, "longer_accuracy", "accuracy of 'prefer the longer'"),
+    (PPO, "rm_score", "reward model's score"),
+    (PPO, "true_reward", "true reward"),
+    (PPO, "kl", "KL, nats a response"),
+    (PPO, "entropy", "policy entropy, nats a token"),
+    (PPO, "response_length", "response length, tokens"),
+    (PPO, "segments_per_response", "segments of a response"),
+    (PPO, "terminated", "responses that end by themselves"),
+)
+"""Stage, figure, and what it is called in the overview."""
+EXPECTED = {
+    RM: {
+        "eval_accuracy": "accuracy on held-out pairs (nothing was held out, or no evaluation yet)",
+        "eval_lengths": "reward model accuracy by length difference; denserl evaluate rm makes up "
+        "for it",
+    },
+    PPO: {
+        "entropy": "policy entropy",
+        "clipped_rewards": "the share of clipped rewards",
+        "location_segments": "segment rewards by location",
+        "eval_rm_score": "figures on held-out prompts (nothing was held out, or no evaluation yet)",
+    },
+}
+"""Figures that a stage records today, and what a report lacks without them."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text already."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page about one matter. words: what to look for in it."""
+
+    title: str
+    words: str
+    plots: Sequence[Plot]
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """What a report says about one run alone. missing: what its folder does not tell."""
+
+    label: str
+    findings: Sequence[Finding]
+    missing: Sequence[str]
+    threads: Sequence[Thread]
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page. differences: of the recipes, None for a single run."""
+
+    title: str
+    overview: Table
+    runs: Sequence[RunPart]
+    sections: Sequence[Section]
+    differences: Table | None
+    versions: Table
+
+
+def make_report(runs: Sequence[RunRecord]) -> Report:
+    """Put a report together."""
+    single = len(runs) == 1
+    return Report(
+        title=" and ".join(run.label for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
+        overview=overview(runs),
+        runs=[_part(run, single) for run in runs],
+        sections=[section for section in _sections(runs) if section.plots],
+        differences=None if single else differences(runs),
+        versions=versions(runs),
+    )
+
+
+def overview(runs: Sequence[RunRecord]) -> Table:
+    """How far each run got, and its main figures at the start and at the end."""
+    rows = [["recipe", *(str(run.setting("name") or "–") for run in runs)]]
+    rows += [["rewards", *(_granularity(run) for run in runs)]]
+    rows += [[stage, *(_status(run, stage) for run in runs)] for stage in STAGES]
+    for stage, name, words in OVERVIEW:
+        for prefix, where in (("eval_", ", held out"), ("", "")):
+            cells = [_change(run, stage, prefix + name) for run in runs]
+            if any(cells):
+                rows.append([words + where, *(cell or "–" for cell in cells)])
+                break
+    return Table(["", *(run.label for run in runs)], rows)
+
+
+def differences(runs: Sequence[RunRecord]) -> Table:
+    """The recipe fields in which runs differ."""
+    recipes = [dict(flat(run.recipe)) for run in runs]
+    names = dict.fromkeys(name for recipe in recipes for name in recipe)
+    rows = [[name, *(_value(recipe.get(name)) for recipe in recipes)] for name in names]
+    return Table(
+        ["field", *(run.label for run in runs)],
+        [row for row in rows if len(set(row[1:])) > 1 and row[0] != "description"],
+    )
+
+
+def versions(runs: Sequence[RunRecord]) -> Table:
+    """What each run was made with; stages that differ are listed one by one."""
+    facts = [
+        {
+            name: {"device": stage.device, "processes": stage.processes, **stage.versions}
+            for name, stage in run.stages.items()
+        }
+        for run in runs
+    ]
+    names = dict.fromkeys(name for of in facts for stage in of.values() for name in stage)
+    rows = [
+        [
+            name,
+            *(_by_stage({stage: found.get(name) for stage, found in of.items()}) for of in facts),
+        ]
+        for name in names
+    ]
+    return Table(["", *(run.label for run in runs)], rows)
+
+
+def _part(run: RunRecord, single: bool) -> RunPart:
+    limits = {} if single else {"steps": 2, "prompts": 2}
+    return RunPart(
+        label=run.label,
+        findings=findings(run),
+        missing=missing(run),
+        threads=threads(run.samples, **limits),
+        recipe=to_yaml(dict(run.recipe)) if run.recipe else "",
+    )
+
+
+def missing(run: RunRecord) -> list[str]:
+    """What the folder does not tell, in words."""
+    said = list(run.notes)
+    if not run.stages:
+        said.append("no stage has been started")
+    for stage, figures in EXPECTED.items():
+        lines = run.metrics.get(stage, ())
+        if stage in run.stages and not lines:
+            said.append(f"{stage}: no figures yet")
+        for name, words in figures.items():
+            if lines and not any(line.get(name) is not None for line in lines):
+                said.append(f"{stage} did not record {words}")
+    if PPO in run.stages and not run.samples:
+        said.append("no samples: train-ppo has written none (run.log_samples)")
+    if any(not stage.versions for stage in run.stages.values()):
+        said.append("library versions: an older denserl did not record them")
+    return said
+
+
+def _sections(runs: Sequence[RunRecord]) -> list[Section]:
+    return [
+        Section(
+            "Reward model",
+            "Accuracy is the share of pairs whose better response has the higher score. A reward "
+            "model that is right only where the better response is the longer one has learned "
+            "length.",
+            [*plots.curves(runs, RM), *plots.accuracy_by_length(runs)],
+        ),
+        Section(
+            "Normaliser",
+            "Points: rewards of the segments at each location p = (k + 1) / K of the pairs that it "
+            "was fitted to. Line: the normaliser, which levels off at its floor.",
+            plots.normalizer_fit(runs),
+        ),
+        Section(
+            "Policy",
+            "Thin: each iteration; thick: a running mean; dashes: the held-out prompts, under the "
+            "same noise each time.",
+            plots.curves(runs, PPO),
+        ),
+        Section(
+            "Reward against KL",
+            "What the distance from the reference has bought. Where the true reward, or a judge, "
+            "no longer follows the score, the policy has left what the reward model knows.",
+            plots.reward_against_kl(runs),
+        ),
+        Section(
+            "Length drift",
+            "Lengths as multiples of those at the start. A reward that rises with the length alone "
+            "is no gain.",
+            plots.length_drift(runs),
+        ),
+        Section(
+            "Reward by location",
+            "Segment rewards of the rollouts. Before normalisation they depend on the location in "
+            "the response; after it, the first rollouts should have mean 0 and std 1 everywhere.",
+            plots.rewards_by_location(runs),
+        ),
+    ]
+
+
+def _granularity(run: RunRecord) -> str:
+    cutoff = run.setting("segmentation.cutoff")
+    granularity = run.setting("segmentation.granularity") or "–"
+    return f"{granularity}, cutoff {_value(cutoff)}" if granularity == "segment" else granularity
+
+
+def _status(run: RunRecord, stage: str) -> str:
+    if stage not in run.stages:
+        return "not run"
+    lines = run.metrics.get(stage, ())
+    reached = f", {lines[-1]['step']} steps" if lines else ""
+    return ("finished" if run.stages[stage].finished else "not finished") + reached
+
+
+def _change(run: RunRecord, stage: str, name: str) -> str:
+    """A figure before and after; train-rm's at the end alone."""
+    series = run.series(stage, name)
+    if not series:
+        return ""
+    if name.startswith("eval_"):
+        first, last = series.values[0], series.values[-1]
+    else:
+        first, last = series.early, series.late
+    if stage == RM or len(series.values) == 1:
+        return f"{last:.4g}"
+    return f"{first:.4g} → {last:.4g}"
+
+
+def _by_stage(found: Mapping[str, object]) -> str:
+    """One value where all stages agree, else each of them."""
+    known = {name: str(value) for name, value in found.items() if value is not None}
+    if len(set(known.values())) <= 1 and len(known) in (0, len(found)):
+        return next(iter(known.values()), "–")
+    return ", ".join(f"{value} ({name})" for name, value in known.items())
+
+
+def _value(value: object) -> str:
+    return "–" if value is None else json.dumps(value, ensure_ascii=False).strip('"')

@@ -1,0 +1,107 @@
+"""What the figures of train-rm warn of.
+
+The constants are the thresholds. "Early" and "late" are means over the first and the last fifth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from denserl_cli.core.reporting.finding import POINTS, Check, Finding
+from denserl_cli.core.reporting.record import RunRecord
+
+STAGE = "train-rm"
+
+ABOVE_BASELINE = 0.05
+"""Accuracy that a reward model should have above a rule that looks at the length alone."""
+ABOVE_CHANCE = 0.1
+LENGTH_GAP = 0.3
+"""Accuracy lost on one side of length difference from which on a reward model goes by length."""
+OVERFIT = 0.15
+"""Training accuracy above that on held-out pairs."""
+
+
+def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
+    """A reward model that is no better than a coin, or than looking at the length."""
+    accuracy, longer = (
+        record.series(STAGE, "eval_accuracy"),
+        record.series(STAGE, "eval_longer_accuracy"),
+    )
+    if not accuracy:
+        return
+    got = float(accuracy.values[-1])
+    rules = {"prefer the longer response": float(longer.values[-1])} if longer else {}
+    if shorter := _shorter_share(record.accuracy_by_length):
+        rules["prefer the shorter response"] = shorter
+    rule = max(rules, key=lambda name: rules[name], default=None)
+    if got < 0.5 + ABOVE_CHANCE:
+        yield Finding(
+            "serious",
+            f"The reward model is right on {got:.0%} of the held-out pairs, hardly more than a "
+            "coin.",
+            "train on more pairs or for more epochs (reward_model.epochs), raise "
+            "reward_model.learning_rate, and look at the pairs: denserl segment shows them.",
+        )
+    elif rule is not None and got < rules[rule] + ABOVE_BASELINE:
+        yield Finding(
+            "serious",
+            f"The reward model is right on {got:.1%} of the held-out pairs, and the rule "
+            f"'{rule}' on {rules[rule]:.1%}: it may have learned little but length.",
+            "balance the lengths in the preference pairs, add pairs whose better response is the "
+            "shorter one, and look at accuracy by length difference.",
+        )
+
+
+def reward_model_by_length(record: RunRecord) -> Iterator[Finding]:
+    """A reward model that is right only where the better response is also the longer one."""
+    sides = [_accuracy(record.accuracy_by_length, sign) for sign in (-1, 1)]
+    if None in sides:
+        return
+    shorter, longer = (float(side) for side in sides if side is not None)
+    low, high = sorted((shorter, longer))
+    if high - low > LENGTH_GAP:
+        word, other = ("shorter", "longer") if shorter < longer else ("longer", "shorter")
+        yield Finding(
+            "warning",
+            f"Where the better response is the {word} one the reward model is right on {low:.0%} "
+            f"of the pairs, where it is the {other} one on {high:.0%}: it goes by length.",
+            "balance the lengths in the preference pairs; in PPO watch response_length, and set "
+            "ppo.max_response_tokens with ppo.overlong_penalty.",
+        )
+
+
+def reward_model_overfit(record: RunRecord) -> Iterator[Finding]:
+    """A reward model that knows its training pairs better than others."""
+    seen, held = record.series(STAGE, "accuracy"), record.series(STAGE, "eval_accuracy")
+    if len(seen.values) >= POINTS and held and seen.late - held.values[-1] > OVERFIT:
+        yield Finding(
+            "warning",
+            f"The reward model is right on {seen.late:.0%} of its training pairs and on "
+            f"{held.values[-1]:.0%} of the held-out ones: it has learned them by heart.",
+            "fewer reward_model.epochs, a lower reward_model.learning_rate, or more pairs.",
+        )
+
+
+def _shorter_share(bins: Sequence[Mapping[str, Any]]) -> float | None:
+    """Accuracy of preferring the shorter response."""
+    total = sum(one["pairs"] for one in bins)
+    return sum(one["pairs"] for one in bins if _side(one) < 0) / total if total else None
+
+
+def _accuracy(bins: Sequence[Mapping[str, Any]], side: int) -> float | None:
+    """Accuracy on the pairs whose better response is the longer (1) or the shorter one (-1)."""
+    mine = [one for one in bins if _side(one) == side]
+    pairs = sum(one["pairs"] for one in mine)
+    return sum(one["pairs"] * one["accuracy"] for one in mine) / pairs if pairs else None
+
+
+def _side(one: Mapping[str, Any]) -> int:
+    """Sign of a bin's length difference."""
+    shortest, longest = one.get("shortest"), one.get("longest")
+    if shortest is not None and shortest > 0:
+        return 1
+    return -1 if longest is not None and longest < 0 else 0
+
+
+CHECKS: tuple[Check, ...] = (reward_model_baseline, reward_model_by_length, reward_model_overfit)

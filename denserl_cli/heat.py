@@ -1,0 +1,49 @@
+"""Rewards on a terminal: a colour for the eye, and the number for whoever sees none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+_BAD, _NEUTRAL, _GOOD = (255, 194, 153), (238, 238, 238), (156, 200, 247)
+_INK = Color.from_rgb(0, 0, 0)
+_JOINERS = "\u200c\u200d"
+
+
+def heat(reward: float, most: float) -> Style:
+    """Orange below zero, blue above, the paler the nearer to it.
+
+    most: the size of the reward at which the colour is full.
+    """
+    if not math.isfinite(reward):
+        return Style(reverse=True)
+    share = min(abs(reward) / most, 1.0) if most > 0 else 0.0
+    end = _GOOD if reward > 0 else _BAD
+    ground = [round(a + (b - a) * share) for a, b in zip(_NEUTRAL, end, strict=True)]
+    return Style(color=_INK, bgcolor=Color.from_rgb(*ground))
+
+
+def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> Text:
+    """A response on one line of text: each segment on its colour, its reward behind it.
+
+    most_cells: what more than so many cells would show is left out.
+    """
+    most = max((abs(reward) for reward in rewards if math.isfinite(reward)), default=0.0)
+    line = Text()
+    for text, reward in zip(texts, rewards, strict=True):
+        if len(line) > most_cells:
+            break
+        line.append(visible(text[:most_cells]), style=heat(reward, most))
+        line.append(f"[{reward:+.2f}]", style="dim")
+    return line
+
+
+def visible(text: str) -> str:
+    """The text without what would move a terminal's cursor or change its state."""
+    return "".join(
+        c if c.isprintable() or c in _JOINERS else repr(c)[1:-1] for c in text.replace("\n", "↵")
+    )

@@ -1,0 +1,152 @@
+"""The inspector's page: what the models say of each token, cut anew in the page itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denserl_cli.core.comparing import View
+from denserl_cli.core.cuts import CutStatistics
+from denserl_cli.core.traces import Cut, Trace, in_pairs
+from denserl_cli.pages import render
+
+GRID = 10_000
+"""Entropies are rounded to 1/GRID nat; the page's cutoffs are multiples of it, or a recipe's."""
+COLUMNS = {
+    "cutoff": "cutoff",
+    "segments": "segments",
+    "count_mean": "per response",
+    "count_median": "median",
+    "length_mean": "tokens",
+    "length_p10": "10 %",
+    "length_median": "median",
+    "length_p90": "90 %",
+    "length_max": "longest",
+    "single_tokens": "of one token",
+}
+"""Figures of a cutoff, and what the columns of a table are called."""
+
+
+def inspector_page(
+    title: str,
+    about: Sequence[str],
+    views: Sequence[View],
+    statistics: Sequence[CutStatistics] = (),
+) -> str:
+    """One HTML page with every response of the views, which are of the same responses.
+
+    about: lines below the title. views: one, or two to compare.
+    """
+    own = sorted({v.cut.cutoff for v in views if v.cut.cutoff is not None}, reverse=True)
+    distinct = list({id(view.traces): view.traces for view in views}.values())
+    first = views[0]
+    shown = [
+        {
+            **_described(view.name, view.cut),
+            "traces": next(n for n, t in enumerate(distinct) if t is view.traces),
+        }
+        for view in views
+    ]
+    data = {
+        "views": shown,
+        "traces": [[_columns(trace, own) for trace in traces] for traces in distinct],
+        "examples": _examples(first.traces),
+        "statistics": [_series(one, own) for one in statistics] or None,
+    }
+    return render(
+        "inspector.html.j2",
+        title=title,
+        about=about,
+        views=shown,
+        rewarded=any(trace.values is not None for trace in first.traces),
+        normalized=first.cut.normalizer is not None,
+        ready=first.cut.ready,
+        entropies=all(trace.entropy is not None for trace in first.traces),
+        statistics=_table(statistics) if statistics else None,
+        data=data,
+    )
+
+
+def _described(name: str, cut: Cut) -> dict[str, Any]:
+    """A view without its traces."""
+    return {
+        "name": name,
+        "granularity": cut.granularity,
+        "cutoff": cut.cutoff,
+        "normalizer": asdict(cut.normalizer) if cut.normalizer else None,
+        "ready": cut.ready,
+        "aggregate": cut.aggregate,
+        "spread": {
+            "interpolation": cut.ppo.interpolation or "even",
+            "segment_total": cut.ppo.segment_total,
+            "length_normalize": cut.ppo.length_normalize,
+            "clip": cut.ppo.reward_clip,
+        },
+    }
+
+
+def _examples(traces: Sequence[Trace]) -> list[dict[str, Any]]:
+    """Pairs, or responses without one, as numbers of traces."""
+    examples, number = [], 0
+    for group in in_pairs(traces):
+        label = group[0].label
+        if len(group) > 1:
+            label = label.removesuffix(f" {group[0].side}")
+        numbers = list(range(number, number + len(group)))
+        examples.append({"label": label, "prompt": group[0].prompt, "responses": numbers})
+        number += len(group)
+    return examples
+
+
+def _columns(trace: Trace, own: Sequence[float]) -> dict[str, Any]:
+    """A response in few characters: its text once, and for each token how much of it is its own.
+
+    Sizes are in UTF-16 units, which JavaScript counts in.
+    """
+    return {
+        "side": trace.side,
+        "terminated": trace.terminated,
+        "text": trace.text,
+        "sizes": [len(text.encode("utf-16-le")) // 2 for text in trace.texts],
+        "entropy": None if trace.entropy is None else rounded(trace.entropy, own).tolist(),
+        "values": None if trace.values is None else [round(v, 4) for v in trace.values.tolist()],
+    }
+
+
+def rounded(entropy: NDArray[np.float32], own: Sequence[float] = ()) -> NDArray[np.float64]:
+    """Entropies in fewer digits that no cutoff of the page tells from the exact ones.
+
+    Rounds up to the next multiple of 1/GRID, so that a multiple lies below the rounded value if it
+    lies below the exact one (as `segment_ends` compares: in float32). own: further cutoffs, in
+    descending order, for which that holds too.
+    """
+    steps = np.ceil(entropy.astype(np.float64) * GRID)
+    steps -= ((steps - 1) / GRID).astype(np.float32) >= entropy
+    found = steps / GRID
+    for cutoff in own:
+        found = np.where((found > cutoff) & (entropy <= np.float32(cutoff)), cutoff, found)
+    return found
+
+
+def _series(one: CutStatistics, own: Sequence[float]) -> dict[str, Any]:
+    document = one.document()
+    return {
+        "name": f"{one.cutoff:.4g}",
+        "own": one.cutoff in own,
+        "lengths": document["lengths"],
+        "counts": document["counts"],
+    }
+
+
+def _table(statistics: Sequence[CutStatistics]) -> dict[str, Any]:
+    """The figures of each cutoff as cells."""
+    rows = []
+    for one in statistics:
+        figures = one.figures()
+        rows.append([f"{figures[name]:.4g}" for name in COLUMNS])
+    responses = len(statistics[0].counts)
+    return {"columns": list(COLUMNS.values()), "rows": rows, "responses": responses}
