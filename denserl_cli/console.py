@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import TextIO
 
 from rich import box
@@ -21,7 +22,12 @@ _UNBOUNDED = 100_000
 
 
 def make_console(stream: TextIO) -> Console:
-    """Return a console that folds at a terminal's edge and never folds into a pipe or file."""
+    """Return a console that folds at a terminal's edge and never folds into a pipe or file.
+
+    What the stream's encoding lacks is written as its code, not an error.
+    """
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
     terminal = Console(file=stream)
     return terminal if terminal.is_terminal else Console(file=stream, width=_UNBOUNDED)
 

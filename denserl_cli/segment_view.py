@@ -18,7 +18,7 @@ from denserl_cli.console import make_console, make_table, print_table
 
 if TYPE_CHECKING:
     from denserl_cli.core.comparing import View
-    from denserl_cli.core.cuts import CutStatistics
+    from denserl_cli.core.segment_statistics import CutStatistics
     from denserl_cli.core.traces import Segment, SegmentedResponse
 
 SIDE_BY_SIDE = 150
@@ -34,12 +34,12 @@ PLAIN_TEXT = ("cyan", "magenta")
 """The same where there are no rewards, on the terminal's own background."""
 
 
-def print_segments(responses: Sequence[SegmentedResponse], granularity: str) -> None:
+def print_segments(responses: Sequence[SegmentedResponse], cutoff: float | None) -> None:
     """Print responses cut into segments, chosen beside rejected where there is room."""
     from denserl_cli.core.traces import in_pairs
 
     _print_legend(responses)
-    end = _end(granularity)
+    end = _end(cutoff)
     for pair in in_pairs(responses):
         _print_prompt(pair[0])
         _print_beside([_response(response, response.label, end) for response in pair])
@@ -51,7 +51,7 @@ def print_comparison(views: Sequence[View]) -> None:
 
     cuts = [[view.cut(trace) for trace in view.traces] for view in views]
     _print_legend([response for cut in cuts for response in cut])
-    ends = [_end(view.cut.granularity) for view in views]
+    ends = [_end(view.cut.cutoff) for view in views]
     for both in zip(*cuts, strict=True):
         _print_prompt(both[0])
         _print_beside(
@@ -134,9 +134,9 @@ def _response(response: SegmentedResponse, title: str, end: str) -> RenderableTy
     return Group(heading, _text(response, end), _table(response))
 
 
-def _end(granularity: str) -> str:
-    """What stands between two segments: only with `segment` is it a peak of the entropy."""
-    return PEAK if granularity == "segment" else END
+def _end(cutoff: float | None) -> str:
+    """What stands between two segments: with a cutoff it is a peak of the entropy."""
+    return END if cutoff is None else PEAK
 
 
 def _text(response: SegmentedResponse, end: str) -> Text:

@@ -35,8 +35,6 @@ from denserl_cli.core.deepspeed_engine import DeepSpeedEngine
 from denserl_cli.core.errors import DenserlError
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-if shutil.which("g++") is None and shutil.which("c++") is None:
-    pytest.skip("DeepSpeed's CPU extension needs a C++ compiler", allow_module_level=True)
 
 TRACKED = ("run.trackers=[tensorboard]",) if find_spec("tensorboard") else ()
 BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings, *TRACKED)
@@ -48,7 +46,7 @@ CASES = (
     Case("LoRA", 2, 2, GROUPS["LoRA"].settings),
     Case("own reward", 2, 2, OWN),
 )
-HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (2, 3))
+HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (1, 2, 3))
 PLAINS = (PLAIN, *(Case(f"torch {c.name}", 0, 1, c.settings) for c in CASES if c.settings))
 
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from denserl_cli.core.comparing import View
-    from denserl_cli.core.cuts import CutStatistics
     from denserl_cli.core.inspection import Answer
     from denserl_cli.core.recipe import Recipe
+    from denserl_cli.core.segment_statistics import CutStatistics
     from denserl_cli.core.tracking import Observer
 
 EXAMPLE = "Example: denserl segment --recipe sandbox-segment --limit 2"
@@ -101,9 +101,9 @@ def segment(
         print_plan("segment", loaded, folder)
         return
     from denserl_cli.core.comparing import Other, View
-    from denserl_cli.core.cuts import statistics
     from denserl_cli.core.inspection import Inspector
     from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.segment_statistics import statistics
     from denserl_cli.dashboard import make_observer
     from denserl_cli.worker import quiet_libraries
 
@@ -237,7 +237,7 @@ def _print(views: Sequence[View], found: Sequence[CutStatistics]) -> None:
         print_comparison(views)
     else:
         responses = [first.cut(trace) for trace in first.traces]
-        print_segments(responses, first.cut.granularity)
+        print_segments(responses, first.cut.cutoff)
 
 
 def _answers(

@@ -109,7 +109,13 @@ def entries(
     """
 
     def make() -> str:
-        wanted = [_wanted(encoding, source, [seed, n]) for n, source in enumerate(sources)]
+        common = {
+            "kind": encoding.stored.__name__,
+            "chat": identity.of_chat(encoding.chat),
+            "limits": encoding.limits,
+            "code": identity.of_code(),
+        }
+        wanted = [_wanted(source, [seed, place], common) for place, source in enumerate(sources)]
         if strict and not all(one.path.exists() for one in wanted):
             _check_all(encoding, wanted)  # before rows are tokenised for nothing
         return json.dumps([_placed(encoding, one, observer) for one in wanted])
@@ -123,18 +129,12 @@ def entries(
     return found
 
 
-def _wanted(encoding: Encoding, source: Source, draw: list[int]) -> _Wanted:
-    opened = open_source(source)
+def _wanted(source: Source, draw: list[int], common: dict[str, Any]) -> _Wanted:
+    """The entry of a source. draw: seed of what is drawn from it. common: other settings."""
+    opened, limit = open_source(source), source.max_samples
     survey = opened.survey()
-    limit = source.max_samples
-    settings = {
-        "data": survey.identity,
-        "drawn": None if limit is None else [limit, *draw],
-        "kind": encoding.stored.__name__,
-        "chat": identity.of_chat(encoding.chat),
-        "limits": encoding.limits,
-        "code": identity.of_code(),
-    }
+    drawn = None if limit is None else [limit, *draw]
+    settings = {"data": survey.identity, "drawn": drawn, **common}
     rows = survey.rows if limit is None or survey.rows is None else min(limit, survey.rows)
     return _Wanted(source, opened, rows, draw, settings)
 
@@ -216,10 +216,14 @@ def _state(path: Path) -> str:
         return "absent"
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        whole = record["digest"] == identity.of_file(path / ROWS)
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = record.pop("digest") == _digest(record, path / ROWS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     return "whole" if whole else "damaged"
+
+
+def _digest(record: dict[str, Any], rows: Path) -> str:
+    return identity.of_settings({**record, "rows": identity.of_file(rows)})
 
 
 def _make(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -> None:
@@ -228,7 +232,7 @@ def _make(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -
     aside.mkdir()
     try:
         record = _write(aside / ROWS, encoding, wanted, observer)
-        record |= {"digest": identity.of_file(aside / ROWS), "settings": wanted.settings}
+        record["digest"] = _digest(record, aside / ROWS)
         (aside / RECORD).write_text(json.dumps(record), encoding="utf-8")
         sync_folder(aside)
         try:
@@ -266,6 +270,7 @@ def _write(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) 
         "guessed": [notes.guessed.count, notes.guessed.first.removeprefix(name)],
         "with_tools": [notes.with_tools.count, notes.with_tools.first.removeprefix(name)],
         "random": rng.bit_generator.state if wanted.settings["drawn"] else None,
+        "settings": wanted.settings,
     }
 
 

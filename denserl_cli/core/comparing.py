@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from denserl_cli.core.cuts import at, check_entropies
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection import Answer, Inspector
 from denserl_cli.core.policy import load_tokenizer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.catalog import list_recipes
-from denserl_cli.core.recipe.schema import SegmentationConfig
 from denserl_cli.core.run import RunFolder
+from denserl_cli.core.segment_statistics import at, check_entropies
 from denserl_cli.core.traces import Cut, SegmentedResponse, Trace
 
 if TYPE_CHECKING:
@@ -57,7 +56,8 @@ class Other(NamedTuple):
     def named(cls, name: str, recipe: Recipe, folder: Path) -> Other:
         """Find a cutoff in nats, a run folder, a recipe or a model; the first that fits.
 
-        recipe, folder: what a model is read with, since it comes without a recipe. Raises
+        recipe, folder: what a model is read with, since it comes without a recipe; the recipe's
+        cutoff is a number. Raises
         DenserlError for a cutoff that is none, and where nothing fits.
         """
         cutoff, path = _cutoff(name), Path(name).expanduser()
@@ -87,12 +87,8 @@ class Other(NamedTuple):
             cut = at(first.cut, self.cutoff)
             return View(cut.words, cut, first.traces)
         assert self.recipe is not None and self.folder is not None
-        recipe = self.recipe
-        if not self.trained:
-            same = SegmentationConfig(first.cut.granularity, first.cut.cutoff)
-            recipe = replace(recipe, segmentation=same)
-        run = RunFolder(self.folder, recipe)
-        inspector = Inspector(recipe, run, observer, rewards=self.trained)
+        run = RunFolder(self.folder, self.recipe)
+        inspector = Inspector(self.recipe, run, observer, rewards=self.trained)
         return View.of(self.name, inspector, answers, observer)
 
 

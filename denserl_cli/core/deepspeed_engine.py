@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TAG = "shards"
-_NORM = ("scaled_global_norm", "_get_norm_groups")
-"""The optimizer's method that takes the gradient's norm: in ZeRO 1 and 2, and by groups in 3."""
-_SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 class Whole(nn.Module):
@@ -111,21 +108,18 @@ class DeepSpeedEngine:
 
     def discard(self) -> None:
         """Forget the accumulated loss and gradient: DeepSpeed does so when it finds a bad norm."""
-        optimizer, name = self.engine.optimizer, _NORM[self.zero_stage == 3]
-        bad = torch.full((), torch.inf, device=self.device)
-        setattr(optimizer, name, lambda: [bad] if self.zero_stage == 3 else bad)
+        name, _, as_result = _norm_method(self.engine.optimizer)
+        bad = as_result(torch.full((), torch.inf, device=self.device))
+        setattr(self.engine.optimizer, name, lambda *_: bad)
         try:
             self.update()
         finally:
-            delattr(optimizer, name)
+            delattr(self.engine.optimizer, name)
 
     def _gradient_norm(self) -> Tensor:
         """The norm of the accumulated gradient over all processes, as a step would find it."""
-        from deepspeed.runtime.utils import combine_grad_norm_groups
-
-        found = getattr(self.engine.optimizer, _NORM[self.zero_stage == 3])()
-        norm = combine_grad_norm_groups(found) if self.zero_stage == 3 else found
-        norm = torch.as_tensor(norm).float()
+        name, as_norm, _ = _norm_method(self.engine.optimizer)
+        norm = torch.as_tensor(as_norm(getattr(self.engine.optimizer, name)())).float()
         return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed writes -1 for inf and NaN
 
     @contextmanager
@@ -254,6 +248,24 @@ def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
     with redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=Whole(model), config=made, **options)
     return engine
+
+
+def _norm_method(optimizer: Any) -> tuple[str, Callable[[Any], Any], Callable[[Tensor], Any]]:
+    """The method from whose result a step of DeepSpeed's optimizer takes the gradient's norm.
+
+    Returns its name, how its result becomes the norm, and what it would return for a norm.
+    """
+    from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
+
+    kinds: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Any]]] = {
+        "scaled_global_norm": (lambda norm: norm, lambda norm: norm),  # ZeRO 1 and 2
+        "_get_norm_groups": (combine_grad_norm_groups, lambda norm: [norm]),  # ZeRO 3
+        "get_grads_for_norm": (  # ZeRO 1 in bfloat16
+            lambda found: get_global_norm_of_tensors(found[0]),
+            lambda norm: ([norm], {}),
+        ),
+    }
+    return next((name, *kind) for name, kind in kinds.items() if hasattr(optimizer, name))
 
 
 def _save(state_dict: Any, path: str) -> None:

@@ -186,9 +186,9 @@ class Inspector:
             answer.messages[-2]["content"],
             self._terminated(ids),
             token_texts(self.tokenizer, ids),
+            scored.ends[row, : len(ids)].cpu().numpy(),
             entropy,
             values,
-            scored.ends[row, : len(ids)].cpu().numpy(),
         )
 
 

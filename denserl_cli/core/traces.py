@@ -60,9 +60,9 @@ class SegmentedResponse:
 class Trace:
     """What the segments of a response are made of, at any cutoff.
 
-    texts: of each of its T tokens, the terminator included. entropy: (T,) nats, of the reference
-    after each token. values: (T,), the reward model's at each. None where they were not computed.
-    ends: (T,), the tokens that end a segment under the recipe's own cut.
+    texts: of each of its T tokens, the terminator included. ends: (T,) bool, of the segments of the
+    recipe that it was read with. entropy: (T,) nats, of the reference after each token. values:
+    (T,), the reward model's at each. The last two are None where they were not computed.
     """
 
     label: str
@@ -70,9 +70,9 @@ class Trace:
     prompt: str
     terminated: bool
     texts: list[str]
+    ends: NDArray[np.bool_]
     entropy: NDArray[np.float32] | None
     values: NDArray[np.float32] | None
-    ends: NDArray[np.bool_] | None = None
 
     @property
     def text(self) -> str:
@@ -83,8 +83,9 @@ class Trace:
 class Cut(NamedTuple):
     """Where responses are cut, and what rewards their segments then get.
 
-    cutoff: nats; None unless the granularity is segment. normalizer: None where there is none.
-    ready: whether PPO could use the rewards; ppo: how it would. rule: `segmentation.cut`.
+    cutoff: nats; None where none decides, so that the recipe's own segments stand. normalizer: None
+    where there is none. ready: whether PPO could use the rewards; ppo: how it would. rule: the
+    recipe's `segmentation.cut`.
     """
 
     granularity: Granularity
@@ -106,25 +107,21 @@ class Cut(NamedTuple):
     @property
     def words(self) -> str:
         """What cuts, in words."""
-        if self.rule != "entropy":
-            return f"cut {self.rule}"
-        if self.granularity == "segment":
+        if self.cutoff is not None:
             return f"cutoff {self.cutoff:.6g}"
-        return "every token" if self.granularity == "token" else "whole responses"
+        return {"token": "every token", "bandit": "whole responses"}.get(
+            self.granularity, f"cut {self.rule}"
+        )
 
     def ends(self, trace: Trace) -> Tensor:
         """The tokens of a response that end a segment, (1, T) bool."""
-        if self.rule != "entropy":
-            assert trace.ends is not None
+        if self.cutoff is None:
             return torch.from_numpy(trace.ends)[None]
-        mask = torch.ones(1, len(trace.texts), dtype=torch.bool)
-        entropy = torch.zeros(mask.shape)
-        if trace.entropy is not None:
-            entropy = torch.from_numpy(trace.entropy)[None]
+        assert trace.entropy is not None
         return segment_ends(
-            entropy,
-            mask,
-            granularity=self.granularity,
+            torch.from_numpy(trace.entropy)[None],
+            torch.ones(1, len(trace.texts), dtype=torch.bool),
+            granularity="segment",
             cutoff=self.cutoff,
             terminated=torch.tensor([trace.terminated]),
         )

@@ -152,7 +152,7 @@
       reward: range(panels.flatMap(({ parts }) => (chosen ? parts.map((part) => part[chosen]) : []))),
     };
     for (const { chart, trace, parts, v } of panels) {
-      const shown = { trace, parts, view: views[v], cutoff: state.cutoffs[v], measure: chosen };
+      const shown = { trace, parts, cutoff: state.cutoffs[v], measure: chosen };
       charts.response(chart, { ...shown, title: NAMES[chosen], ranges });
     }
   }
@@ -243,7 +243,7 @@
   }
 
   function setCutoff(v, cutoff) {
-    if (views[v].granularity !== "segment" || !Number.isFinite(cutoff)) return;
+    if (views[v].cutoff === null || !Number.isFinite(cutoff)) return;
     const own = cutoff === views[v].cutoff;
     state.cutoffs[v] = own ? cutoff : Math.max(Number(cutoff.toFixed(4)), 0); // what the data holds
     showCutoff(v);
@@ -256,9 +256,7 @@
   /** Totals over all examples at the cutoffs of now. */
   function tell() {
     const all = views.map((view, v) =>
-      traces[view.traces].map(({ entropy, sizes, terminated }) =>
-        denserl.segmentEnds(entropy, sizes.length, terminated, view.granularity, state.cutoffs[v]),
-      ),
+      traces[view.traces].map((trace) => denserl.endsOf(trace, state.cutoffs[v])),
     );
     views.forEach((view, v) => {
       const segments = all[v].reduce((sum, ends) => sum + ends.length, 0);
@@ -281,7 +279,7 @@
   }
 
   controls.forEach((row, v) => {
-    if (views[v].granularity !== "segment") return;
+    if (views[v].cutoff === null) return;
     const slider = row.querySelector(".slider");
     const highest = traces[views[v].traces].reduce(
       (top, trace) => trace.entropy.reduce((a, b) => Math.max(a, b), top),
@@ -309,7 +307,8 @@
       const j = Number(token.dataset.j);
       const { trace } = panel;
       lines.push(`${JSON.stringify(token.textContent)} token ${j + 1} of ${trace.sizes.length}`);
-      if (trace.entropy) lines.push(`entropy ${number(trace.entropy[j])} nats`);
+      const last = j === trace.sizes.length - 1;
+      if (trace.entropy && !last) lines.push(`entropy ${number(trace.entropy[j])} nats`);
       if (trace.values) lines.push(`reward model ${number(trace.values[j])}`);
     }
     if (segment) lines.push(describe(panel.parts[segment.dataset.k], Number(segment.dataset.k), panel.parts));

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denserl_cli.core.comparing import View
-from denserl_cli.core.cuts import CutStatistics
+from denserl_cli.core.segment_statistics import CutStatistics
 from denserl_cli.core.traces import Cut, Trace, in_pairs
 from denserl_cli.pages import render
 
@@ -44,6 +44,7 @@ def inspector_page(
     own = sorted({v.cut.cutoff for v in views if v.cut.cutoff is not None}, reverse=True)
     distinct = list({id(view.traces): view.traces for view in views}.values())
     first = views[0]
+    given = any(view.cut.cutoff is None for view in views)
     shown = [
         {
             **_described(view.name, view.cut),
@@ -53,7 +54,7 @@ def inspector_page(
     ]
     data = {
         "views": shown,
-        "traces": [[_columns(trace, own) for trace in traces] for traces in distinct],
+        "traces": [[_columns(trace, own, given) for trace in traces] for traces in distinct],
         "examples": _examples(first.traces),
         "statistics": [_series(one, own) for one in statistics] or None,
     }
@@ -75,7 +76,6 @@ def _described(name: str, cut: Cut) -> dict[str, Any]:
     """A view without its traces."""
     return {
         "name": name,
-        "granularity": cut.granularity,
         "cutoff": cut.cutoff,
         "normalizer": asdict(cut.normalizer) if cut.normalizer else None,
         "ready": cut.ready,
@@ -102,16 +102,18 @@ def _examples(traces: Sequence[Trace]) -> list[dict[str, Any]]:
     return examples
 
 
-def _columns(trace: Trace, own: Sequence[float]) -> dict[str, Any]:
+def _columns(trace: Trace, own: Sequence[float], given: bool) -> dict[str, Any]:
     """A response in few characters: its text once, and for each token how much of it is its own.
 
-    Sizes are in UTF-16 units, which JavaScript counts in.
+    Sizes are in UTF-16 units, which JavaScript counts in. given: whether a view without a cutoff
+    needs the ends of the segments.
     """
     return {
         "side": trace.side,
         "terminated": trace.terminated,
         "text": trace.text,
         "sizes": [len(text.encode("utf-16-le")) // 2 for text in trace.texts],
+        "ends": np.nonzero(trace.ends)[0].tolist() if given else None,
         "entropy": None if trace.entropy is None else rounded(trace.entropy, own).tolist(),
         "values": None if trace.values is None else [round(v, 4) for v in trace.values.tolist()],
     }

@@ -26,12 +26,12 @@ const charts = (() => {
 
   /** Entropy with the cutoff, and below it the segments' rewards as bars as wide as they are.
    *  ranges: {entropy, reward}, the same for responses that stand beside each other. */
-  function response(element, { trace, parts, view, cutoff, measure, title, ranges }) {
+  function response(element, { trace, parts, cutoff, measure, title, ranges }) {
     const data = [];
     const shapes = [];
     const bars = measure && parts[0].value !== null;
     if (trace.entropy) {
-      const inside = trace.terminated ? trace.sizes.length - 1 : trace.sizes.length;
+      const inside = trace.sizes.length - 1; // after the last token nothing comes
       const x = Array.from({ length: inside }, (_, j) => j + 1);
       const y = trace.entropy.slice(0, inside);
       const line = { color: colour("--quiet"), width: 1.2 };
@@ -39,19 +39,20 @@ const charts = (() => {
       const peaks = parts.filter((part) => part.peak);
       const marker = { symbol: "triangle-up", size: 6, color: colour("--accent") };
       data.push({ x: peaks.map((p) => p.end + 1), y: peaks.map((p) => p.entropy), mode: "markers", marker, hoverinfo: "skip" });
-      if (view.granularity === "segment") {
+      if (cutoff !== null) {
         shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: cutoff, y1: cutoff, line: { color: colour("--bad"), width: 2, dash: "dash" } });
       }
     }
     if (bars) {
       const y = parts.map((part) => part[measure]);
+      const colours = y.map((v) => colour(v < 0 ? "--warm" : "--cool"));
       data.push({
         type: "bar", yaxis: "y2", y, offset: 0,
         x: parts.map((part) => part.start + 0.5),
         width: parts.map((part) => part.end - part.start + 1),
         marker: {
-          color: y.map((v) => colour(v < 0 ? "--warm" : "--cool")),
-          pattern: { shape: y.map((v) => (v < 0 ? "/" : "")), size: 5, fillmode: "overlay", fgcolor: colour("--page"), fgopacity: 0.8 },
+          color: colours,
+          pattern: { shape: y.map((v) => (v < 0 ? "/" : "")), size: 5, bgcolor: colours, fgcolor: y.map(() => colour("--page")) },
           line: { color: colour("--page"), width: 0.5 },
         },
         customdata: parts.map((part, k) => k + 1),

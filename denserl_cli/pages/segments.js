@@ -1,19 +1,22 @@
 "use strict";
-/* What core/segmentation.py, core/traces.py and core/cuts.py compute, for a page: no DOM here. */
+/* What core/segmentation.py, core/traces.py and core/segment_statistics.py compute, for a page: no DOM here. */
 const denserl = (() => {
   const SPACES = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/g;
 
-  /** Tokens that end a segment (method §2). entropy: nats after each of `count` response tokens. */
-  function segmentEnds(entropy, count, terminated, granularity, cutoff) {
-    if (count === 0) return [];
-    if (granularity === "bandit") return [count - 1];
+  /** Tokens that end a segment (method §2) where the entropy, in nats after each of `count` response
+   *  tokens, is above the cutoff. */
+  function segmentEnds(entropy, count, terminated, cutoff) {
     const closing = terminated && count > 1 ? count - 2 : count - 1; // a lone token is a segment
     const ends = [];
-    for (let j = 0; j < closing; j++) {
-      if (granularity === "token" || entropy[j] > cutoff) ends.push(j);
-    }
+    for (let j = 0; j < closing; j++) if (entropy[j] > cutoff) ends.push(j);
     ends.push(closing);
     return ends;
+  }
+
+  /** The same of a response; without a cutoff its segments are given. */
+  function endsOf(trace, cutoff) {
+    if (cutoff === null) return trace.ends;
+    return segmentEnds(trace.entropy, trace.sizes.length, trace.terminated, cutoff);
   }
 
   /** The reward normalised by its location p (method §4). */
@@ -34,7 +37,7 @@ const denserl = (() => {
   /** A response in segments: {start, end, peak, entropy, value, reward, perToken}; null is absent. */
   function segments(trace, view, cutoff) {
     const count = trace.sizes.length;
-    const ends = segmentEnds(trace.entropy, count, trace.terminated, view.granularity, cutoff);
+    const ends = endsOf(trace, cutoff);
     return ends.map((end, k) => {
       const start = k ? ends[k - 1] + 1 : 0;
       const entropy = trace.entropy && end < count - 1 ? trace.entropy[end] : null;
@@ -46,7 +49,7 @@ const denserl = (() => {
         known && view.ready
           ? perToken(reward ?? value, end - start + 1, ends.length, count, view.spread)
           : null;
-      const peak = view.granularity === "segment" && k < ends.length - 1;
+      const peak = cutoff !== null && k < ends.length - 1;
       return { start, end, peak, entropy, value, reward, perToken: given };
     });
   }
@@ -90,5 +93,5 @@ const denserl = (() => {
     return [a.size, b.size, [...a].filter((place) => b.has(place)).length];
   }
 
-  return { segmentEnds, segments, score, starts, places, agreement };
+  return { segmentEnds, endsOf, segments, score, starts, places, agreement };
 })();

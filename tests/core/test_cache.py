@@ -183,6 +183,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, home: Path) -> None:
     source = write(tmp_path / "a.jsonl")
     whole = listed(take(source)[0])
     (entry,) = entries(home)
+    whole_record = (entry / cache.RECORD).read_text()
 
     def flip() -> None:
         content = bytearray((entry / cache.ROWS).read_bytes())
@@ -198,6 +199,9 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, home: Path) -> None:
         (entry / cache.ROWS).unlink,
         (entry / cache.RECORD).unlink,
         lambda: (entry / cache.RECORD).write_text("[]"),
+        lambda: (entry / cache.RECORD).write_text(
+            whole_record.replace('"usable": 2', '"usable": 3')
+        ),
     ):
         spoil()
         found, ears = take(source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.core.deepspeed_worker import train
+
 WORKER = Path(__file__).with_name("deepspeed_worker.py")
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-if shutil.which("g++") is None and shutil.which("c++") is None:
-    pytest.skip("DeepSpeed's CPU extension needs a C++ compiler", allow_module_level=True)
 
 
-def run(out: Path, kind: str, stages: str, processes: int, tied: str = "untied") -> dict:
+def run(out: Path, processes: int, tied: str) -> dict:
     """What a small training ends with for each ZeRO stage, in so many processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), kind, stages, tied, str(out)],
+        [sys.executable, *launcher, str(WORKER), tied, str(out)],
         capture_output=True,
         text=True,
         env=environment,
@@ -36,9 +35,8 @@ def run(out: Path, kind: str, stages: str, processes: int, tied: str = "untied")
 
 @pytest.mark.parametrize(("tied", "processes"), [("untied", 2), ("tied", 1)])
 def test_every_stage_trains_what_plain_torch_trains(tied: str, processes: int, tmp_path: Path):
-    plain = run(tmp_path / "plain", "torch", "1", 1, tied)[1]
-    sharded = run(tmp_path / "deepspeed", "deepspeed", "1,2,3", processes, tied)
-    for found in sharded.values():
+    plain = train("torch", 0, tied == "tied")
+    for found in run(tmp_path / "deepspeed", processes, tied).values():
         for name in ("losses", "norms", "rates"):
             torch.testing.assert_close(found[name], plain[name], rtol=1e-5, atol=1e-6)
         for name, value in plain["weights"].items():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.cuts import CutStatistics, at, statistics
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.ppo.rewards import spread_rewards
+from denserl_cli.core.segment_statistics import CutStatistics, at, statistics
 from denserl_cli.core.traces import Cut, SegmentedResponse, Trace, in_pairs
 from tests import tiny
 
@@ -23,7 +23,8 @@ def trace(entropy: list[float], *, terminated: bool = True, side: str = "") -> T
     count = len(entropy)
     texts = [f" w{j}" for j in range(count)]
     values = np.arange(count, dtype=np.float32)
-    return Trace("t", side, "p", terminated, texts, np.array(entropy, np.float32), values)
+    ends = np.arange(count) % 2 == 1
+    return Trace("t", side, "p", terminated, texts, ends, np.array(entropy, np.float32), values)
 
 
 def cut(cutoff: float | None = 1.0, *settings: str) -> Cut:
@@ -68,6 +69,13 @@ def test_per_token_is_what_ppo_spreads(interpolation: str, total: str):
         clip=0.2,
     )[0]
     assert [s.per_token for s in how(one).segments] == pytest.approx(spread[ends[0]].tolist())
+
+
+def test_without_a_cutoff_the_segments_of_the_recipe_stand():
+    token = Cut.of(tiny.recipe("segmentation={granularity: token, cutoff: null}"), None)
+    response = token(trace([9.0, 0.0, 9.0, 0.0]))
+    assert [(s.start, s.end) for s in response.segments] == [(0, 1), (2, 3)]
+    assert token.words == "every token"
 
 
 def test_a_response_that_was_cut_ends_its_last_segment_at_its_last_token():

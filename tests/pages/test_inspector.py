@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,12 @@ from typer.testing import CliRunner
 
 from denserl_cli.app import app
 from denserl_cli.core.comparing import View, agreement
-from denserl_cli.core.cuts import at
 from denserl_cli.core.inspection import Inspector, answers_of
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.reward_model import RewardRecord
 from denserl_cli.core.run import RunFolder
+from denserl_cli.core.segment_statistics import at
 from denserl_cli.core.segmentation import segment_ends
-from denserl_cli.core.traces import Trace
 from denserl_cli.core.tracking import Observer
 from denserl_cli.pages.inspector import inspector_page, rounded
 from denserl_cli.worker import run_stage
@@ -166,20 +166,19 @@ def test_the_rule_holds_for_any_response(written: Path, open_page: Opener):
     cases = []
     for count in (1, 2, 3, 40):
         for ended in (True, False):
-            for granularity in ("segment", "token", "bandit"):
-                entropy = rng.exponential(1.0, count).astype(np.float32)
-                cutoff = float(rng.choice([0.0, 0.7, 1.2345, float(entropy[0])]))
-                cases.append((entropy, ended, granularity, cutoff))
+            entropy = rng.exponential(1.0, count).astype(np.float32)
+            for cutoff in (0.0, 0.7, 1.2345, float(entropy[0])):
+                cases.append((entropy, ended, cutoff))
     asked = [
-        [rounded(entropy, [cutoff]).tolist(), len(entropy), ended, granularity, cutoff]
-        for entropy, ended, granularity, cutoff in cases
+        [rounded(entropy, [cutoff]).tolist(), len(entropy), ended, cutoff]
+        for entropy, ended, cutoff in cases
     ]
     found = page.evaluate("cases => cases.map(one => denserl.segmentEnds(...one))", asked)
-    for ends, (entropy, ended, granularity, cutoff) in zip(found, cases, strict=True):
+    for ends, (entropy, ended, cutoff) in zip(found, cases, strict=True):
         expected = segment_ends(
             torch.from_numpy(entropy)[None],
             torch.ones(1, len(entropy), dtype=torch.bool),
-            granularity=granularity,
+            granularity="segment",
             cutoff=cutoff,
             terminated=torch.tensor([ended]),
         )[0]
@@ -331,8 +330,7 @@ def test_two_cutoffs_stand_side_by_side(run: Run, open_page: Opener):
 
 
 def test_before_training_there_are_no_rewards(run: Run, open_page: Opener):
-    blind = [Trace(t.label, t.side, t.prompt, t.terminated, t.texts, t.entropy, None)
-             for t in run.view.traces[:1]]  # fmt: skip
+    blind = [replace(run.view.traces[0], values=None)]
     file = run.folder / "blind.html"
     view = View("run", run.view.cut._replace(normalizer=None, ready=False), blind)
     file.write_text(inspector_page("t", [], [view]), encoding="utf-8")
@@ -342,18 +340,30 @@ def test_before_training_there_are_no_rewards(run: Run, open_page: Opener):
     assert "no reward model" in page.locator("#toolbar").inner_text()
 
 
+def test_a_recipe_without_a_cutoff_has_no_slider(run: Run, open_page: Opener):
+    cut = run.view.cut._replace(granularity="token", cutoff=None)
+    traces = [replace(trace, ends=np.ones(len(trace.texts), bool)) for trace in run.view.traces[:1]]
+    file = run.folder / "token.html"
+    file.write_text(inspector_page("t", [], [View("run", cut, traces)]), encoding="utf-8")
+    page = open_page(file)
+    assert page.locator(".slider").count() == 0
+    assert page.locator(".answer .segment").count() == len(traces[0].texts)
+    assert page.locator(".answer .peak").count() == 0
+    page.keyboard.press("]")
+
+
 def test_many_long_responses_are_a_file_to_mail(run: Run):
     rng, count = np.random.default_rng(3), 20
     words = [f" {word}" for word in "the of and segment reward model entropy language".split()]
     traces = [
-        Trace(
-            f"pairs.jsonl:{n}", "", "a question of some length", True,
-            rng.choice(words, 1000).tolist(),
-            rng.exponential(2.0, 1000).astype(np.float32),
-            rng.normal(0, 3, 1000).astype(np.float32),
+        replace(
+            run.view.traces[0],
+            texts=rng.choice(words, 1000).tolist(),
+            entropy=rng.exponential(2.0, 1000).astype(np.float32),
+            values=rng.normal(0, 3, 1000).astype(np.float32),
         )
-        for n in range(count)
-    ]  # fmt: skip
+        for _ in range(count)
+    ]
     one, many = (
         len(inspector_page("t", [], [run.view._replace(traces=some)]).encode())
         for some in (traces[:1], traces)
