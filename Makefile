@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs study-quick study clean
 
 demo: .venv/installed  ## the whole pipeline on the embedded task
 	$(BIN)/denserl demo --out runs/demo --resume
@@ -17,6 +17,13 @@ check: .venv/installed  ## what CI checks beside the tests
 
 docs: .venv/installed  ## regenerate the recipe reference
 	$(BIN)/python -m denserl_cli.core.recipe.reference > docs/recipes.md
+
+study-quick: .venv/installed  ## the main comparison, small: three seeds, one task
+	$(BIN)/python benchmarks/study.py run --quick --out runs/study-quick
+
+study: .venv/installed  ## every arm, every task, five seeds; goes on where it was stopped
+	$(BIN)/python benchmarks/study.py run --out runs/study --results benchmarks/results/study \
+		$(if $(PREFERENCES),--preferences $(PREFERENCES))
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

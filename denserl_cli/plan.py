@@ -62,7 +62,7 @@ def _fit(recipe: Recipe, ranks: int) -> list[str]:
     settings, size = recipe.normalizer, _pairs(recipe)
     used = settings.pairs if size is None else min(settings.pairs, size.rows)
     passes = math.ceil(used / settings.batch_size)
-    segmented = recipe.segmentation.granularity == "segment"
+    segmented = recipe.segmentation.by_entropy
     models = "the reward model and of the reference" if segmented else "the reward model"
     known = "the data's size is known when it is read" if size is None else f"of {size}"
     return [
@@ -95,10 +95,8 @@ def _ppo(recipe: Recipe, ranks: int) -> list[str]:
         if iterations is None:
             iterations = planned
             why = f"{train:,} prompts × {passes:g} passes / {batch}, if every row is usable"
-    scored_by = _scored_by(recipe)
-    if recipe.published is not None and recipe.published.normalizer is not None:
-        scored_by += " with its published normaliser"
-    return [prompts, *lines, *_iterations(iterations, why, ppo.epochs * steps), scored_by]
+    counted = _iterations(iterations, why, ppo.epochs * steps)
+    return [prompts, *lines, *counted, *_rewarded_by(recipe)]
 
 
 def _iterations(iterations: int | None, why: str, steps: int) -> list[str]:
@@ -114,6 +112,18 @@ def _scored_by(recipe: Recipe) -> str:
     """Which reward model the stages after train-rm score with (see `core.adopting`)."""
     own, published = "reward model: the run's own", recipe.published
     return f"{own} if there is one, else {published.reward_model}" if published else own
+
+
+def _rewarded_by(recipe: Recipe) -> list[str]:
+    """What train-ppo maximises: a reward model, functions of the user's own, or both."""
+    ppo, lines = recipe.ppo, ["reward model: none, its weight is 0"]
+    if ppo.learned_weight:
+        lines = [_scored_by(recipe)]
+        if recipe.published is not None and recipe.published.normalizer is not None:
+            lines[0] += " with its published normaliser"
+        if ppo.learned_weight != 1:
+            lines[0] += f", × {ppo.learned_weight:g}"
+    return lines + [f"reward: {one.function} × {one.weight:g}" for one in ppo.reward]
 
 
 def check_batches(stage: str, recipe: Recipe, ranks: int) -> None:

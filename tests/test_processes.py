@@ -39,7 +39,13 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 TRACKED = ("run.trackers=[tensorboard]",) if find_spec("tensorboard") else ()
 BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings, *TRACKED)
 HALF = ("model.dtype=bfloat16", "normalizer.kind=none")
-CASES = (*TWO, Case("bandit", 3, 2, BANDIT), Case("LoRA", 2, 2, GROUPS["LoRA"].settings))
+OWN = ("ppo.reward=python:tests.own_rewards.variety",)
+CASES = (
+    *TWO,
+    Case("bandit", 3, 2, BANDIT),
+    Case("LoRA", 2, 2, GROUPS["LoRA"].settings),
+    Case("own reward", 2, 2, OWN),
+)
 HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (1, 2, 3))
 PLAINS = (PLAIN, *(Case(f"torch {c.name}", 0, 1, c.settings) for c in CASES if c.settings))
 

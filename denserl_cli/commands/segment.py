@@ -91,7 +91,8 @@ def segment(
     """Show how the model segments a text, a file or preference data, with rewards if trained."""
     settings = list(overrides or ())
     if calibrate is not None:  # any cutoff will do: the entropies do not depend on it
-        settings = ["segmentation.granularity=segment", "segmentation.cutoff=0.0", *settings]
+        settings = ["segmentation={granularity: segment, cutoff: 0.0, cut: entropy}", *settings]
+        settings[1:1] = [f"segmentation.{name}=null" for name in ("quantile", "cut_seed")]
     _check_options(text or file, html, stats, compare, calibrate)
     levels = _levels(cutoffs, stats)
     loaded = read_recipe("segment", recipe, settings, data=data, model=model)

@@ -48,12 +48,13 @@ _OPTION = "published.reward_model"
 class Opened(NamedTuple):
     """What a command that scores begins with.
 
-    recipe: with the sandbox's files and a cutoff that is a number. reading: how the reward model's
-    conversations are written: `chat`, unless a published model has a tokenizer of its own.
+    recipe: with the sandbox's files and a cutoff that is a number. record: None without a reward
+    model. reading: how the reward model's conversations are written: `chat`, unless a published
+    model has a tokenizer of its own.
     """
 
     recipe: Recipe
-    record: RewardRecord
+    record: RewardRecord | None
     tokenizer: PreTrainedTokenizerBase
     chat: ChatFormat
     reading: ChatFormat
@@ -69,6 +70,15 @@ def open_reward_model(recipe: Recipe, run: RunFolder, observer: Observer) -> Ope
         revision = record.weights_revision
         check_vocabulary(reading, record.weights, revision, what="reward model")
     return Opened(recipe, adopt(record, recipe, run, chat, observer), tokenizer, chat, reading)
+
+
+def open_rewards(recipe: Recipe, run: RunFolder, observer: Observer) -> Opened:
+    """What PPO begins with: the reward model, unless the user's own rewards take its place."""
+    if recipe.ppo.learned_weight:
+        return open_reward_model(recipe, run, observer)
+    recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+    tokenizer, chat = load_chat(recipe)
+    return Opened(recipe, None, tokenizer, chat, chat)
 
 
 def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:
@@ -171,15 +181,17 @@ def load_scorer(
     reference: PreTrainedModel | None = None,
     prompts: Sequence[Prompt] = (),
 ) -> Scorer:
-    """The run's reward model with the reference.
+    """The run's reward model, if there is one, with the reference.
 
     reference: the recipe's starting model; without it, it is loaded where segments depend on it.
     prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
     """
     recipe, chat, reading = opened.recipe, opened.chat, opened.reading
-    if reference is None and recipe.segmentation.granularity == "segment":
+    if reference is None and recipe.segmentation.by_entropy:
         reference = load_reference(recipe)
-    model = load_reward_model(opened.record, recipe, run, observer=observer, reference=reference)
+    model, record = None, opened.record
+    if record is not None:
+        model = load_reward_model(record, recipe, run, observer=observer, reference=reference)
     if prompts and reading is not chat:
         model = translating(model, chat, reading, prompts, observer)
     return Scorer(
@@ -187,6 +199,7 @@ def load_scorer(
         reference=reference,
         reward_model=model,
         dtype=compute_dtype(recipe.model),
+        tokenizer=opened.tokenizer,
     )
 
 
@@ -212,10 +225,9 @@ def _published_normalizer(
     source = {"source": f"published with {published.reward_model}"}
     if published.normalizer is not None:
         kind = "global" if published.granularity == "bandit" else "location"
-        cut = {"granularity": published.granularity, "cutoff": published.cutoff}
         floor = recipe.normalizer.min_std
         made = LocationNormalizer(**asdict(published.normalizer), min_std=floor)
-        return made, {"kind": kind, **cut, **source}
+        return made, {"kind": kind, **recipe.segmentation.deciding(), **source}
     file = _published_file(published, NORMALIZER)
     if file is None:
         return None

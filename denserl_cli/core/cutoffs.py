@@ -125,6 +125,8 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
     settings, found = _settings(run), _recorded(run)
     if found.get("settings") == settings:
         return found["cutoff"]
+    length = recipe.segmentation.segment_length
+    assert length is not None, "filled in when the recipe is loaded"
     if not recipe.data.preferences:
         raise DenserlError(
             "segmentation.cutoff: auto needs preference pairs, the recipe names none",
@@ -143,7 +145,7 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
         [row.prompt for row in rows for _ in range(2)],
         responses,
         [True] * len(responses),
-        length=recipe.segmentation.segment_length,
+        length=length,
         pad_id=chat.pad_id,
     )
     document = {"schema": 1, **calibration._asdict(), "responses": len(responses)}

@@ -14,7 +14,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.materials import load_chat, with_sandbox
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.reward_model import RewardRecord
+from denserl_cli.core.reward_model import RECORD, RewardRecord
 from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
             hint = "name another folder with --to, or pass --fresh"
             raise DenserlError(f"{target} is not empty", hint=hint)
     if recipe.segmentation.cutoff == "auto":
-        recipe = settled(recipe, run, Observer(), RewardRecord.load(run.reward_model))
+        known = (run.reward_model / RECORD).exists()
+        record = RewardRecord.load(run.reward_model) if known else None
+        recipe = settled(recipe, run, Observer(), record)
     with replaced_folder(target) as folder:
         if is_adapters(source):
             _write_merged(part, with_sandbox(recipe, run, Observer()), source, folder)
@@ -108,7 +110,10 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 def _purpose(part: Part, recipe: Recipe) -> str:
     cut = recipe.segmentation
-    how = f"{cut.granularity} rewards" + (f" (cutoff {cut.cutoff} nats)" if cut.cutoff else "")
+    how = f"{cut.granularity} rewards"
+    if cut.granularity == "segment":
+        by = f"cutoff {cut.cutoff} nats" if cut.cut == "entropy" else f"cut: {cut.cut}"
+        how += f" ({by})"
     if part == "reward-model":
         return (
             f"A reward model for {how}: its scalar head is read at the last token of each segment; "

@@ -73,8 +73,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     if recipe.normalizer.min_std is not None:
         normalizer = replace(normalizer, min_std=recipe.normalizer.min_std)
     record |= {
-        "granularity": recipe.segmentation.granularity,
-        "cutoff": recipe.segmentation.cutoff,
+        **recipe.segmentation.deciding(),
         "pairs": len(rows),
         "seed": recipe.normalizer.seed,
     }
@@ -100,9 +99,9 @@ def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None
     record = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
     asked = {
         "kind": recipe.normalizer.kind,
-        "granularity": recipe.segmentation.granularity,
-        "cutoff": recipe.segmentation.cutoff,
+        **recipe.segmentation.deciding(),
     }
+    record.setdefault("cut", "entropy")  # published and imported ones do not say it
     wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
     floor = recipe.normalizer.min_std
     if floor is not None and floor != normalizer.min_std:

@@ -82,11 +82,12 @@ class Inspector:
             self.recipe = settled(with_sandbox(recipe, run, observer), run, observer)
             _, self.chat = load_chat(self.recipe)
         self.tokenizer, recipe = self.chat.template.tokenizer, self.recipe
-        segmented = recipe.segmentation.granularity == "segment"
+        segmented = recipe.segmentation.by_entropy
         foreign = opened is not None and opened.reading is not opened.chat
         reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
         if opened is not None:
+            assert opened.record is not None
             reward_model = load_reward_model(
                 opened.record, recipe, run, observer=observer, reference=reference
             )
@@ -97,6 +98,7 @@ class Inspector:
             reference=reference,
             reward_model=reward_model,
             dtype=compute_dtype(recipe.model),
+            tokenizer=self.tokenizer,
         )
         self.cut = Cut.of(recipe, self.normalizer)
 
@@ -219,5 +221,6 @@ def as_document(cut: Cut, responses: Sequence[SegmentedResponse]) -> dict[str, A
     return {
         "granularity": cut.granularity,
         "cutoff": cut.cutoff,
+        "cut": cut.rule,
         "responses": [asdict(response) for response in responses],
     }

@@ -133,7 +133,7 @@ def _train_rm(
     settings, length, lora = recipe.reward_model, recipe.data.max_length, recipe.lora is not None
     rows = 2 * settings.micro_batch_size
     model = _scalar(recipe, shape)
-    segmented = recipe.segmentation.granularity == "segment"
+    segmented = recipe.segmentation.by_entropy
     base = _base(recipe, shape, setting) if segmented or lora else {}
     held = added(base, model.state(setting))
     phases = {"load": added(base, memory.loading({}, 0 if lora else model.weights, setting))}
@@ -154,7 +154,7 @@ def _train_rm(
 
 def _fit(recipe: Recipe, shape: ModelShape, setting: Setting) -> dict[str, Bytes]:
     rows, length = 2 * recipe.normalizer.batch_size, recipe.data.max_length
-    segmented = recipe.segmentation.granularity == "segment"
+    segmented = recipe.segmentation.by_entropy
     lora = recipe.lora is not None and recipe.published is None
     base = _base(recipe, shape, setting) if segmented or lora else {}
     if not lora:
@@ -174,7 +174,7 @@ def _train_ppo(
     length = ppo.max_prompt_length + ppo.max_new_tokens
     policy, critic = _policy(recipe, shape), _scalar(recipe, shape)
     base = _base(recipe, shape, setting)
-    if not lora or recipe.published is not None:
+    if ppo.learned_weight and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
     resting, at_hand, away = memory.resting(base, setting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
 from denserl_cli.core.policy import compute_dtype, hidden_states, load_weights
+from denserl_cli.core.recipe.schema import SegmentationConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +84,10 @@ class RewardRecord:
     template_arguments: dict[str, Any]
     weights: str | None = None
     weights_revision: str | None = None
+    cut: str = "entropy"
+    quantile: float | None = None
+    segment_length: float | None = None
+    cut_seed: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write the record into a reward model's folder."""
@@ -93,8 +98,7 @@ class RewardRecord:
         """The record of a reward model trained by a recipe."""
         assert recipe.segmentation.cutoff != "auto", "an automatic cutoff is settled before"
         return cls(
-            granularity=recipe.segmentation.granularity,
-            cutoff=recipe.segmentation.cutoff,
+            **recipe.segmentation.deciding(),
             aggregate=recipe.reward_model.aggregate,
             reference=recipe.model.path,
             revision=recipe.model.revision,
@@ -111,9 +115,10 @@ class RewardRecord:
         """
         made = recipe.published
         assert made is not None
+        cut = recipe.segmentation if made.cutoff is None else SegmentationConfig()
+        made_for = {"granularity": made.granularity, "cutoff": made.cutoff}
         return cls(
-            granularity=made.granularity,
-            cutoff=made.cutoff,
+            **{**cut.deciding(), **made_for},
             aggregate=recipe.reward_model.aggregate,
             reference=recipe.model.path,
             revision=recipe.model.revision,
@@ -149,10 +154,10 @@ class RewardRecord:
         A cutoff that the recipe leaves to calibration is the model's.
         """
         cut = recipe.segmentation
-        cutoff = self.cutoff if cut.cutoff == "auto" else cut.cutoff
+        if cut.cutoff == "auto" and self.cut == "entropy":
+            cut = replace(cut, cutoff=self.cutoff)
         asked = {
-            "segmentation.granularity": (self.granularity, cut.granularity),
-            "segmentation.cutoff": (self.cutoff, cutoff),
+            **{f"segmentation.{k}": (getattr(self, k), v) for k, v in cut.deciding().items()},
             "reward_model.aggregate": (self.aggregate, recipe.reward_model.aggregate),
             "model.path": (self.reference, recipe.model.path),
             "model.revision": (self.revision, recipe.model.revision),

@@ -130,8 +130,7 @@ class RewardTrainer:
         self.lengths = pair_lengths(rows)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
-        segmented = recipe.segmentation.granularity == "segment"
-        reference = load_reference(recipe) if segmented else None
+        reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
         dtype = compute_dtype(recipe.model)
         self.engine = make_engine(
             recipe,
@@ -140,7 +139,9 @@ class RewardTrainer:
             learning_rate=self.settings.learning_rate,
             total_steps=len(batches),
         )
-        self.scorer = Scorer(recipe.segmentation, reference=reference, dtype=dtype)
+        self.scorer = Scorer(
+            recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
+        )
         spread(self.scorer, recipe, self.settings.engine)
         self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, Any] = {}

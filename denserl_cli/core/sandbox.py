@@ -3,8 +3,10 @@
 A prompt names a mood and a subject. A response strings together phrases; the first word of a phrase
 is a free choice, the words after it follow from it, so that a fitted model is surprised exactly at
 the phrase boundaries. The mood decides what each phrase is worth (the subject matters to nobody),
-and the true reward of a response is the mean worth of its phrases. Only tokenizer, model and data
-are the sandbox's own: what learns from them are the stages that train any other model.
+and the true reward of a response is the mean worth of its phrases. With several endings, which all
+phrases share, the worth lies in beginning and ending together: each of them is worth nothing on
+average over the others. Only tokenizer, model and data are the sandbox's own: what learns from them
+are the stages that train any other model.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import replaced_folder, write_text
 from denserl_cli.core.tracking import Observer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from denserl_cli.core.recipe.schema import SandboxConfig
+    from denserl_cli.core.recipe.schema import Recipe, SandboxConfig
 
 MOODS = ("calm", "bright", "bitter", "proud")
 SUBJECTS = (
@@ -65,11 +68,13 @@ class Task:
 
     def __init__(self, config: SandboxConfig, seed: int) -> None:
         self.config = config
-        words = [_word(index) for index in range(config.phrases * config.phrase_length)]
-        size = config.phrase_length
-        self.phrases = [tuple(words[k * size : (k + 1) * size]) for k in range(config.phrases)]
+        self.phrases = _phrases(config)
         rng = np.random.default_rng([seed, 1])
-        worth = rng.normal(size=(len(MOODS), config.phrases))
+        worth = rng.normal(size=(len(MOODS), len(self.phrases)))
+        if config.endings > 1:
+            pairs = worth.reshape(len(MOODS), config.phrases, config.endings)
+            pairs = pairs - pairs.mean(2, keepdims=True)
+            worth = (pairs - pairs.mean(1, keepdims=True)).reshape(worth.shape)
         self.worth = worth - worth.mean(1, keepdims=True)
         self.habit = HABIT * rng.normal(size=worth.shape)
         self._index = {phrase: k for k, phrase in enumerate(self.phrases)}
@@ -108,6 +113,33 @@ class Task:
         parts = self.parse(response)
         total = sum(STRAY_WORTH if phrase is None else worth[phrase] for _, phrase in parts)
         return float(total / max(len(parts), self.config.response_phrases))
+
+
+def _phrases(config: SandboxConfig) -> list[tuple[str, ...]]:
+    """Every phrase: a beginning of its own and, where there are several, each of the endings."""
+    size = config.phrase_length if config.endings == 1 else config.phrase_length - 1
+    words = [_word(index) for index in range(config.phrases * size + config.endings)]
+    begun = [tuple(words[k * size : (k + 1) * size]) for k in range(config.phrases)]
+    if config.endings == 1:
+        return begun
+    return [(*beginning, word) for beginning in begun for word in words[-config.endings :]]
+
+
+def true_reward(prompts: Sequence[str], responses: Sequence[str], recipe: Recipe) -> list[float]:
+    """The true reward of each response, as a reward function (`ppo.reward: true_reward`)."""
+    if recipe.sandbox is None:
+        raise DenserlError(
+            "the reward true_reward is that of the embedded task, and the recipe has no sandbox",
+            hint="name a reward of your own, or train with a sandbox",
+        )
+    task = Task(recipe.sandbox, recipe.seed)
+    known = set(task.prompts)
+    if others := [prompt for prompt in prompts if prompt not in known]:
+        raise DenserlError(
+            f"the reward true_reward does not know the prompt {others[0]!r}",
+            hint="it is that of the embedded task: leave data.prompts out",
+        )
+    return [task.true_reward(*pair) for pair in zip(prompts, responses, strict=True)]
 
 
 def _mood(prompt: str) -> int:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from denserl_cli.core.cutting import Cutter
 from denserl_cli.core.deepspeed_engine import Sharded
 from denserl_cli.core.engine import Resting, autocast
 from denserl_cli.core.policy import response_logprobs
 from denserl_cli.core.reward_model import token_values
-from denserl_cli.core.segmentation import segment_ends
 from denserl_cli.core.sequence_reward import SequenceReward
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from denserl_cli.core.data import SequenceBatch
     from denserl_cli.core.recipe.schema import SegmentationConfig
@@ -44,7 +44,10 @@ class ScoredBatch(NamedTuple):
 
 
 class Scorer:
-    """Segments responses with the reference and, when there is one, values them with the RM."""
+    """Segments responses with the reference and, when there is one, values them with the RM.
+
+    tokenizer: needed where the text decides about the segments.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,9 @@ class Scorer:
         reference: PreTrainedModel | None,
         reward_model: PreTrainedModel | SequenceReward | None = None,
         dtype: torch.dtype = torch.float32,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        assert segmentation.cutoff != "auto", "an automatic cutoff is settled before"
-        self.granularity, self.cutoff = segmentation.granularity, segmentation.cutoff
+        self.cut = Cutter(segmentation, tokenizer)
         self.reference = reference
         self.reward_model = reward_model
         self.dtype = dtype
@@ -96,11 +99,6 @@ class Scorer:
                     if isinstance(self.reward_model, SequenceReward)
                     else called(self.reward_model, token_values, batch)
                 )
-        ends = segment_ends(
-            torch.zeros(mask.shape, device=mask.device) if entropy is None else entropy,
-            mask,
-            granularity=self.granularity,
-            cutoff=self.cutoff,
-            terminated=terminated,
-        )
+        ids = batch.input_ids[:, batch.prompt_width :]
+        ends = self.cut(ids, entropy, mask, terminated)
         return ScoredBatch(ends, entropy, logprobs, values)

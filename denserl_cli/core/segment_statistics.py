@@ -74,14 +74,14 @@ def check_entropies(traces: Sequence[Trace]) -> None:
     """Raise DenserlError where no entropies were computed."""
     if any(trace.entropy is None for trace in traces):
         raise DenserlError(
-            "there are no entropies to cut at: the recipe's reward model reads whole responses",
+            "there are no entropies to cut at: the recipe's segments do not depend on them",
             hint="use a recipe of granularity segment",
         )
 
 
 def at(cut: Cut, cutoff: float) -> Cut:
     """The same with segments cut at another entropy."""
-    return cut._replace(granularity="segment", cutoff=cutoff)
+    return cut._replace(granularity="segment", cutoff=cutoff, rule="entropy")
 
 
 def _calibrated(traces: Sequence[Trace]) -> set[float]:

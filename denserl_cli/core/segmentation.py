@@ -30,7 +30,7 @@ def segment_ends(
     `segment` without a cutoff.
     """
     assert entropy.shape == response_mask.shape
-    number, closing = _token_numbers(response_mask, terminated)
+    number, closing = token_numbers(response_mask, terminated)
     if granularity == "bandit":
         return response_mask & (number == response_mask.sum(1, keepdim=True))
     if granularity == "token":
@@ -44,8 +44,17 @@ def segment_ends(
             f"granularity segment needs a cutoff in nats, not {cutoff}",
             hint="choose one by hand, or with `denserl segment --calibrate LENGTH`",
         )
-    surprising = (entropy > cutoff) & (number < closing)
-    return response_mask & (surprising | (number == closing))
+    return _closed(entropy > cutoff, number, closing, response_mask)
+
+
+def ends_after(cuts: Tensor, response_mask: Tensor, terminated: Tensor | None = None) -> Tensor:
+    """The segment ends of responses that are cut after certain tokens (method §2).
+
+    cuts: (B, T) bool, tokens after which to cut, wherever the rule of the cut finds them. The last
+    segment ends on the last token before the terminator, which belongs to no segment. Shapes as in
+    `segment_ends`.
+    """
+    return _closed(cuts, *token_numbers(response_mask, terminated), response_mask)
 
 
 def segment_ids(ends: Tensor, response_mask: Tensor) -> Tensor:
@@ -71,7 +80,7 @@ def calibrate_cutoff(
         raise DenserlError(
             f"a segment cannot have {length} tokens", hint="use a length of 1 or more"
         )
-    number, closing = _token_numbers(response_mask, terminated)
+    number, closing = token_numbers(response_mask, terminated)
     rows = response_mask.any(1).sum()
     if rows == 0:
         raise DenserlError("no response tokens to calibrate a cutoff on")
@@ -83,7 +92,11 @@ def calibrate_cutoff(
     return float(candidates[(mean_length - length).abs().argmin()])
 
 
-def _token_numbers(response_mask: Tensor, terminated: Tensor | None) -> tuple[Tensor, Tensor]:
+def _closed(cuts: Tensor, number: Tensor, closing: Tensor, response_mask: Tensor) -> Tensor:
+    return response_mask & ((cuts & (number < closing)) | (number == closing))
+
+
+def token_numbers(response_mask: Tensor, terminated: Tensor | None) -> tuple[Tensor, Tensor]:
     """Number response tokens from 1, (B, T), and say which one closes the last segment, (B, 1)."""
     number = response_mask.cumsum(1)
     length = number[:, -1:]

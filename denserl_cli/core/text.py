@@ -47,15 +47,15 @@ def joined(texts: Sequence[str], ends: Sequence[int]) -> list[str]:
 
 
 def segment_values(
-    tokenizer: Any, ids: Iterable[int], ends: Sequence[int], values: Sequence[float]
+    tokenizer: Any, ids: Iterable[int], ends: Sequence[int], values: Sequence[float] | None
 ) -> list[dict[str, Any]]:
     """Text, tokens and value of each segment of one response.
 
-    ends: the segments' last tokens. values: the reward model's at each token.
+    ends: the segments' last tokens. values: the reward model's at each token, None without one.
     """
     starts = [0, *(end + 1 for end in ends)]
     return [
-        {"text": text, "tokens": end + 1 - start, "value": values[end]}
+        {"text": text, "tokens": end + 1 - start, "value": values and values[end]}
         for text, start, end in zip(segment_texts(tokenizer, ids, ends), starts, ends, strict=False)
     ]
 

@@ -84,7 +84,8 @@ class Cut(NamedTuple):
     """Where responses are cut, and what rewards their segments then get.
 
     cutoff: nats; None where none decides, so that the recipe's own segments stand. normalizer: None
-    where there is none. ready: whether PPO could use the rewards; ppo: how it would.
+    where there is none. ready: whether PPO could use the rewards; ppo: how it would. rule: the
+    recipe's `segmentation.cut`.
     """
 
     granularity: Granularity
@@ -93,6 +94,7 @@ class Cut(NamedTuple):
     ready: bool
     aggregate: Aggregate
     ppo: PPOConfig
+    rule: str = "entropy"
 
     @classmethod
     def of(cls, recipe: Recipe, normalizer: LocationNormalizer | None) -> Cut:
@@ -100,7 +102,7 @@ class Cut(NamedTuple):
         cut, ready = recipe.segmentation, recipe.normalizer.kind == "none" or normalizer is not None
         assert cut.cutoff != "auto"
         how = recipe.reward_model.aggregate
-        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, recipe.ppo)
+        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, recipe.ppo, cut.cut)
 
     @property
     def words(self) -> str:
@@ -108,7 +110,7 @@ class Cut(NamedTuple):
         if self.cutoff is not None:
             return f"cutoff {self.cutoff:.6g}"
         return {"token": "every token", "bandit": "whole responses"}.get(
-            self.granularity, "the recipe's rule"
+            self.granularity, f"cut {self.rule}"
         )
 
     def ends(self, trace: Trace) -> Tensor:

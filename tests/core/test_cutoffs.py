@@ -60,7 +60,7 @@ def test_every_stage_uses_the_one_number(recipe: MakeRecipe, run: Path, tmp_path
     assert normalizer["record"]["cutoff"] == cutoff
     assert not (run / "cutoff.json").exists()
     inspector = Inspector(asked, RunFolder(run, asked), Observer())
-    assert inspector.recipe.segmentation.cutoff == inspector.scorer.cutoff == cutoff
+    assert inspector.recipe.segmentation.cutoff == inspector.scorer.cut.cutoff == cutoff
     export("reward-model", asked, RunFolder(run, asked), tmp_path / "card", replace=False)
     card = (tmp_path / "card" / "README.md").read_text()
     assert f"cutoff: {cutoff}" in card and "cutoff: auto" not in card
@@ -84,7 +84,7 @@ def test_segments_can_be_seen_before_training(recipe: MakeRecipe, tmp_path: Path
     asked, ears = recipe(*AUTO), Ears()
     for _ in range(2):
         inspector = Inspector(asked, RunFolder(tmp_path / "run", asked), ears)
-    assert inspector.scorer.cutoff == recorded(tmp_path / "run")
+    assert inspector.scorer.cut.cutoff == recorded(tmp_path / "run")
     told = [notice for notice in ears.notices if "auto is" in notice]
     assert len(told) == 1 and f"{recorded(tmp_path / 'run'):.4f} nats" in told[0]
     before = (tmp_path / "run" / "cutoff.json").read_bytes()
@@ -106,7 +106,7 @@ def test_other_settings_find_another_cutoff(recipe: MakeRecipe, run: Path, tmp_p
     row = {"prompt": "write words", "chosen": "words about", "rejected": "write"}
     pairs.write_text("".join(json.dumps(row) + "\n" for _ in range(12)))
     other = recipe(*AUTO, "segmentation.segment_length=1.5", f"data.preferences=[{pairs}]")
-    assert Inspector(other, RunFolder(run, other), Observer()).scorer.cutoff == recorded(run)
+    assert Inspector(other, RunFolder(run, other), Observer()).scorer.cut.cutoff == recorded(run)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(

@@ -50,6 +50,17 @@ def test_a_prompt_is_a_mood_and_a_subject(task: Task):
     assert PROMPT in task.prompts
 
 
+def test_with_several_endings_no_word_is_worth_anything_alone():
+    task = Task(replace(TASK, phrases=6, endings=3), seed=1)
+    assert len(set(task.phrases)) == 18 and {len(phrase) for phrase in task.phrases} == {3}
+    assert len({phrase[0] for phrase in task.phrases}) == 6
+    for word in {word for phrase in task.phrases for word in phrase}:
+        holders = [k for k, phrase in enumerate(task.phrases) if word in phrase]
+        assert len(holders) in (3, 6)  # a beginning's, or an ending's
+        np.testing.assert_allclose(task.worth[:, holders].mean(1), 0, atol=1e-12)
+    assert task.parse(text(task, 4, 17)) == [(3, 4), (3, 17)] and task.best > 0.5
+
+
 def test_responses_are_whole_phrases_of_about_the_least_number(task: Task):
     config = SandboxConfig(response_phrases=24)
     rng = np.random.default_rng(0)

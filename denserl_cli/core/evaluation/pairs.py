@@ -72,14 +72,14 @@ def evaluate_reward_model(
         )
     list_skipped(skipped, run, STAGE, observer)
     scorer = load_scorer(opened, run, observer)
+    assert record is not None
     spread(scorer, recipe, recipe.reward_model.engine)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {
         "recipe": recipe.name,
         "reward_model": record.weights or str(run.reward_model),
-        "granularity": record.granularity,
-        "cutoff": record.cutoff,
+        **recipe.segmentation.deciding(),
         "aggregate": record.aggregate,
         "data": [source.path for source in recipe.data.evaluation or recipe.data.preferences],
         "held_out": not recipe.data.evaluation,

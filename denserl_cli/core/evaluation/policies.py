@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from denserl_cli.core.adapters import load_policy, load_reference
-from denserl_cli.core.adopting import load_scorer, open_reward_model
+from denserl_cli.core.adopting import load_scorer, open_rewards
 from denserl_cli.core.choosing import choose_policy
 from denserl_cli.core.distributed import first_goes_ahead, is_first
 from denserl_cli.core.engine import Frozen
@@ -30,6 +30,7 @@ from denserl_cli.core.materials import at_most, list_skipped, load_prompts
 from denserl_cli.core.policy import compute_dtype
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.figures import dense_rewards, response_figures
+from denserl_cli.core.ppo.own_rewards import OwnRewards
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
 from denserl_cli.core.ppo.rollout import Sampling
 from denserl_cli.core.ppo.stage import judge_of
@@ -75,7 +76,7 @@ def evaluate_policy(
     if chosen.notice:
         observer.notice(chosen.notice)
     with first_goes_ahead():
-        opened = open_reward_model(recipe, run, observer)
+        opened = open_rewards(recipe, run, observer)
     recipe, record = opened.recipe, opened.record
     path = chosen.path or recipe.model.path
     prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
@@ -84,7 +85,7 @@ def evaluate_policy(
     measure = Measure(
         opened,
         scorer=load_scorer(opened, run, observer, reference=start, prompts=prompts),
-        normalizer=_normalizer(recipe, run, observer),
+        normalizer=None if record is None else _normalizer(recipe, run, observer),
         judge=judge_of(asked),
         observer=observer,
     )
@@ -98,7 +99,8 @@ def evaluate_policy(
         "recipe": recipe.name,
         "policy": path,
         "start_policy": recipe.model.path,
-        "reward_model": record.weights or str(run.reward_model),
+        "reward_model": None if record is None else record.weights or str(run.reward_model),
+        "rewards": [asdict(one) for one in recipe.ppo.reward],
         "prompts": len(prompts),
         "samples_per_prompt": samples,
         "seed": recipe.seed,
@@ -138,6 +140,7 @@ class Measure:
         self.recipe, self.tokenizer, self.chat = opened.recipe, opened.tokenizer, opened.chat
         self.scorer, self.normalizer = scorer, normalizer
         self.judge, self.observer = judge, observer
+        self.own = OwnRewards(self.recipe, self.tokenizer)
 
     def __call__(
         self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
@@ -170,12 +173,19 @@ class Measure:
     ) -> Figures:
         """Every figure of each response of a rollout, (R,) each."""
         tensors = response_figures(rollout, self.recipe.reward_model.aggregate)
-        if self.normalizer is not None or self.recipe.normalizer.kind == "none":
-            dense = dense_rewards(rollout, self.recipe, self.normalizer).sum(1)
-            tensors = {"rm_score": tensors["rm_score"], "dense_reward": dense, **tensors}
+        own = self.own(prompts, rollout)
+        earned = {} if own is None else own.totals
+        unscored = rollout.token_values is None
+        if unscored or self.normalizer is not None or self.recipe.normalizer.kind == "none":
+            dense = dense_rewards(rollout, self.recipe, self.normalizer, own).sum(1)
+            earned = {"dense_reward": dense, **earned}
+        if not unscored:
+            earned = {"rm_score": tensors.pop("rm_score"), **earned}
+        tensors = {**earned, **tensors}
         numbers = torch.stack(list(tensors.values())).double().cpu().numpy()
         figures = dict(zip(tensors, numbers, strict=True))
-        for prompt, score, kl in zip(prompts, figures["rm_score"], figures["kl"], strict=True):
+        scores = figures.get("rm_score", np.zeros(len(prompts)))
+        for prompt, score, kl in zip(prompts, scores, figures["kl"], strict=True):
             check_finite(score + kl, f"a response to {prompt.origin}")
         if self.judge is not None:
             asked = [prompt.messages[-1]["content"] for prompt in prompts]
@@ -200,14 +210,16 @@ class Measure:
 def compare(before: Figures, after: Figures) -> dict[str, Any]:
     """Means of both policies, their paired differences, and best-of-n of the one before.
 
-    before, after: the figures of the starting and of the evaluated policy on the same prompts.
+    before, after: the figures of the starting and of the evaluated policy on the same prompts. The
+    best are those of the highest rm_score, or dense_reward where there is no reward model.
     """
-    scores, samples = before["rm_score"], before["rm_score"].shape[1]
+    by = "rm_score" if "rm_score" in before else "dense_reward"
+    scores, samples = before[by], before[by].shape[1]
     curve = [best_of(k, scores) for k in range(1, samples + 1)]
     shown = [k for k in range(1, samples + 1) if k & (k - 1) == 0 or k == samples]
     true = before.get("true_reward")
     best = [
-        {"n": k, "rm_score": curve[k - 1], "kl_bound": best_of_kl(k)}
+        {"n": k, by: curve[k - 1], "kl_bound": best_of_kl(k)}
         | ({} if true is None else {"true_reward": best_of(k, scores, true)})
         for k in shown
     ]
@@ -219,7 +231,7 @@ def compare(before: Figures, after: Figures) -> dict[str, Any]:
             for name in after
         },
         "best_of_n": best,
-        "equivalent_n": equivalent_n(curve, float(after["rm_score"].mean())),
+        "equivalent_n": equivalent_n(curve, float(after[by].mean())),
     }
 
 

@@ -90,9 +90,11 @@ def policy_tables(result: dict[str, Any]) -> list[Table]:
 
 def equivalence(result: dict[str, Any]) -> str:
     """The policy's reward in terms of best-of-n of the policy it started from."""
-    words, best = "the policy's mean rm_score", result["best_of_n"]
+    best = result["best_of_n"]
+    by = "rm_score" if "rm_score" in best[0] else "dense_reward"
+    words = f"the policy's mean {by}"
     if result["equivalent_n"] is not None:
         return f"{words} equals that of best of {result['equivalent_n']:.2f}"
-    if result["trained"]["rm_score"] < best[0]["rm_score"]:
+    if result["trained"][by] < best[0][by]:
         return f"{words} is below that of best of 1"
     return f"{words} is above that of best of {best[-1]['n']}"

@@ -95,8 +95,8 @@ class Collector:
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
         """One pass of each model over the responses, in batches of similar length."""
         shape = (len(responses), max(len(response.ids) for response in responses))
-        names = ("logprobs", "policy_entropy", "reference_logprobs", "entropy", "values",
-                 "token_values")  # fmt: skip
+        names = ["logprobs", "policy_entropy", "reference_logprobs", "entropy", "values"]
+        names += ["token_values"] if self.scorer.reward_model is not None else []
         columns = {name: torch.zeros(shape, device=self.device) for name in names}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
@@ -137,6 +137,7 @@ class Collector:
             terminated=terminated,
             response_mask=mask,
             ends=ends,
+            token_values=columns.pop("token_values", None),
             **columns,
         )
 

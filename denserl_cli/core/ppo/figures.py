@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from denserl_cli.core.text import segment_values
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.own_rewards import Earned
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Aggregate, Recipe
 
@@ -39,9 +41,11 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
     figures = response_figures(rollout, aggregate)
     kl, lengths = figures["kl"], figures["response_length"]
     inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
+    means = {name: values.mean() for name, values in figures.items()}
+    if "rm_score" in figures:
+        means["rm_score_std"] = figures["rm_score"].std(correction=0)
     return {
-        **{name: values.mean() for name, values in figures.items()},
-        "rm_score_std": figures["rm_score"].std(correction=0),
+        **means,
         "kl_per_token": kl.sum() / lengths.sum(),
         "entropy": rollout.policy_entropy.sum() / lengths.sum(),
         "segment_length": inside.sum() / figures["segments_per_response"].sum(),
@@ -50,9 +54,12 @@ def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
 
 def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
     """What `rollout_figures` takes the mean of: the figures of each response, (R,) each."""
-    mask = rollout.response_mask
+    mask, values = rollout.response_mask, rollout.token_values
+    score = {}
+    if values is not None:
+        score = {"rm_score": aggregate_segments(values, rollout.ends, aggregate)}
     return {
-        "rm_score": aggregate_segments(rollout.token_values, rollout.ends, aggregate),
+        **score,
         "kl": ((rollout.logprobs - rollout.reference_logprobs) * mask).sum(1),
         "response_length": mask.sum(1).float(),
         "terminated": rollout.terminated.float(),
@@ -61,23 +68,33 @@ def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor
 
 
 def dense_rewards(
-    rollout: Rollout, recipe: Recipe, normalizer: LocationNormalizer | None
+    rollout: Rollout,
+    recipe: Recipe,
+    normalizer: LocationNormalizer | None,
+    own: Earned | None = None,
 ) -> Tensor:
-    """Each token's reward before the KL penalty: (R, T) (method §5)."""
-    settings = recipe.ppo
-    rewards = spread_rewards(
-        rollout.token_values,
-        rollout.ends,
-        rollout.response_mask,
-        normalizer=normalizer,
-        interpolation=settings.interpolation or "even",
-        segment_total=settings.segment_total,
-        length_normalize=settings.length_normalize,
-        clip=settings.reward_clip,
-    )
+    """Each token's reward before the KL penalty: (R, T) (method §5).
+
+    own: of the user's reward functions, which the normaliser does not touch.
+    """
+    settings, mask = recipe.ppo, rollout.response_mask
+    rewards = torch.zeros_like(rollout.logprobs) if own is None else own.tokens
+    if rollout.token_values is not None:
+        learned = spread_rewards(
+            rollout.token_values,
+            rollout.ends,
+            mask,
+            normalizer=normalizer,
+            interpolation=settings.interpolation or "even",
+            segment_total=settings.segment_total,
+            clip=math.inf,
+        )
+        rewards = rewards + settings.learned_weight * learned
+    if settings.length_normalize:
+        rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
     return replace_penalized(
-        rewards,
-        rollout.response_mask,
+        rewards.clamp(-settings.reward_clip, settings.reward_clip),
+        mask,
         rollout.terminated,
         missing_eos_penalty=settings.missing_eos_penalty,
         max_response_tokens=settings.max_response_tokens,
@@ -102,8 +119,9 @@ def reward_figures(
     figures = {
         "dense_reward": earned.sum(1).mean(),
         "clipped_rewards": clipped.sum() / paid.sum(),
-        **location_figures(rollout.token_values, rollout.ends, normalizer),
     }
+    if rollout.token_values is not None:
+        figures |= location_figures(rollout.token_values, rollout.ends, normalizer)
     if normalizer is not None and normalizer.min_std is not None:
         std = normalizer.std(locations(rollout.ends, torch.float64))
         floored = (std <= normalizer.min_std) & rollout.ends
@@ -153,7 +171,7 @@ def samples(
     shown = []
     for row in range(0, len(rollout.responses), every)[:count]:
         ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
-        values = rollout.token_values[row].tolist()
+        values = None if rollout.token_values is None else rollout.token_values[row].tolist()
         sums = [0.0, *earned[row].cumsum(0)[ends].tolist()]
         segments = segment_values(tokenizer, rollout.responses[row], ends, values)
         for segment, (before, after) in zip(segments, pairwise(sums), strict=True):

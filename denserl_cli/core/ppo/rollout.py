@@ -37,8 +37,8 @@ class Rollout(NamedTuple):
     prompts, responses: id arrays of the R rows. All tensors are (R, T), zero where masked, T the
     longest response: response_mask; logprobs of the policy that sampled; policy_entropy of what it
     drew each token from; reference_logprobs; entropy of the reference after each token; values of
-    the critic in the state before each token;
-    token_values of the reward model at each token; ends of the segments. terminated: (R,).
+    the critic in the state before each token; token_values of the reward model at each token, None
+    without one; ends of the segments. terminated: (R,).
     """
 
     prompts: list[np.ndarray]
@@ -50,7 +50,7 @@ class Rollout(NamedTuple):
     reference_logprobs: Tensor
     entropy: Tensor
     values: Tensor
-    token_values: Tensor
+    token_values: Tensor | None
     ends: Tensor
 
 

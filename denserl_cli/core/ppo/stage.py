@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core import sandbox
 from denserl_cli.core.adapters import load_reference, new_policy, new_scalar_model
-from denserl_cli.core.adopting import Opened, load_reward_model, load_scorer, open_reward_model
+from denserl_cli.core.adopting import Opened, load_reward_model, load_scorer, open_rewards
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Prompt, global_batches
 from denserl_cli.core.distributed import first_goes_ahead, is_first, wait_for_all
@@ -18,6 +18,7 @@ from denserl_cli.core.files import replaced_folder
 from denserl_cli.core.fitting import load_normalizer
 from denserl_cli.core.materials import list_skipped, load_prompts
 from denserl_cli.core.ppo.collect import Collector
+from denserl_cli.core.ppo.own_rewards import OwnRewards
 from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.rollout import Sampling
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
@@ -34,9 +35,10 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
     with first_goes_ahead():
-        asked, opened = recipe, open_reward_model(recipe, run, observer)
+        asked, opened = recipe, open_rewards(recipe, run, observer)
     recipe, tokenizer, chat = opened.recipe, opened.tokenizer, opened.chat
-    normalizer = load_normalizer(recipe, run)
+    own = OwnRewards(recipe, tokenizer)
+    normalizer = None if opened.record is None else load_normalizer(recipe, run)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
@@ -54,6 +56,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         update=update,
         collect=collect,
         normalizer=normalizer,
+        own=own,
         tokenizer=tokenizer,
         judge=judge_of(asked),
         save_policy=partial(_save, update.actor, tokenizer, run),
@@ -114,7 +117,7 @@ def _models(
         recipe,
         ppo.engine,
         load_reward_model(record, recipe, run, trained=True, reference=reference)
-        if ppo.critic_init == "reward_model"
+        if record is not None and ppo.critic_init == "reward_model"
         else new_scalar_model(recipe, reference),
         learning_rate=ppo.critic_learning_rate,
         total_steps=plan.iterations * steps,

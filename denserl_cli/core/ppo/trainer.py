@@ -25,6 +25,7 @@ from denserl_cli.core.ppo.figures import (
 )
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.update import Updater
+from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.stopping import stop_requested
 from denserl_cli.core.tracking import throughput, timed
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.checkpoints import Checkpoint
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.ppo.collect import Collector
+    from denserl_cli.core.ppo.own_rewards import Earned, OwnRewards
     from denserl_cli.core.ppo.prompts import Judge, PromptBatch, PromptPlan
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
@@ -60,6 +62,7 @@ class PPOTrainer:
         update: Updater,
         collect: Collector,
         normalizer: LocationNormalizer | None,
+        own: OwnRewards,
         tokenizer: Any,
         judge: Judge | None,
         save_policy: Callable[[str], None],
@@ -68,7 +71,8 @@ class PPOTrainer:
         self.run, self.observer = run, observer
         self.plan, self.evaluation = plan, evaluation
         self.update, self.collect = update, collect
-        self.normalizer, self.tokenizer, self.judge = normalizer, tokenizer, judge
+        self.normalizer, self.own = normalizer, own
+        self.tokenizer, self.judge = tokenizer, judge
         self.save_policy = save_policy
         self.kl = AdaptiveKL(
             recipe.ppo.kl_coef, target=recipe.ppo.kl_target, horizon=recipe.ppo.kl_horizon
@@ -96,7 +100,8 @@ class PPOTrainer:
                 began = time.perf_counter()
                 prompts = self.plan.batch(iteration)
                 rollout = self.roll_out(iteration, prompts, stopping)
-                earned = dense_rewards(rollout, self.recipe, self.normalizer)
+                own = self.own(prompts.prompts, rollout)
+                earned = dense_rewards(rollout, self.recipe, self.normalizer, own)
                 rewards = penalize_kl(
                     earned,
                     rollout.logprobs,
@@ -114,7 +119,7 @@ class PPOTrainer:
                 seconds = dict(self.collect.seconds)
                 with timed(seconds, "update_seconds"):
                     stats: dict[str, Any] = self.learn(iteration, rollout, advantages, returns)
-                stats |= self.describe(prompts, rollout, earned, returns) | seconds
+                stats |= self.describe(prompts, rollout, own, earned, returns) | seconds
                 stats |= _throughput(rollout, time.perf_counter() - began)
                 if self.conclude(iteration, stats, any_rank(stopping())):
                     break
@@ -140,7 +145,7 @@ class PPOTrainer:
     ) -> dict[str, float]:
         """Update policy and critic, unless a number on the way is not finite."""
         measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
-        if not all(torch.isfinite(values).all() for values in measured):
+        if not all(torch.isfinite(values).all() for values in measured if values is not None):
             error = NonFiniteError("a reward or log-probability is not finite")
             self.guard.caught(iteration, error, partial(_kept, rollout))
             return {}
@@ -149,17 +154,28 @@ class PPOTrainer:
         return self.update(iteration, rollout, advantages, returns, guarded)
 
     def describe(
-        self, prompts: PromptBatch, rollout: Rollout, earned: Tensor, returns: Tensor
+        self,
+        prompts: PromptBatch,
+        rollout: Rollout,
+        own: Earned | None,
+        earned: Tensor,
+        returns: Tensor,
     ) -> dict[str, Any]:
         """The figures of a rollout, and its first samples."""
         mask = rollout.response_mask
-        figures = rollout_figures(rollout, self.recipe.reward_model.aggregate) | {
+        figures = self.figures(rollout, own) | {
             **reward_figures(rollout, earned, self.recipe, self.normalizer),
             "explained_variance": explained_variance(rollout.values, returns, mask),
         }
         stats = _numbers(figures) | self.true_reward(prompts, rollout)
         shown = self.samples(prompts, rollout, earned)
         return stats | {"responses": len(rollout.responses), "samples": shown}
+
+    def figures(self, rollout: Rollout, own: Earned | None) -> dict[str, Tensor]:
+        """Means over the responses, with those of the user's own rewards."""
+        totals = {} if own is None else own.totals
+        means = {name: values.mean() for name, values in totals.items()}
+        return means | rollout_figures(rollout, self.recipe.reward_model.aggregate)
 
     def samples(
         self, prompts: PromptBatch, rollout: Rollout, earned: Tensor, every: int = 1
@@ -183,9 +199,10 @@ class PPOTrainer:
         if not self.evaluation.prompts:
             return {}
         rollout = self.collect(self.evaluation.ids, self.evaluation.keys)
-        figures = rollout_figures(rollout, self.recipe.reward_model.aggregate)
+        own = self.own(self.evaluation.prompts, rollout)
+        figures = self.figures(rollout, own)
         stats = _numbers(figures) | self.true_reward(self.evaluation, rollout)
-        earned = dense_rewards(rollout, self.recipe, self.normalizer)
+        earned = dense_rewards(rollout, self.recipe, self.normalizer, own)
         shown = self.samples(self.evaluation, rollout, earned, every=self.settings.eval_samples)
         named = {f"eval_{name}": value for name, value in stats.items()}
         return named | {"eval_samples": [{"held_out": True, **sample} for sample in shown]}
@@ -221,7 +238,8 @@ class PPOTrainer:
         self.run.log(STAGE, iteration, stats)
         for sample in shown:
             self.run.log(STAGE, iteration, sample, file="samples.jsonl")
-        headline = {name: stats[name] for name in HEADLINE if name in stats}
+        own = [name for name in stats if name.startswith("reward_")]
+        headline = {name: stats[name] for name in (*own, *HEADLINE) if name in stats}
         self.observer.advance(1 if iteration else 0, **headline)
 
     def watch_segments(self, segments: float) -> None:
@@ -238,10 +256,20 @@ class PPOTrainer:
 
     def keep_best(self, evaluated: dict[str, float]) -> None:
         """Keep the policy with the highest reward on the held-out prompts, if there are any."""
-        score = evaluated.get("eval_rm_score", math.nan)
+        score = self.score(evaluated)
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score
             self.save_policy("policy_best")
+
+    def score(self, evaluated: dict[str, float]) -> float:
+        """What the best policy has most of: the rewards' means by their weights."""
+        weights = {"rm_score": self.settings.learned_weight}
+        weights |= {f"reward_{short_name(o.function)}": o.weight for o in self.settings.reward}
+        return sum(
+            weight * evaluated.get(f"eval_{name}", math.nan)
+            for name, weight in weights.items()
+            if weight
+        )
 
     def summary(self) -> dict[str, Any]:
         """What the finished stage reports: the evaluations before and after training."""

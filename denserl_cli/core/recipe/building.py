@@ -11,11 +11,14 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from denserl_cli.core.recipe.document import Node, plain
-from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.recipe.schema import Recipe, RewardFunction, Source
 
 INVALID = object()
 """Stands for a value that did not fit; the problem is recorded."""
 
+SHORT = {Source: "path", RewardFunction: "function"}
+"""Blocks that may be given as a text, and the field which that is; their lists as a single one."""
+_NAMED = {Source: "source", RewardFunction: "reward function"}
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
@@ -53,8 +56,8 @@ class Builder:
         return INVALID
 
     def _section(self, section: Any, node: Node, key: str) -> Any:
-        if section is Source and isinstance(node.value, str):
-            return Source(path=node.value)
+        if section in SHORT and isinstance(node.value, str):
+            return section(**{SHORT[section]: node.value})
         if not isinstance(node.value, dict):
             return self.reject(node, key, f"must be {words(section)}, not {_found(node)}")
         hints, values = field_types(section), {}
@@ -72,7 +75,7 @@ class Builder:
 
     def _list(self, expected: Any, node: Node, key: str) -> Any:
         item, *rest = get_args(expected)
-        single = item is Source and isinstance(node.value, str | dict)
+        single = item in SHORT and isinstance(node.value, str | dict)
         items = [node] if single else node.value
         if not isinstance(items, list) or (rest != [...] and len(items) != len(rest) + 1):
             return self.reject(node, key, f"must be {words(expected)}, not {_found(node)}")
@@ -167,14 +170,14 @@ def words(expected: Any) -> str:
         named = [words(option) for option in options(expected) if option is not type(None)]
         return " or ".join([*named, "null"] if type(None) in options(expected) else named)
     if is_dataclass(expected):
-        return "a source" if expected is Source else "a block of settings"
+        return f"a {_NAMED[expected]}" if expected in SHORT else "a block of settings"
     origin, arguments = get_origin(expected), get_args(expected)
     if origin is Literal and len(arguments) == 1:
         return str(arguments[0])
     if origin is Literal:
         return f"{', '.join(map(str, arguments[:-1]))} or {arguments[-1]}"
     if origin is tuple:
-        plurals = {Source: "sources", str: "texts", float: "numbers"}
+        plurals = {str: "texts", float: "numbers", **{k: f"{v}s" for k, v in _NAMED.items()}}
         several = plurals.get(arguments[0]) or words(arguments[0])
         return f"a list of {'' if ... in arguments else f'{len(arguments)} '}{several}"
     return _SCALARS.get(expected, "a mapping")

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from denserl_cli.core.recipe.schema import PublishedConfig, Recipe, Source
+from denserl_cli.core.recipe.functions import short_name, why_not
+from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
 
 
 def _keys(block: str, names: str) -> tuple[str, ...]:
@@ -14,7 +15,7 @@ def _keys(block: str, names: str) -> tuple[str, ...]:
 
 
 _POSITIVE = (
-    *_keys("sandbox", "phrases phrase_length response_phrases pairs label_temperature"),
+    *_keys("sandbox", "phrases phrase_length endings response_phrases pairs label_temperature"),
     *_keys("sandbox", "hidden_size layers fit_steps"),
     *_keys("data", "max_length max_prompt_length"),
     *_keys("optimizer", "clip_norm"),
@@ -36,12 +37,12 @@ _POSITIVE = (
 )
 _ZERO_OR_MORE = (
     "seed",
-    *_keys("segmentation", "cutoff"),
+    *_keys("segmentation", "cutoff cut_seed"),
     *_keys("published", "cutoff"),
     *_keys("data", "eval_pairs eval_prompts"),
     *_keys("optimizer", "weight_decay"),
     *_keys("normalizer", "seed"),
-    *_keys("ppo", "kl_coef critic_warmup"),
+    *_keys("ppo", "kl_coef critic_warmup reward_model_weight"),
     *_keys("run", "log_samples"),
 )
 _AT_MOST_ONE = (
@@ -71,6 +72,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _ranges(recipe)
     yield from _source_ranges(recipe)
     yield from _method(recipe)
+    yield from _rewards(recipe)
     yield from _batches(recipe)
     yield from _engines(recipe)
     yield from _origins(recipe)
@@ -105,6 +107,11 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
     for key in ("seed", "normalizer.seed"):
         if _value(recipe, key) >= 2**32:
             yield Problem(key, f"must be below {2**32}, not {_value(recipe, key)}")
+    if recipe.sandbox is not None and recipe.sandbox.endings > 1:
+        for name in ("phrases", "phrase_length"):
+            if getattr(recipe.sandbox, name) < 2:
+                advice = "must be 2 or more where a phrase has several endings"
+                yield Problem(f"sandbox.{name}", advice, ("sandbox.endings",))
     hidden = _value(recipe, "sandbox.hidden_size")
     if hidden is not None and hidden % 16:
         yield Problem("sandbox.hidden_size", f"must be a multiple of 16, not {hidden}")
@@ -130,15 +137,10 @@ def _source_ranges(recipe: Recipe) -> Iterator[Problem]:
 
 def _method(recipe: Recipe) -> Iterator[Problem]:
     """Choices of the method that contradict each other (method §2, §4, §5)."""
-    granularity, cutoff = recipe.segmentation.granularity, recipe.segmentation.cutoff
-    given = ("segmentation.granularity",)
-    if granularity == "segment" and cutoff is None:
-        advice = "`denserl segment --calibrate LENGTH` proposes one for your model and data"
-        yield Problem("segmentation.cutoff", f"segment needs a cutoff; {advice}", given)
-    if granularity != "segment" and cutoff is not None:
-        yield Problem("segmentation.cutoff", f"{granularity} has no cutoff; set it to null", given)
+    granularity, given = recipe.segmentation.granularity, ("segmentation.granularity",)
+    yield from _cuts(recipe)
     if recipe.published is not None:
-        yield from _published(recipe.published)
+        yield from _published(recipe.published, recipe.segmentation.cut)
     if granularity == "bandit" and recipe.normalizer.kind == "location":
         yield Problem(
             "normalizer.kind", "bandit has one segment, so no location; use global", given
@@ -156,12 +158,61 @@ def _method(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("ppo.kl_coef", advice, ("ppo.kl_target",))
 
 
-def _published(published: PublishedConfig) -> Iterator[Problem]:
+def _cuts(recipe: Recipe) -> Iterator[Problem]:
+    """Where segments end: each cut has fields of its own (method §2)."""
+    settings, block = recipe.segmentation, "segmentation"
+    granularity, cut, cutoff = settings.granularity, settings.cut, settings.cutoff
+    given, by_cut = (f"{block}.granularity",), (f"{block}.cut", f"{block}.granularity")
+    if granularity != "segment":
+        if cutoff is not None:
+            yield Problem(f"{block}.cutoff", f"{granularity} has no cutoff; set it to null", given)
+        if cut != "entropy":
+            advice = f"{granularity} is not cut in another way; leave it at entropy"
+            yield Problem(f"{block}.cut", advice, given)
+            return
+    elif cut == "entropy" and cutoff is None:
+        advice = "`denserl segment --calibrate LENGTH` proposes one for your model and data"
+        yield Problem(f"{block}.cutoff", f"segment needs a cutoff; {advice}", by_cut)
+    for name in ("cutoff", "quantile", "segment_length", "cut_seed"):
+        if getattr(settings, name) is not None and name not in CUT_FIELDS[cut]:
+            owners = " and ".join(owner for owner in CUT_FIELDS if name in CUT_FIELDS[owner])
+            advice = f"belongs to cut {owners}, not to {cut}; set it to null"
+            yield Problem(f"{block}.{name}", advice, by_cut)
+    quantile, length = settings.quantile, settings.segment_length or 1.0
+    if cut == "quantile" and quantile is None:
+        yield Problem(f"{block}.quantile", "cut quantile needs one, such as 0.85", by_cut)
+    if quantile is not None and not 0 < quantile < 1:
+        yield Problem(f"{block}.quantile", f"must be above 0 and below 1, not {quantile}")
+    if cut in ("fixed", "random") and 0 < length < 1:
+        yield Problem(f"{block}.segment_length", f"a segment cannot have {length} tokens", by_cut)
+    if cut == "fixed" and length >= 1 and length != int(length):
+        yield Problem(f"{block}.segment_length", f"fixed needs whole tokens, not {length}", by_cut)
+
+
+def _rewards(recipe: Recipe) -> Iterator[Problem]:
+    """Rewards of the user's own: each must be there, and something must be rewarded."""
+    ppo, weight, seen = recipe.ppo, "ppo.reward_model_weight", set[str]()
+    for place, one in enumerate(ppo.reward):
+        key = f"ppo.reward[{place}].function"
+        if problem := why_not(one.function):
+            yield Problem(key, problem)
+        elif (name := short_name(one.function)) in seen:
+            yield Problem(key, f"a second reward called {name}; figures need names of their own")
+        seen.add(short_name(one.function))
+    if ppo.learned_weight:
+        return
+    if not any(one.weight for one in ppo.reward):
+        yield Problem(weight, "without it nothing is rewarded; name a ppo.reward", ("ppo.reward",))
+    if ppo.critic_init == "reward_model":
+        yield Problem("ppo.critic_init", "there is no reward model; use policy", (weight,))
+
+
+def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:
     """A published pair must be whole in itself; whether the recipe can use it is seen later."""
     granularity, normalizer = published.granularity, published.normalizer
-    given = ("published.granularity",)
-    if (granularity == "segment") != (published.cutoff is not None):
-        advice = "segment has a cutoff, token and bandit have none"
+    given = ("published.granularity", "segmentation.cut")
+    if (granularity == "segment" and cut == "entropy") != (published.cutoff is not None):
+        advice = "segment has a cutoff; token, bandit and other cuts have none"
         yield Problem("published.cutoff", advice, given)
     if granularity == "bandit" and normalizer and (normalizer.w_mean or normalizer.w_std):
         advice = "bandit has one location; leave w_mean and w_std at 0"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
 from denserl_cli.core.errors import DenserlError, RecipeError
-from denserl_cli.core.recipe.building import INVALID, Builder, field_types
+from denserl_cli.core.recipe.building import INVALID, SHORT, Builder, field_types
 from denserl_cli.core.recipe.catalog import find_recipe
 from denserl_cli.core.recipe.checks import Problem, problems
 from denserl_cli.core.recipe.document import Node, given, read_document
@@ -210,6 +210,6 @@ def _nearest(tree: Node, key: str) -> tuple[str, bool]:
             node = node.value[int(part)]
         elif isinstance(node.value, dict) and part in node.value:
             node = node.value[part]
-        elif part != "0" and not (part == "path" and isinstance(node.value, str)):
+        elif part != "0" and not (part in SHORT.values() and isinstance(node.value, str)):
             return node.place, False
     return node.place, True

@@ -16,7 +16,13 @@ from typing import Any
 
 from denserl_cli.core.recipe import schema
 from denserl_cli.core.recipe.building import field_types, options, words
-from denserl_cli.core.recipe.schema import Coefficients, EngineConfig, Recipe, Source
+from denserl_cli.core.recipe.schema import (
+    Coefficients,
+    EngineConfig,
+    Recipe,
+    RewardFunction,
+    Source,
+)
 
 _INTRODUCTION = """\
 # Recipes
@@ -54,7 +60,7 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
   in `.jsonl`, `.json` or `.parquet`, or has more than one slash; anything else may be a hub name.
   Relative paths start at the current directory.
 - **A list of sources** may hold plain strings, short for `{path: ...}`; a single source needs no
-  list.
+  list. Likewise `ppo.reward`, whose strings are short for `{function: ...}`.
 """
 _ENGINE = "reward_model.engine."
 
@@ -67,6 +73,7 @@ def reference() -> str:
         _table("Top level", Recipe, "", skip=[name for name, _ in blocks]),
         *(_table(f"`{name}`", section, f"{name}.") for name, section in blocks),
         _table("A source of data", Source, "…"),
+        _table("A reward of your own", RewardFunction, "…"),
         _table("`reward_model.engine`, and the same for `ppo.engine`", EngineConfig, _ENGINE),
         _table("`published.normalizer`", Coefficients, "published.normalizer."),
     ]

@@ -14,6 +14,7 @@ Granularity = Literal["segment", "token", "bandit"]
 Interpolation = Literal["even", "repeat", "end"]
 Aggregate = Literal["mean", "sum", "last"]
 NormalizerKind = Literal["location", "global", "last", "none"]
+Cut = Literal["entropy", "quantile", "sentence", "newline", "fixed", "random"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class SandboxConfig:
     """Number of different phrases: a first word that is a choice, then words that follow it."""
     phrase_length: int = 4
     """Words in a phrase."""
+    endings: int = 1
+    """Words a phrase may end with, shared by all; above 1, no word is worth anything alone."""
     response_phrases: int = 24
     """Least number of phrases in a response."""
     pairs: int = 4000
@@ -94,8 +97,27 @@ class SegmentationConfig:
     """segment: cut where the reference is surprised; token: every token; bandit: one score."""
     cutoff: float | Literal["auto"] | None = None
     """Entropy in nats above which a token ends a segment, for `segment` alone; auto: calibrated."""
-    segment_length: float = 8.0
-    """Mean tokens of a segment that `cutoff: auto` calibrates to, on the recipe's own pairs."""
+    segment_length: float | None = None
+    """Mean tokens of a segment, for `cutoff: auto`, `cut: fixed` and `cut: random`; null: 8."""
+    cut: Cut = "entropy"
+    """entropy: the method, by `cutoff`; the other rules are described in docs/cuts.md."""
+    quantile: float | None = None
+    """Share of a response's tokens that `cut: quantile` does not cut after, between 0 and 1."""
+    cut_seed: int | None = None
+    """Seed of `cut: random`, beside the response itself; null: 42."""
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether segments depend on the reference model."""
+        return self.granularity == "segment" and self.cut in ("entropy", "quantile")
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides where segments end, by field; null where a field plays no part."""
+        fields = ("granularity", "cutoff", "cut", "quantile", "segment_length", "cut_seed")
+        values = {name: getattr(self, name) for name in fields}
+        if self.cut not in ("fixed", "random"):
+            values["segment_length"] = None
+        return values
 
 
 @dataclass(frozen=True)
@@ -197,6 +219,16 @@ class NormalizerConfig:
 
 
 @dataclass(frozen=True)
+class RewardFunction:
+    """A reward of your own, one part of what PPO maximises."""
+
+    function: str
+    """`python:module.function`, or the name of one that is installed, such as `true_reward`."""
+    weight: float = 1.0
+    """Factor of its rewards; 0 records it and trains on the others."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """PPO with dense rewards (method §5)."""
 
@@ -242,6 +274,10 @@ class PPOConfig:
     """Clip range of the value update; null: 0.25, with bandit 0.2."""
     loss_reduce: Literal["sequence", "token"] = "sequence"
     """sequence: mean of the rows' token means; token: mean over all tokens of the batch."""
+    reward: tuple[RewardFunction, ...] = ()
+    """Rewards of your own, in the reward model's place or beside it (docs/rewards.md)."""
+    reward_model_weight: float | None = None
+    """Factor of the reward model's rewards; 0: there is none; null: 1, or 0 with `reward`."""
     interpolation: Interpolation | None = None
     """How a segment's reward reaches its tokens; null: `even`, with bandit `end`."""
     segment_total: Literal["sum", "mean"] = "sum"
@@ -272,6 +308,13 @@ class PPOConfig:
     """Iterations between checkpoints."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What trains policy and critic."""
+
+    @property
+    def learned_weight(self) -> float:
+        """The reward model's weight, also where the recipe leaves it open; 0: there is none."""
+        if self.reward_model_weight is not None:
+            return self.reward_model_weight
+        return 0.0 if self.reward else 1.0
 
 
 @dataclass(frozen=True)
@@ -405,6 +448,17 @@ class Recipe:
     """Present: what --dry-run and `recipes list` say about sizes and hardware."""
 
 
+CUT_FIELDS: dict[Cut, tuple[str, ...]] = {
+    "entropy": ("cutoff", "segment_length"),
+    "quantile": ("quantile",),
+    "sentence": (),
+    "newline": (),
+    "fixed": ("segment_length",),
+    "random": ("segment_length", "cut_seed"),
+}
+"""The fields of `segmentation` that each cut reads."""
+
+
 def resolved(recipe: Recipe) -> Recipe:
     """Fill in the choices that a recipe may leave to its granularity, and expand `~` in paths."""
     bandit = recipe.segmentation.granularity == "bandit"
@@ -413,9 +467,14 @@ def resolved(recipe: Recipe) -> Recipe:
     value_clip = recipe.ppo.value_clip
     if value_clip is None:
         value_clip = 0.2 if bandit else 0.25
-    data, model = recipe.data, recipe.model
+    data, model, cut = recipe.data, recipe.model, recipe.segmentation
+    if cut.segment_length is None and "segment_length" in CUT_FIELDS[cut.cut]:
+        cut = replace(cut, segment_length=8.0)
+    if cut.cut_seed is None and cut.cut == "random":
+        cut = replace(cut, cut_seed=42)
     return replace(
         recipe,
+        segmentation=cut,
         model=replace(
             model,
             path=expanduser(model.path),
@@ -428,7 +487,12 @@ def resolved(recipe: Recipe) -> Recipe:
             prompts=_at_home(data.prompts),
         ),
         normalizer=replace(recipe.normalizer, kind=kind),
-        ppo=replace(recipe.ppo, interpolation=interpolation, value_clip=value_clip),
+        ppo=replace(
+            recipe.ppo,
+            interpolation=interpolation,
+            value_clip=value_clip,
+            reward_model_weight=recipe.ppo.learned_weight,
+        ),
         published=_published_at_home(recipe.published),
     )
 

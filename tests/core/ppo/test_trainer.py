@@ -142,6 +142,7 @@ def trainer(
         update=Update(),
         collect=Collect(training, list(evaluation or [])),
         normalizer=normalizer,
+        own=lambda prompts, rollout: None,
         tokenizer=Letters(),
         judge=lambda prompt, text: float(len(text)),
         save_policy=saved.append,

@@ -1,0 +1,133 @@
+"""Tables and plots of the study, from its raw results alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Result = dict[str, Any]
+BASE = "segment"
+LAST = 10
+HEAD = (
+    "arm | seeds | true reward, held out | difference to segment, by seed | training, last "
+    f"{LAST} | KL | tokens | segments | RM accuracy"
+)
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % interval over seeds; NaN where there are too few."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of Student's t."""
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        return Interval(float(array.mean()), np.nan, np.nan)
+    found = stats.ttest_1samp(array, 0.0).confidence_interval(0.95)
+    return Interval(float(array.mean()), float(found.low), float(found.high))
+
+
+def report(results: Path, to: Path) -> None:
+    """Write results.md and the plots of every task to a folder."""
+    found = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.rglob("*.json"))
+    ]
+    to.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for task, of_task in _grouped(found, "task").items():
+        parts.append(f"## Task `{task}`\n\n{table(of_task)}")
+        for factor, arms in _grouped(of_task, "factor").items():
+            base = [one for one in of_task if one["arm"] == BASE and factor != one["factor"]]
+            name = f"{task}-{factor.replace(' ', '-').lower()}.png"
+            plot([*base, *arms], f"{task}: {factor}", to / name)
+            parts.append(f"![{task}: {factor}]({name})\n")
+    (to / "results.md").write_text("\n".join(parts), encoding="utf-8")
+    print("\n".join(part for part in parts if not part.startswith("!")))
+
+
+def table(results: Sequence[Result]) -> str:
+    """A row for each arm: means over its seeds, and differences to the base arm by seed."""
+    base = {one["seed"]: _final(one, "true_reward") for one in results if one["arm"] == BASE}
+    rows = [f"| {HEAD} |", "|" + "---|" * (HEAD.count("|") + 1)]
+    for arm, runs in _grouped(results, "arm").items():
+        apart = [
+            _final(one, "true_reward") - base[one["seed"]] for one in runs if one["seed"] in base
+        ]
+        cells = [arm, str(len(runs)), str(interval([_final(one, "true_reward") for one in runs]))]
+        cells.append(str(interval(apart)) if apart and arm != BASE else "–")
+        trained = [_column(one["training"], one, "true_reward")[-LAST:].mean() for one in runs]
+        cells.append(str(interval(trained)))
+        for name in ("kl", "response_length", "segments_per_response"):
+            cells.append(f"{np.mean([_final(one, name) for one in runs]):.3g}")
+        cells.append(f"{np.mean([one['rm_accuracy'] for one in runs]):.3f}")
+        rows.append("| " + " | ".join(cells) + " |")
+    best = np.mean([one["best_possible"] for one in results])
+    start = np.mean([one["held_out"][0][1] for one in results])
+    rows.append("")
+    rows.append(f"Start {start:.3f}, best possible {best:.3f} on average over the runs.\n")
+    return "\n".join(rows)
+
+
+def plot(results: Sequence[Result], title: str, file: Path) -> None:
+    """True reward by iteration and against KL, mean over seeds with the 95 % interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    by_step, by_kl = figure.subplots(1, 2, sharey=True)
+    for arm, runs in _grouped(results, "arm").items():
+        shortest = min(len(one["training"]) for one in runs)
+        curves = np.stack([
+            _smoothed(_column(one["training"], one, "true_reward")[:shortest]) for one in runs
+        ])  # fmt: skip
+        kls = np.stack([_smoothed(_column(one["training"], one, "kl")[:shortest]) for one in runs])
+        spans = [interval(column) for column in curves.T]
+        steps = np.arange(1, shortest + 1)
+        (line,) = by_step.plot(steps, curves.mean(0), label=arm)
+        by_step.fill_between(
+            steps,
+            [s.low for s in spans],
+            [s.high for s in spans],
+            color=line.get_color(),
+            alpha=0.1,
+        )
+        by_kl.plot(kls.mean(0), curves.mean(0), color=line.get_color(), label=arm)
+    by_step.set(xlabel="iteration", ylabel="true reward (training prompts)", title=title)
+    by_kl.set(xlabel="KL to the reference, nats a response")
+    by_step.legend(fontsize=7)
+    figure.savefig(file, dpi=100)
+
+
+def _final(result: Result, name: str) -> float:
+    """A figure on the held-out prompts after training."""
+    return float(_column(result["held_out"], result, name)[-1])
+
+
+def _column(rows: Sequence[Sequence[float]], result: Result, name: str) -> np.ndarray:
+    return np.array(rows, dtype=float)[:, result["columns"].index(name)]
+
+
+def _smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """The mean of the last few iterations up to each one."""
+    return np.array([values[max(0, k + 1 - width) : k + 1].mean() for k in range(len(values))])
+
+
+def _grouped(results: Sequence[Result], name: str) -> dict[str, list[Result]]:
+    """Results by a field, the base arm and the earliest factor first, then as they were."""
+    order = {"segment": 0, "token": 1, "bandit": 2, "granularity": 0, "long": 0}
+    ordered = sorted(results, key=lambda one: (order.get(one[name], 9), str(one[name])))
+    return {key: list(group) for key, group in groupby(ordered, key=lambda one: one[name])}

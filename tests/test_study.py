@@ -1,0 +1,115 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import study, study_english, study_rewards
+from benchmarks.study_report import interval, report, table
+from denserl_cli.core.sandbox import Task
+from tests import tiny
+
+
+def result(arm: str, seed: int, reward: float, factor: str = "granularity") -> dict:
+    curve = [[step, reward * step / 3, float(step), 20.0, 5.0, 1.0] for step in (1, 2, 3)]
+    return {
+        **{"task": "long", "factor": factor, "arm": arm, "seed": seed, "settings": []},
+        **{"best_possible": 2.0, "rm_accuracy": 0.8, "columns": list(study.COLUMNS)},
+        **{"training": curve, "held_out": [[0, 0.1, 0.0, 20.0, 5.0, 1.0], curve[-1]]},
+    }
+
+
+def test_every_arm_is_a_recipe_and_has_a_name_of_its_own(tmp_path):
+    arms = study.grid(quick=False, seeds=[0])
+    assert len({(arm.task, arm.slug) for arm in arms}) == len(arms)
+    english = study.sandbox_of(tmp_path, next(arm for arm in arms if arm.task == "english"))
+    for name in ("model", "pairs.jsonl", "prompts.jsonl"):
+        (english / name).mkdir(parents=True)
+    for arm in arms:
+        recipe = study.recipe_of(tmp_path, arm)
+        assert recipe.seed == 0 and (recipe.sandbox is None) == (arm.task == "english")
+
+
+def test_arms_share_what_they_train_alike(tmp_path):
+    arms = {arm.name: arm for arm in study.grid(quick=False, seeds=[0]) if arm.task == "long"}
+
+    def model(name):
+        return study.reward_model_of(tmp_path, arms[name])
+
+    def sandbox(name):
+        return study.sandbox_of(tmp_path, arms[name])
+
+    alike = ("segment, KL 0.1", "normaliser last", "interpolation end", "true reward, response")
+    assert {model(name) for name in alike} == {model("segment")}
+    apart = ("token", "bandit", "cutoff 1.0", "random 4", "aggregate sum", "500 pairs")
+    assert len({model(name) for name in ("segment", *apart)}) == 7
+    assert {sandbox(name) for name in apart[:-1]} == {sandbox("segment")} != {sandbox("500 pairs")}
+
+
+def test_intervals_by_hand():
+    found = interval([1.0, 2.0, 3.0])  # t 4.303 with 2 degrees of freedom, std 1
+    assert found.mean == 2 and found.high - 2 == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
+    assert str(interval([1.5])) == "1.500"
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    runs = [result("segment", seed, 0.5 + seed) for seed in range(3)]
+    runs += [result("token", seed, 0.4 + 0.9 * seed) for seed in range(3)]
+    text = table(runs)
+    assert "| token | 3 | 1.300 [-0.936, 3.536] | -0.200 [-0.448, 0.048] |" in text
+    assert text.index("| segment | 3") < text.index("| token | 3")
+    for one in runs:
+        file = tmp_path / "results" / "long" / f"{one['arm']}-{one['seed']}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(one))
+    report(tmp_path / "results", tmp_path / "report")
+    assert text in (tmp_path / "report" / "results.md").read_text()
+    assert (tmp_path / "report" / "long-granularity.png").exists()
+
+
+def test_phrases_are_worth_what_the_task_says():
+    recipe = tiny.recipe()
+    task = Task(recipe.sandbox, recipe.seed)
+    prompt, phrase = task.prompts[0], " ".join(task.phrases[1])
+    pieces = [SimpleNamespace(text=f" {phrase}"), SimpleNamespace(text=" " + phrase[:4])]
+    assert study_rewards.phrase_worth([prompt], [pieces], recipe) == [
+        [pytest.approx(task.worth[0, 1]), -1.0]
+    ]
+
+
+def test_plain_english_by_hand():
+    text = "This is plain enough. " + "Very " * 21 + "long. This is plain enough. No."
+    assert study_rewards.plain([text, "", "Only one short sentence here."]) == [-1 / 4, 0, 1 / 3]
+    row = {"prompt": "p", "chosen": "No.", "rejected": "This is plain enough."}
+    pair = study_english.labelled(row)
+    assert pair["chosen"][1]["content"] == row["rejected"]
+    assert study_english.labelled({**row, "chosen": row["rejected"]}) is None
+
+
+def test_real_answers_become_a_task(shared):
+    rows = study_english.read_rows(shared / "data" / "preferences" / "eval.jsonl")
+    texts = [row["chosen"] for row in rows]
+    assert len(rows) > 100 and max(len(text.split()) for text in texts) <= study_english.WORDS
+    assert sum(1 for row in rows if study_english.labelled(row)) > len(rows) / 2
+    tokenizer = study_english.fit_tokenizer(texts)
+    ids = tokenizer.encode(texts[0], add_special_tokens=False)
+    assert tokenizer.decode(ids) == texts[0]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 5)
+    assert len(tokenizer) <= study_english.VOCABULARY
+
+
+def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    arms = [
+        arm._replace(settings=(*tiny.SETTINGS, "ppo.eval_every=4", *arm.settings[:1], TRUE))
+        for arm, TRUE in ((study.grid(True, [3])[3], study.TRUE),)
+    ]
+    monkeypatch.setattr(study, "grid", lambda quick, seeds: arms)
+    asked = SimpleNamespace(out=tmp_path, results=tmp_path / "results", seeds=[3], tasks=None,
+                            arms=None, jobs=1, quick=True, preferences=None)  # fmt: skip
+    study.run(asked)
+    file = study.result_file(asked.results, arms[0])
+    found = json.loads(file.read_text())
+    assert len(found["training"]) == 4 and [row[0] for row in found["held_out"]] == [0, 4]
+    assert "reward model of long" in capsys.readouterr().out
+    study.run(asked)  # nothing is left to do
+    assert capsys.readouterr().out == ""
