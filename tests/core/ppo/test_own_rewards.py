@@ -32,7 +32,7 @@ PROMPTS = [
 class Words:
     """Token 7 reads " w7"."""
 
-    def decode(self, ids, skip_special_tokens=False):
+    def decode(self, ids, **options):
         return "".join(f" w{one}" for one in ids)
 
     def batch_decode(self, rows, skip_special_tokens=False):
@@ -52,6 +52,7 @@ def two() -> Rollout:
         logprobs=zeros,
         reference_logprobs=zeros,
         entropy=zeros,
+        policy_entropy=zeros,
         values=zeros,
         token_values=None,
         ends=torch.tensor([[False, True, True, False], [True, False, False, False]]),
