@@ -85,7 +85,7 @@ class Board:
         for sample in samples:
             about = [sample["label"]] if "label" in sample else []
             about += ["held out"] if sample.get("held_out") else []
-            about += [f"score {number(sample['score'])}"] if "score" in sample else []
+            about += [f"score {number(_float(sample['score']))}"] if "score" in sample else []
             heading = f"sample of step {step}" + (f": {', '.join(about)}" if about else "")
             segments = sample["segments"]
             rewards = [_float(s["reward"] if "reward" in s else s["value"]) for s in segments]

@@ -94,13 +94,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the reward model or the policy of a run; options: those of the evaluation itself."""
     quiet_libraries()
-    if stage == "evaluate-rm":
-        from denserl_cli.core.evaluation.pairs import evaluate_reward_model
+    from denserl_cli.core.guards import memory_advice
 
-        return evaluate_reward_model(recipe, RunFolder(folder, recipe), observer, **options)
-    from denserl_cli.core.evaluation.policies import evaluate_policy
+    with memory_advice(stage, recipe):
+        if stage == "evaluate-rm":
+            from denserl_cli.core.evaluation.pairs import evaluate_reward_model
 
-    return evaluate_policy(recipe, RunFolder(folder, recipe), observer, **options)
+            return evaluate_reward_model(recipe, RunFolder(folder, recipe), observer, **options)
+        from denserl_cli.core.evaluation.policies import evaluate_policy
+
+        return evaluate_policy(recipe, RunFolder(folder, recipe), observer, **options)
 
 
 def _obey_the_launcher(place: Path) -> None:

@@ -101,6 +101,8 @@ def test_samples_tell_what_they_are():
     assert "step 1" not in text and "chosen" not in text
     assert "sample of step 2: rejected, score -0.5" in text
     assert "sample of step 2: held out" in text
+    board.add_sample(3, sample(1, score=None))  # metrics have no NaN
+    assert "score nan" in "\n".join(frame(board, 80, 24))
 
 
 def test_a_narrower_terminal_has_folded_lines_to_clear():

@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -22,7 +23,12 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from denserl_cli.core import identity
-from denserl_cli.core.distributed import local_rank, said_by_first_of_machine, wait_for_all
+from denserl_cli.core.distributed import (
+    from_all_ranks,
+    local_rank,
+    said_by_first_of_machine,
+    wait_for_all,
+)
 from denserl_cli.core.encoded import Batch, Rows
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import sync_folder
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
 VARIABLE = "DENSERL_CACHE"
 """Environment variable: the folder for encoded data."""
 ROWS, RECORD = "rows.arrow", "entry.json"
+_ABANDONED = 86_400.0
+"""Seconds after which what was written aside belongs to nobody, also where locks do not reach."""
 _BATCH = 2048
 """Rows in a record batch."""
 
@@ -108,7 +116,7 @@ def entries(
     cannot be read, when there is no room for the rows and, with `strict`, when a row is unusable.
     """
 
-    def make() -> str:
+    def make() -> list[tuple[str, str, bool]]:
         common = {
             "kind": encoding.stored.__name__,
             "chat": identity.of_chat(encoding.chat),
@@ -118,15 +126,25 @@ def entries(
         wanted = [_wanted(source, [seed, place], common) for place, source in enumerate(sources)]
         if strict and not all(one.path.exists() for one in wanted):
             _check_all(encoding, wanted)  # before rows are tokenised for nothing
-        return json.dumps([_placed(encoding, one, observer) for one in wanted])
+        return [_placed(encoding, one, observer) for one in wanted]
 
-    places = json.loads(said_by_first_of_machine(make))
+    places = said_by_first_of_machine(make)
+    _check_same([Path(path).name for path, *_ in places])
     found = [_opened(Path(path), name) for path, name, _ in places]
     wait_for_all()
     for path, _, lasting in places:
         if not lasting and local_rank() == 0:
             shutil.rmtree(Path(path).parent)  # what is mapped stays
     return found
+
+
+def _check_same(names: list[str]) -> None:
+    """Raise DenserlError unless all processes have the same entries."""
+    if any(others != names for others in from_all_ranks(names)):
+        raise DenserlError(
+            "the machines of this job have different data, tokenizers or versions of denserl",
+            hint="let them read the same files, and install the same versions",
+        )
 
 
 def _wanted(source: Source, draw: list[int], common: dict[str, Any]) -> _Wanted:
@@ -156,6 +174,9 @@ def _placed(encoding: Encoding, wanted: _Wanted, observer: Observer) -> tuple[st
             _made_once(path, encoding, wanted, observer)
         return str(path), name, True
     except OSError as error:
+        with suppress(OSError):
+            if _state(path) == "whole":  # a job on another machine was faster
+                return str(path), name, True
         place = Path(tempfile.mkdtemp(prefix="denserl-")) / path.name
         reason = error.strerror or error
         observer.notice(
@@ -187,7 +208,8 @@ def _made_once(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observ
             observer.notice(f"the encoded data in {path} are damaged; they are made again")
             shutil.rmtree(path)
         for left in path.parent.glob(f".{path.name}.*.tmp") if alone else ():
-            shutil.rmtree(left, ignore_errors=True)  # by a job that was killed
+            if time.time() - left.stat().st_mtime > _ABANDONED:  # by a job that was killed
+                shutil.rmtree(left, ignore_errors=True)
         _make(path, encoding, wanted, observer)
 
 
@@ -249,9 +271,12 @@ def _write(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) 
     name, notes = wanted.opened.name, Notes()
     rng = np.random.default_rng(wanted.draw)
     rows = wanted.opened.read(wanted.source.max_samples, rng)
-    watched = with_progress(rows, observer, "tokenise", wanted.rows)
     usable, failed, batch = 0, [], []
-    with path.open("wb") as file, pa.ipc.new_file(file, encoding.stored.schema) as out:
+    with (
+        closing(with_progress(rows, observer, "tokenise", wanted.rows)) as watched,
+        path.open("wb") as file,
+        pa.ipc.new_file(file, encoding.stored.schema) as out,
+    ):
         for one in encoding.encode(encoding.parse(watched, notes)):
             if isinstance(one, Skipped):
                 failed.append([usable, *_without(name, one)])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _TIME_LIMIT = timedelta(hours=1)
 """How long a process waits for the others: the first one may make the sandbox alone."""
 _ANSWER = timedelta(seconds=5)
 """How long the store through which the processes met has to answer."""
-_TURNS = count()
+_PATIENCE = timedelta(days=30)
+"""How long they wait where the first one may tokenise a whole data set."""
 
 
 def rank() -> int:
@@ -109,26 +110,29 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
-def said_by_first_of_machine(work: Callable[[], str]) -> str:
+def said_by_first_of_machine(work: Callable[[], T]) -> T:
     """What the first process of this machine finds out; the others wait for it.
 
-    Nobody goes on before the first ones of all machines are done. However long they take: no
-    collective call is open meanwhile, which would end with the time limit.
+    Nobody goes on before the first ones of all machines are done, however long they take; when one
+    of them is gone, the others fail at once.
     """
     if world_size() == 1:
         return work()
     import torch
 
-    first = rank() - local_rank()
-    turn = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_TURNS)}"
-    names = [f"denserl/said/{turn}/{other}" for other in sorted({*from_all_ranks(first)})]
-    mine, store = f"denserl/said/{turn}/{first}", _store()
-    if local_rank() == 0:
-        store.set(mine, work())
-    while True:
-        with suppress(torch.distributed.DistStoreError):  # nothing is said within _ANSWER
-            store.wait(names, _ANSWER)
-            return str(store.get(mine).decode())
+    patient = _patient_group()
+    said: list[Any] = [None] * world_size()
+    mine = work() if local_rank() == 0 else None
+    torch.distributed.all_gather_object(said, mine, group=patient)
+    return said[rank() - local_rank()]
+
+
+@cache
+def _patient_group() -> Any:
+    """All processes once more, who wait for each other for as long as their connections last."""
+    import torch
+
+    return torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 @contextmanager

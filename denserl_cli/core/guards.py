@@ -30,6 +30,8 @@ KNOBS = {
         "ppo.max_new_tokens",
         "ppo.max_prompt_length",
     ),
+    "evaluate-rm": ("reward_model.micro_batch_size", "data.max_length"),
+    "evaluate-policy": ("ppo.rollout_micro_batch_size", "ppo.max_new_tokens"),
 }
 """What decides how much memory a stage takes, beside the model."""
 
@@ -115,6 +117,8 @@ def _advice(stage: str, recipe: Recipe) -> str:
         block, name = knob.split(".")
         lower.append(f"{knob} ({getattr(getattr(recipe, block), name)})")
     advice = f"lower {', '.join(lower)}"
+    if stage.startswith("evaluate-"):
+        return advice
     if stage != "fit-function":
         if not recipe.model.gradient_checkpointing:
             advice += "; set model.gradient_checkpointing=true (false)"

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from denserl_cli.core.chat import ChatFormat
 
 _BLOCK = 2**20
-_CODE = ("sources", "json_files", "rows", "reading", "template", "chat", "data", "encoded", "cache")
+_CODE = (
+    "sources",
+    "json_files",
+    "rows",
+    "reading",
+    "template",
+    "chat",
+    "data",
+    "encoded",
+    "cache",
+    "sequence_reward",
+)
 """Modules that decide what a row becomes."""
 
 
@@ -67,7 +78,9 @@ def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         return _of_texts([backend.to_str().encode(), repr(tokenizer.special_tokens_map).encode()])
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return _of_texts(path.read_bytes() for path in sorted(Path(folder).iterdir()))
+        return _of_texts(
+            path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()
+        )
 
 
 def _of_texts(texts: Iterable[bytes]) -> str:

@@ -31,6 +31,8 @@ def json_errors(path: Path) -> Iterator[None]:
             f"{path}:{error.lineno}: broken JSON: {error.msg}",
             hint="mend the file, or write one row a line in a .jsonl file",
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DenserlError(f"{path}: {error}", hint="mend the file") from error
 
 
 def _is_array(path: Path) -> bool:

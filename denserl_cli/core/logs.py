@@ -61,7 +61,8 @@ class Logs:
     def lines(self, file: str, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of a log, of one stage or of all."""
         path = self._folder / file
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        # a kill may have torn a character, too
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.split("\n"):  # not splitlines: a sample may hold other line separators
             try:
                 found = json.loads(line)

@@ -23,7 +23,7 @@ from denserl_cli.core.data import (
     split_prompts,
     write_skipped,
 )
-from denserl_cli.core.distributed import from_first_rank, is_first
+from denserl_cli.core.distributed import from_first_rank, is_first, said_by_first_of_machine
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.mixture import Mixture, mixed
 from denserl_cli.core.policy import load_tokenizer
@@ -143,7 +143,7 @@ def draw_pairs(
     """
     data = recipe.data
     sources = (*data.preferences, *data.evaluation)
-    sizes = from_first_rank([row_count(source) for source in sources] if is_first() else [])
+    sizes = from_first_rank(said_by_first_of_machine(lambda: [row_count(one) for one in sources]))
     total = sum(size * source.weight for size, source in zip(sizes, sources, strict=True))
     if all(sizes) and total > count:
         thinned = tuple(

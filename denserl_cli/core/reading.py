@@ -169,6 +169,8 @@ def as_pair(row: Row, notes: Notes) -> Pair:
         notes.guessed.add(row.origin)
     subset = row.fields.get("subset")
     named = None if subset is None else str(subset)
+    if named is not None and named.encode("utf-8", "replace").decode() != named:
+        raise UnusableRow("subset is not Unicode", ascii(named))
     return Pair(pair.chosen, pair.rejected, pair.margin, row.origin, named)
 
 

@@ -20,6 +20,7 @@ from xxhash import xxh3_128
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
+from denserl_cli.core.identity import of_file
 from denserl_cli.core.json_files import is_json_lines, json_elements, json_errors
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def open_source(source: Source) -> OpenSource:
         raise DenserlError(f"{path}: no such file or folder", hint="check the path")
     if not path.is_file() or reader is None:
         name, dataset = _split(source, _load(source))
-        survey = Survey(dataset._fingerprint, len(dataset))
-        return OpenSource(name, partial(_arrow, name, dataset), lambda: survey)
+        return OpenSource(name, partial(_arrow, name, dataset), partial(_set_survey, path, dataset))
     if source.subset or source.split not in (None, "train"):
         raise DenserlError(
             f"{path}: a file has no splits or subsets", hint="remove `split` and `subset`"
@@ -118,6 +118,24 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DenserlError(f"{path}: {error.strerror or error}", hint="check the file") from error
+
+
+def _set_survey(path: Path, dataset: Dataset) -> Survey:
+    """What a data set is known by: its fingerprint, or a digest of what lies in a saved folder.
+
+    A fingerprint says how rows were made, not what they are.
+    """
+    if not _is_saved(path):
+        return Survey(dataset._fingerprint, len(dataset))
+    content = xxh3_128()
+    for file in dataset.cache_files:
+        content.update(of_file(Path(file["filename"])).encode())
+    return Survey(content.hexdigest(), len(dataset))
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` has saved a folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _survey(path: Path) -> Survey:
@@ -221,8 +239,10 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except ArrowException as error:
-        raise DenserlError(f"{path}: not a readable parquet file: {error}") from error
+    except (ArrowException, UnicodeDecodeError) as error:
+        raise DenserlError(
+            f"{path}: not a readable parquet file: {error}", hint="write it again"
+        ) from error
 
 
 def _arrow(
@@ -240,9 +260,8 @@ def _load(source: Source) -> Dataset | Mapping[str, Dataset]:
     from datasets.exceptions import DatasetsError
 
     folder = Path(source.path).expanduser()
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
-        if saved:
+        if _is_saved(folder):
             return load_from_disk(str(folder))
         return load_dataset(str(folder) if folder.is_dir() else source.path, source.subset)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:

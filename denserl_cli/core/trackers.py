@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ class Trackers:
         Raises DenserlError when Weights & Biases refuses.
         """
         check_trackers(recipe)
+        self._notice = notice
         self._open: list[tuple[int, GeneralTracker]] = []
         if "wandb" in recipe.run.trackers:
             last = -1 if kept is None else logged
@@ -67,18 +69,32 @@ class Trackers:
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Send the numbers among the figures of a step."""
-        for last, tracker in self._open:
+        for last, tracker in [*self._open]:
             if step > last:
-                tracker.log(dict(numbers(figures)), step=step)
+                with self._at_its_own_risk(tracker):
+                    tracker.log(dict(numbers(figures)), step=step)
 
     def finish(self, failed: bool) -> None:
         """Write what is not written yet and close; Weights & Biases shows which runs failed."""
-        for _, tracker in self._open:
-            if failed and tracker.name == "wandb":
-                tracker.tracker.finish(exit_code=1)
-            else:
-                tracker.finish()
+        for _, tracker in [*self._open]:
+            with self._at_its_own_risk(tracker):
+                if failed and tracker.name == "wandb":
+                    tracker.tracker.finish(exit_code=1)
+                else:
+                    tracker.finish()
         self._open = []
+
+    @contextmanager
+    def _at_its_own_risk(self, tracker: GeneralTracker) -> Iterator[None]:
+        """Go on without a tracker that fails, whatever it is: a checkpoint matters more."""
+        try:
+            yield
+        except Exception as error:
+            self._open = [one for one in self._open if one[1] is not tracker]
+            self._notice(
+                f"{tracker.name} failed and hears no more of this stage: {error or repr(error)}; "
+                "metrics.jsonl has every figure"
+            )
 
 
 def numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

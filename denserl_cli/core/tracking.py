@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -46,14 +46,16 @@ class Observer:
 
 def with_progress(
     items: Iterable[T], observer: Observer, title: str, total: int | None
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """The same items; the observer hears of each chunk that has gone by."""
     observer.begin(title, total=total)
     source = iter(items)
-    while chunk := list(islice(source, CHUNK)):
-        yield from chunk
-        observer.advance(len(chunk))
-    observer.end()
+    try:
+        while chunk := list(islice(source, CHUNK)):
+            yield from chunk
+            observer.advance(len(chunk))
+    finally:
+        observer.end()
 
 
 @contextmanager

@@ -6,15 +6,16 @@ import json
 import os
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 from denserl_cli.core import distributed
 
 
 def main() -> None:
-    distributed._ANSWER = timedelta(seconds=0.3)
     distributed.join()
+    if sys.argv[2:] == ["fail"]:
+        fail(Path(sys.argv[1]))
+        return
     name = f"rank {distributed.rank()}"
 
     def slowly() -> str:
@@ -31,6 +32,20 @@ def main() -> None:
         found.append(distributed.said_by_first_of_machine(slowly))
     Path(sys.argv[1], f"{distributed.rank()}.json").write_text(json.dumps(found))
     distributed.leave()
+
+
+def fail(place: Path) -> None:
+    """The second machine's first process ends with an error; the first one's must not wait on."""
+
+    def work() -> str:
+        if distributed.is_first():
+            return "done"
+        raise OSError("no space left")
+
+    try:
+        distributed.said_by_first_of_machine(work)
+    except RuntimeError as error:
+        (place / "lost.txt").write_text(str(error))
 
 
 if __name__ == "__main__":

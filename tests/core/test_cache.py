@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,27 @@ def test_what_a_killed_job_left_is_cleared(tmp_path: Path, home: Path) -> None:
     take(source)
     (entry,) = entries(home)
     shutil.rmtree(entry)
-    (home / "data" / f".{entry.name}.dead.tmp").mkdir()
+    for name in ("dead", "alive"):
+        (home / "data" / f".{entry.name}.{name}.tmp").mkdir()
+    days_ago = time.time() - 2 * 86_400
+    os.utime(home / "data" / f".{entry.name}.dead.tmp", (days_ago, days_ago))
     take(source)
-    assert [path.name for path in entry.parent.iterdir() if path.suffix == ".tmp"] == []
+    left = [path.name for path in entry.parent.iterdir() if path.suffix == ".tmp"]
+    assert left == [f".{entry.name}.alive.tmp"]
+
+
+def test_a_saved_folder_is_known_by_what_lies_in_it(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "saved"
+    made = []
+    for answer in ("one", "two"):
+        shutil.rmtree(folder, ignore_errors=True)
+        rows = Dataset.from_list([row(1, chosen=f"answer {answer}", rejected="no", prompt="why")])
+        rows._fingerprint = "the same"
+        rows.save_to_disk(str(folder))
+        found, _ = take(Source(str(folder)))
+        made.append(listed(found)[0][0]["chosen"])
+    assert made[0] != made[1]
+    assert len(entries(home)) == 2
 
 
 def test_two_jobs_at_once_make_an_entry_once(tmp_path: Path, home: Path) -> None:

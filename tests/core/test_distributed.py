@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,28 @@ def test_the_first_of_each_machine_speaks_however_long_it_takes(tmp_path: Path) 
         timeout=300,
     )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    # the second machine's is slower than an answer may take, and the first waits for it
+    # the second machine's takes its time, and the first waits for it
     assert first == ["rank 0", "rank 0", True]
     assert second == ["rank 0", "rank 1"]
+
+
+def test_a_machine_whose_first_process_fails_is_not_waited_for(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.core.patient_worker", str(tmp_path), "fail"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            },
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    codes = [process.wait(timeout=300) for process in both]
+    assert codes[1] == 1
+    assert (tmp_path / "lost.txt").read_text()

@@ -204,6 +204,11 @@ def test_running_out_of_memory_names_the_knobs(
                 "ppo.max_prompt_length (1024)",
             ],
         ),
+        ("evaluate-rm", ["lower reward_model.micro_batch_size (8), data.max_length (2048)"]),
+        (
+            "evaluate-policy",
+            ["lower ppo.rollout_micro_batch_size (16), ppo.max_new_tokens (1024)"],
+        ),
     ],
 )
 def test_each_stage_names_its_own(stage: str, knobs: list[str], tmp_path: Path):

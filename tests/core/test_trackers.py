@@ -211,3 +211,44 @@ def test_the_observer_hears_what_is_logged_and_what_was_logged_before(tmp_path: 
     again = Listener()
     RunFolder(tmp_path, recipe()).started(RM, "resume", again)
     assert again.heard == [(1, None), (2, 1.0), (2, "hi")]
+
+
+class Broken:
+    """A tracker whose service has gone."""
+
+    name = "wandb"
+
+    def log(self, *_: Any, **__: Any) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    @property
+    def tracker(self) -> Any:
+        raise ConnectionResetError("Connection lost")
+
+    def finish(self) -> None:
+        raise ConnectionResetError("Connection lost")
+
+
+def test_a_tracker_that_fails_stops_nothing(tmp_path: Path):
+    run, ears = RunFolder(tmp_path, recipe()), Ears()
+    with pytest.raises(KeyboardInterrupt), run.tracked():
+        run.started(RM, "start", ears)
+        made = run.logs._trackers
+        assert made is not None
+        made._open = [(-1, Broken())]  # type: ignore[list-item]
+        run.log(RM, 1, {"loss": 0.5})
+        assert made._open == []
+        made._open = [(-1, Broken())]  # type: ignore[list-item]
+        raise KeyboardInterrupt
+    assert [line["loss"] for line in run.metrics(RM)] == [0.5]
+    assert sum("wandb failed" in heard for heard in ears.notices) == 2
+
+
+def test_a_torn_character_is_passed_over(tmp_path: Path):
+    run = RunFolder(tmp_path, recipe())
+    run.started(RM, "start", Ears())  # type: ignore[arg-type]
+    run.log(RM, 1, {"prompt": "雪"}, file="samples.jsonl")
+    file = tmp_path / "samples.jsonl"
+    file.write_bytes(file.read_bytes() * 2)
+    file.write_bytes(file.read_bytes()[:-4])  # inside the last character
+    assert [line["prompt"] for line in run.logs.lines("samples.jsonl")] == ["雪"]

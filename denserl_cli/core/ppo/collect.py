@@ -86,7 +86,7 @@ class Collector:
                     )
                 for i, response in zip(part, drawn, strict=True):
                     responses[i] = response
-                progress(len(part))
+                progress(len(part) * world_size())  # the others are about as far
         for theirs in from_all_ranks([(i, r) for i, r in enumerate(responses) if r is not None]):
             for i, response in theirs:
                 responses[i] = response

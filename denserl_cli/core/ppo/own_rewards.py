@@ -7,6 +7,7 @@ import inspect
 import math
 import traceback
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,7 +121,7 @@ class Responses:
         return [bool(self.rollout.terminated[row]) for row in self.rows]
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [dict(prompt.row) for prompt in self.prompts]
+        return [deepcopy(prompt.row) for prompt in self.prompts]
 
     def _recipe(self) -> Recipe:
         return self.recipe
