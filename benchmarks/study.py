@@ -192,7 +192,7 @@ def run(asked: argparse.Namespace) -> None:
         arm
         for arm in grid(asked.quick, asked.seeds or (SEEDS[:3] if asked.quick else SEEDS))
         if arm.task in tasks and arm.name in (asked.arms or [arm.name])
-        if not result_file(asked.results, arm).exists()
+        if not finished(asked.results, arm)
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
@@ -248,6 +248,14 @@ def reward_model_of(out: Path, arm: Arm) -> Path:
 def result_file(results: Path, arm: Arm) -> Path:
     """The file of an arm's result."""
     return results / arm.task / f"{arm.slug}.json"
+
+
+def finished(results: Path, arm: Arm) -> bool:
+    """Whether an arm has a result, with the settings that it has now."""
+    file = result_file(results, arm)
+    if not file.exists():
+        return False
+    return bool(json.loads(file.read_text(encoding="utf-8"))["settings"] == list(arm.settings))
 
 
 def _named(settings: Sequence[str]) -> str:

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import SegmentationConfig
 
 _CLOSERS = r"""[)\]"'”’»」』）*_`]*+"""
-_TITLES = r"Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Gov|Sen|St|Mt|No|Fig|Vol|vs|cf|e\.g|i\.e|[A-HJ-Z]"
+_TITLES = r"Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Gov|Sen|St|Mt|vs|cf|e\.g|i\.e|[A-HJ-Z]"
 _NUMBER = r"\d{1,3}\.(?=\s)"
 SENTENCE = re.compile(
     rf"\A\s*{_NUMBER}"  # the number of a list item is no sentence
     rf"|\b(?:{_TITLES})\.(?=\s)"  # nor is an abbreviation that stands before a name
+    r"|\b(?:No|Fig|Vol)\.(?=\s*\d)"  # or a number
     rf"|((?<![.!?…])[.!?…]++{_CLOSERS}(?=\s++(?![a-zß-öø-ÿ]))|[。！？]+{_CLOSERS}|\n)(\s*)"
     rf"(?:{_NUMBER})?"
 )

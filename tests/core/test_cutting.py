@@ -48,6 +48,8 @@ def test_a_sentence_ends_with_its_mark_wherever_the_token_ends():
     assert pieces(SENTENCE, "Go", '."', " He") == ['Go/."', " He"]
     assert pieces(SENTENCE, "Go", ".", '"', " ", "He", "?", " I") == ['Go/./"/ ', "He/?", " I"]
     assert pieces(SENTENCE, "Go", ". He", " went") == ["Go/. He", " went"]  # one token holds both
+    assert pieces(SENTENCE, "Safe", "?", " No", ".", " It") == ["Safe/?", " No/.", " It"]
+    assert pieces(SENTENCE, "See", " No", ".", " 5") == ["See/ No/./ 5"]
     assert pieces(SENTENCE, "文", "。", "次", "！」", "x") == ["文/。", "次/！」", "x"]
 
 

@@ -151,7 +151,7 @@ class UserFunction:
             answer = self.call(**given)
         except DenserlError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(self.name, error) from error
         answer = answer.tolist() if hasattr(answer, "tolist") else answer
         count = len(responses.rows)
@@ -166,7 +166,14 @@ class UserFunction:
 
     def _wanted(self) -> list[str]:
         known, wanted = Responses.NAMES, []
-        for name, parameter in inspect.signature(self.call).parameters.items():
+        try:
+            parameters = inspect.signature(self.call).parameters
+        except (ValueError, TypeError) as error:
+            raise DenserlError(
+                f"the reward {self.name} does not say what it takes: {error}",
+                hint="wrap it in a function of your own",
+            ) from error
+        for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 return list(known)
             if name in known and parameter.kind is not parameter.POSITIONAL_ONLY:
@@ -193,7 +200,7 @@ def loaded(name: str) -> Callable[..., Any]:
             function = getattr(importlib.import_module(found[0]), found[1], None)
     except DenserlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(name, error) from error
     if not callable(function):
         reason = why_not(name) or "it is not a function"
@@ -201,7 +208,7 @@ def loaded(name: str) -> Callable[..., Any]:
     return function
 
 
-def failed(name: str, error: Exception) -> DenserlError:
+def failed(name: str, error: BaseException) -> DenserlError:
     """A user's error as one message: the lines of their own code, and what went wrong there."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = (__file__, importlib.__file__)

@@ -15,7 +15,7 @@ from denserl_cli.core.evaluation.policies import evaluate_policy
 from denserl_cli.core.exporting import export
 from denserl_cli.core.ppo import own_rewards
 from denserl_cli.core.ppo.figures import dense_rewards
-from denserl_cli.core.ppo.own_rewards import Earned, OwnRewards, placed
+from denserl_cli.core.ppo.own_rewards import Earned, OwnRewards, UserFunction, placed
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.run import RunFolder
 from denserl_cli.core.tracking import Observer
@@ -243,6 +243,17 @@ def test_a_failing_function_shows_its_own_lines(tmp_path):
     assert "the reward python:mine.broken failed:" in done.stderr
     assert 'mine.py", line 2, in grade' in done.stderr and "ZeroDivisionError" in done.stderr
     assert "own_rewards.py" not in done.stderr and "Traceback" not in done.stderr
+
+
+def leave(responses):
+    raise SystemExit(0)
+
+
+def test_a_function_cannot_end_the_training_nor_hide_what_it_takes(monkeypatch, two):
+    with pytest.raises(DenserlError, match=r"failed:[\s\S]*SystemExit: 0"):
+        own(monkeypatch, leave)(PROMPTS, two)
+    with pytest.raises(DenserlError, match="does not say what it takes"):
+        UserFunction("python:builtins.max")
 
 
 def test_the_examples_of_the_docs_work(tmp_path):
