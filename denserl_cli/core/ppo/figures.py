@@ -109,16 +109,14 @@ def reward_figures(
     """What becomes of the reward model's values on their way to the tokens, 0-d or (LOCATIONS,).
 
     earned: (R, T), of `dense_rewards`. dense_reward: its sum, mean over the responses.
-    clipped_rewards: share of the tokens with a reward of their own that is at ± ppo.reward_clip.
+    clipped_rewards: share of the tokens with a reward (not 0) whose reward is at ± ppo.reward_clip.
     floored_segments: share of segments where the normaliser's std is at its floor. location_*:
     see `location_figures`.
     """
-    inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
-    paid = rollout.ends if recipe.ppo.interpolation == "end" else inside
-    clipped = (earned.abs() >= recipe.ppo.reward_clip) & paid
+    clipped, paid = earned.abs() >= recipe.ppo.reward_clip, earned != 0
     figures = {
         "dense_reward": earned.sum(1).mean(),
-        "clipped_rewards": clipped.sum() / paid.sum(),
+        "clipped_rewards": clipped.sum() / paid.sum().clamp(min=1),
     }
     if rollout.token_values is not None:
         figures |= location_figures(rollout.token_values, rollout.ends, normalizer)
@@ -165,14 +163,15 @@ def samples(
 ) -> list[dict[str, Any]]:
     """The first `count` responses with their segments' text, raw value and token rewards.
 
-    earned: (R, T) the dense reward of each token before the KL penalty. every: passes over
-    responses between those that are shown.
+    earned: (R, T) the dense reward of each token before the KL penalty; what a terminator outside
+    the segments is given counts for the last one. every: passes over responses between those that
+    are shown.
     """
     shown = []
     for row in range(0, len(rollout.responses), every)[:count]:
         ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
         values = None if rollout.token_values is None else rollout.token_values[row].tolist()
-        sums = [0.0, *earned[row].cumsum(0)[ends].tolist()]
+        sums = [0.0, *earned[row].cumsum(0)[ends[:-1]].tolist(), earned[row].sum().item()]
         segments = segment_values(tokenizer, rollout.responses[row], ends, values)
         for segment, (before, after) in zip(segments, pairwise(sums), strict=True):
             segment["reward"] = after - before

@@ -69,7 +69,7 @@ def test_reward_figures(two: Rollout):
     floored = LocationNormalizer(0.0, 4.0, 1.0, 3.0, min_std=0.5)  # std(0.5) = 0.23, std(1) = 3
     found = reward(two, earned, floored)
     assert found["dense_reward"] == pytest.approx(9.9 / 2)
-    assert found["clipped_rewards"] == pytest.approx(2 / 3)  # of the tokens inside segments
+    assert found["clipped_rewards"] == pytest.approx(2 / 3)  # of the tokens with a reward
     assert found["floored_segments"] == pytest.approx(1 / 3)
     assert found["location_segments"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 2]
     assert found["location_value_mean"][4::5] == [2.0, (4 - 1) / 2]
@@ -77,12 +77,14 @@ def test_reward_figures(two: Rollout):
     assert found["location_reward_mean"][4::5] == pytest.approx([1 / 0.5, (3 - 2) / 3 / 2])
     assert found["location_reward_std"][4::5] == pytest.approx([0.0, 5 / 3 / 2])
     assert math.isnan(found["location_value_mean"][0])
-    whole = torch.zeros(2, 3)
-    whole[0, 0] = 10.0
-    assert reward(two, whole, None, "ppo.interpolation=end").get("floored_segments") is None
-    assert reward(two, whole, None, "ppo.interpolation=end")["clipped_rewards"] == pytest.approx(
-        1 / 3
-    )
+    assert "floored_segments" not in reward(two, earned, None)
+
+
+def test_a_clipped_reward_on_the_terminator_counts(two: Rollout):
+    alone = two._replace(token_values=None)
+    assert reward(alone, torch.zeros(2, 3), None)["clipped_rewards"] == 0
+    own = torch.tensor([[0.0, 0.0, -10.0], [4.0, 0.0, 0.0]])  # a number for each response
+    assert reward(alone, own, None)["clipped_rewards"] == 1 / 2
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 30, 100])
@@ -116,7 +118,7 @@ def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
             "prompt": "one",
             "segments": [
                 {"text": "A", "tokens": 1, "value": 2.0, "reward": 0.5},
-                {"text": "B", "tokens": 1, "value": 4.0, "reward": 0.25},
+                {"text": "B", "tokens": 1, "value": 4.0, "reward": -6.75},  # the terminator's too
             ],
         },
         {"prompt": "two", "segments": [{"text": "C", "tokens": 1, "value": -1.0, "reward": -1.5}]},
@@ -125,6 +127,12 @@ def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
     assert [shown["prompt"] for shown in first] == ["one"]
     apart = samples(two, earned, Letters(), ["one", "two"], 5, every=2)
     assert [shown["prompt"] for shown in apart] == ["one"]
+
+
+def test_the_rewards_of_a_samples_segments_are_all_that_the_response_earned(two: Rollout):
+    earned = torch.tensor([[0.0, 0.0, 3.0], [2.0, 0.0, 0.0]])  # a number for each response
+    shown = samples(two, earned, Letters(), ["one", "two"], 2)
+    assert [sum(part["reward"] for part in one["segments"]) for one in shown] == [3.0, 2.0]
 
 
 def test_the_reward_of_a_segment_is_the_sum_over_its_tokens(two: Rollout):
