@@ -26,6 +26,8 @@ GIB = 2**30
 _SECONDS = 5.0
 """How long another program may take to answer."""
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+_PLAIN = ("not set", "0", "1", "false", "true", "no", "yes", "off", "on")
+"""What of a variable may be told; anything else may be a secret in the wrong place."""
 
 Probe = Callable[[], Iterator[tuple[str, str]]]
 
@@ -157,7 +159,8 @@ def _hub() -> Iterator[tuple[str, str]]:
     from huggingface_hub import constants, get_token
 
     for name in _OFFLINE:
-        yield name, os.environ.get(name, "not set")
+        value = os.environ.get(name, "not set")
+        yield name, value if value.lower() in _PLAIN else "set"
     yield "hub", "switched off" if constants.HF_HUB_OFFLINE else "allowed; not tried"
     yield "token", "set" if get_token() else "not set"
     cache = _hub_cache()
@@ -203,16 +206,19 @@ def _broken() -> Iterator[str]:
 
 def _private() -> Callable[[str], str]:
     """Makes a function that takes home, user and host out of a text."""
-    swaps = [(str(Path.home()), "~")]
+    swaps = []
+    home = Path(os.path.expanduser("~"))  # Path.home() raises where a user has none
+    if home.is_absolute() and home != Path(home.anchor):
+        swaps.append((rf"{re.escape(str(home))}(?=/|\b|$)", "~"))
     with suppress(OSError, KeyError):  # a user without a name
-        swaps.append((rf"(?<=/){re.escape(getpass.getuser())}(?=/|$)", "USER"))
-    host = socket.gethostname()
+        swaps.append((rf"(?<![\w.-]){re.escape(getpass.getuser())}(?![\w-]|\.\w)", "USER"))
+    if host := socket.gethostname():
+        swaps.append((rf"\b{re.escape(host)}\b", "HOST"))
 
     def told(text: str) -> str:
-        text = re.sub(rf"{re.escape(swaps[0][0])}(?=/|\b|$)", swaps[0][1], text)
-        for pattern, word in swaps[1:]:
+        for pattern, word in swaps:
             text = re.sub(pattern, word, text)
-        return re.sub(rf"\b{re.escape(host)}\b", "HOST", text) if host else text
+        return text
 
     return told
 
@@ -226,7 +232,7 @@ def _hub_cache() -> Path:
 def _extensions() -> Path:
     """Where torch keeps the extensions that it has compiled."""
     named = os.environ.get("TORCH_EXTENSIONS_DIR")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return Path(named).parent if named else cache / "torch_extensions"
 
 

@@ -49,6 +49,8 @@ def test_nothing_private_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("WANDB_API_KEY", "wandb_secret")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "hf_secret")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     monkeypatch.setattr(getpass, "getuser", lambda: "alice")
     monkeypatch.setattr(socket, "gethostname", lambda: "node17")
     place = tmp_path / "data" / "alice" / "node17"
@@ -65,7 +67,30 @@ def test_nothing_private_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for word in ("secret", str(home), "alice", "node17"):
         assert word not in told
     assert "model ~/model" in told and "/data/USER/HOST" in told
-    assert '"token": "set"' in told
+    for fact in ("token", "HF_HUB_OFFLINE"):
+        assert f'"{fact}": "set"' in told
+    assert '"TRANSFORMERS_OFFLINE": "1"' in told
+
+
+@pytest.mark.parametrize("home", ["/", "", "relative", None])
+def test_a_home_that_is_none_hides_nothing(home: str | None, monkeypatch: pytest.MonkeyPatch):
+    def nobody(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr(getpass, "getuser", lambda: nobody(0))
+    monkeypatch.setattr(socket, "gethostname", lambda: "")
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert diagnosis._private()("/data/a b/relative ~") == "/data/a b/relative ~"
+
+
+def test_a_user_is_taken_out_wherever_the_name_stands_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(getpass, "getuser", lambda: "al.x")
+    told = diagnosis._private()
+    assert told("(/data/al.x) al.x's al.x. al.x:") == "(/data/USER) USER's USER. USER:"
+    assert told("al.x.y al.x-1 pal.x alyx") == "al.x.y al.x-1 pal.x alyx"
 
 
 @pytest.mark.parametrize(
