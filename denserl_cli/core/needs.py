@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from denserl_cli.core.errors import DenserlError
+
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
 
@@ -41,7 +43,7 @@ def needs_of(name: str) -> RecipeNeeds:
             here.append(what)
         else:
             missing.append(f"{what}: {state}")
-    return RecipeNeeds(recipe.name, here, [*missing, *_hardware(recipe)])
+    return RecipeNeeds(recipe.name, here, [*missing, *_hardware(recipe), *_libraries(recipe)])
 
 
 def _downloads(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -51,21 +53,39 @@ def _downloads(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if model.path:
         state = _model_state(model.path, model.revision)
         yield f"model {model.path}", state if state == "here" else state + licence
+    if model.tokenizer and model.tokenizer != model.path:
+        yield f"tokenizer {model.tokenizer}", _tokenizer_state(model.tokenizer)
     if published is not None:
         state = _model_state(published.reward_model, published.revision)
         yield f"published reward model {published.reward_model}", state
+        if published.policy:
+            yield f"published policy {published.policy}", _model_state(published.policy, None)
     sources = (*data.preferences, *data.evaluation, *data.prompts)
     for path in dict.fromkeys(source.path for source in sources):
         yield f"data {path}", _data_state(path)
 
 
 def _hardware(recipe: Recipe) -> Iterator[str]:
-    """GPUs of the published training and optional libraries that are not here."""
+    """GPUs of the published training that are not here."""
     import torch
 
     wanted, have = recipe.recorded.gpus if recipe.recorded else 0, torch.cuda.device_count()
     if wanted > have:
         yield f"GPUs: {wanted} in the published training, {have} here"
+
+
+def _libraries(recipe: Recipe) -> Iterator[str]:
+    """Optional libraries that the recipe asks for and that are not here, or not usable."""
+    from transformers.utils import is_flash_attn_2_available
+
+    from denserl_cli.core.trackers import check_trackers
+
+    if recipe.model.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        yield "model.attention: flash_attention_2 is not usable here"
+    try:
+        check_trackers(recipe)
+    except DenserlError as error:
+        yield f"{error.message}: {error.hint}"
     if recipe.lora is not None and recipe.lora.quantize:
         try:
             metadata.version("bitsandbytes")
@@ -88,6 +108,12 @@ def _model_state(path: str, revision: str | None) -> str:
         if _cached(path, name, revision) is not None:
             return "here"
     return "downloaded in part"
+
+
+def _tokenizer_state(path: str) -> str:
+    files = ("tokenizer_config.json", "tokenizer.json")
+    here = Path(path).is_dir() or any(_cached(path, name, None) for name in files)
+    return "here" if here else "not downloaded"
 
 
 def _data_state(path: str) -> str:

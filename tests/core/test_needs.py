@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from denserl_cli.core import trackers
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.needs import needs_of
 
@@ -84,3 +85,23 @@ def test_a_recipe_of_ones_own_names_its_folders(cache: Path, tmp_path: Path):
     assert found.missing[0] == "data some/prompts: not downloaded"
     with pytest.raises(DenserlError):
         needs_of("no-such-recipe")
+
+
+def test_what_a_recipe_asks_for_beside_model_and_data(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "wandb" else name)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "extends: phi3-segment\nrun: {trackers: [tensorboard, wandb]}\n"
+        "model: {tokenizer: some/tokenizer, attention: flash_attention_2}\n"
+        "published: {policy: some/policy}\n"
+    )
+    missing = needs_of(str(mine)).missing
+    assert "tokenizer some/tokenizer: not downloaded" in missing
+    assert "published policy some/policy: not downloaded" in missing
+    assert "model.attention: flash_attention_2 is not usable here" in missing
+    assert missing[-1].startswith("run.trackers asks for wandb, which is not installed: pip ")
+    snapshot(cache, "models", "some/tokenizer", "tokenizer.json")
+    assert "tokenizer some/tokenizer" in needs_of(str(mine)).here
