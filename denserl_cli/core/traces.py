@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -28,7 +29,7 @@ class Segment:
     entropy: nats after its last token, None where the response is over. value: the reward model's,
     reward: normalised by location; None without a reward model or normaliser. per_token: what PPO
     gives its last token, and each of its tokens unless `ppo.interpolation` is end, before KL and
-    penalties; None where PPO could not begin.
+    penalties, of the reward model's share alone; None where PPO could not begin, or gives it none.
     """
 
     text: str
@@ -105,6 +106,11 @@ class Cut(NamedTuple):
         return cls(cut.granularity, cut.cutoff, normalizer, ready, how, recipe.ppo, cut.cut)
 
     @property
+    def pays(self) -> bool:
+        """Whether PPO would give the reward model's rewards to the policy."""
+        return self.ready and self.ppo.learned_weight != 0
+
+    @property
     def words(self) -> str:
         """What cuts, in words."""
         if self.cutoff is not None:
@@ -160,8 +166,8 @@ class Cut(NamedTuple):
             normal = (values - self.normalizer.mean(p)) / self.normalizer.std(p)
             rewards = list(normal.tolist())
         spread: list[float | None] = [None] * count
-        if self.ready:
-            per_token = spread_rewards(
+        if self.pays:
+            per_token = self.ppo.learned_weight * spread_rewards(
                 torch.from_numpy(trace.values)[None],
                 marks,
                 torch.ones_like(marks),
@@ -169,9 +175,10 @@ class Cut(NamedTuple):
                 interpolation=self.ppo.interpolation or "even",
                 segment_total=self.ppo.segment_total,
                 length_normalize=self.ppo.length_normalize,
-                clip=self.ppo.reward_clip,
+                clip=math.inf,
             )
-            spread = list(per_token[0, ends].tolist())
+            clip = self.ppo.reward_clip
+            spread = list(per_token[0, ends].clamp(-clip, clip).tolist())
         return list(zip(values.tolist(), rewards, spread, strict=True))
 
 

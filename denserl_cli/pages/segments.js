@@ -30,6 +30,7 @@ const denserl = (() => {
   function perToken(reward, length, segments, tokens, spread) {
     let given = spread.segment_total === "mean" ? reward / segments : reward;
     if (spread.interpolation === "even") given /= length;
+    given *= spread.weight;
     if (spread.length_normalize) given /= tokens;
     return Math.min(Math.max(given, -spread.clip), spread.clip);
   }

@@ -161,6 +161,20 @@ def test_the_page_cuts_and_rewards_as_the_core_does(run: Run, written: Path, ope
                 assert part["perToken"] == pytest.approx(segment.per_token, abs=1e-3)
 
 
+@pytest.mark.parametrize("weight", [0.25, 40.0])
+def test_the_page_weighs_rewards_as_ppo_does(
+    weight: float, run: Run, tmp_path: Path, open_page: Opener
+):
+    ppo = replace(run.view.cut.ppo, reward_model_weight=weight, reward_clip=0.5)
+    view = run.view._replace(cut=run.view.cut._replace(ppo=ppo))
+    file = tmp_path / "weighed.html"
+    file.write_text(inspector_page("p", [], [view]), encoding="utf-8")
+    found = segments_at(open_page(file), view.cut.cutoff)
+    for parts, trace in zip(found, view.traces, strict=True):
+        expected = [segment.per_token for segment in view.cut(trace).segments]
+        assert [part["perToken"] for part in parts] == pytest.approx(expected, abs=1e-3)
+
+
 def test_the_rule_holds_for_any_response(written: Path, open_page: Opener):
     page, rng = open_page(written), np.random.default_rng(1)
     cases = []
