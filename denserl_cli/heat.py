@@ -33,13 +33,19 @@ def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> T
     most_cells: what more than so many cells would show is left out.
     """
     most = max((abs(reward) for reward in rewards if math.isfinite(reward)), default=0.0)
+    digits = _digits(most)
     line = Text()
     for text, reward in zip(texts, rewards, strict=True):
         if len(line) > most_cells:
             break
         line.append(visible(text[:most_cells]), style=heat(reward, most))
-        line.append(f"[{reward:+.2f}]", style="dim")
+        line.append(f"[{reward:+.{digits}f}]", style="dim")
     return line
+
+
+def _digits(most: float) -> int:
+    """Digits behind the point: 2, or as many as show two of the largest reward's own."""
+    return min(max(2, 1 - math.floor(math.log10(most))), 9) if most > 0 else 2
 
 
 def visible(text: str, keep: str = "") -> str:

@@ -26,6 +26,12 @@ def test_each_segment_is_followed_by_its_reward():
     assert "[-1.23]" in captured.get() and "48;2" not in captured.get()
 
 
+def test_small_rewards_have_more_digits():
+    assert heated(["a", "b"], [0.0003, -0.00002], 80).plain == "a[+0.00030]b[-0.00002]"
+    assert heated(["a", "b"], [0.0, 1e-300], 80).plain == "a[+0.000000000]b[+0.000000000]"
+    assert heated(["a", "b"], [0.0, 123.456], 80).plain == "a[+0.00]b[+123.46]"
+
+
 def test_of_a_long_response_only_what_fits_is_drawn():
     for texts in (["a" * 5000], ["abc"] * 5000):
         text = heated(texts, [0.5] * (len(texts) - 1) + [-2.0], most_cells=800)

@@ -17,6 +17,9 @@
   }
 
   const number = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
+  /** A reward per token is small where segments are long: three digits of it, wherever they are. */
+  const reward = (part, name) =>
+    name === "perToken" ? String(Number(part[name].toPrecision(3))) : number(part[name]);
   const measure = () => $("measure")?.value ?? null;
   const traceOf = (view, n) => traces[view.traces][n];
 
@@ -45,7 +48,7 @@
     const length = part.end - part.start + 1;
     const rewards = Object.entries(NAMES)
       .filter(([name]) => part[name] !== null)
-      .map(([name, title]) => `${title} ${number(part[name])}`);
+      .map(([name, title]) => `${title} ${reward(part, name)}`);
     const tokens = `${length} token${length > 1 ? "s" : ""}`;
     const entropy = part.entropy === null ? [] : [`entropy at its end ${number(part.entropy)}`];
     return [`segment ${k + 1} of ${parts.length}: ${tokens}`, ...entropy, ...rewards].join("\n");
@@ -115,7 +118,7 @@
     const rows = parts.map((part, k) =>
       make("tr", {}, [
         ...[k + 1, part.end - part.start + 1, number(part.entropy)].map(cell),
-        ...shown.map((name) => cell(number(part[name]))),
+        ...shown.map((name) => cell(reward(part, name))),
         make("td", { textContent: trace.text.slice(from[part.start], from[part.end + 1]) }),
       ]),
     );

@@ -56,7 +56,7 @@ const charts = (() => {
           line: { color: colour("--page"), width: 0.5 },
         },
         customdata: parts.map((part, k) => k + 1),
-        hovertemplate: "segment %{customdata}: %{y:.3f}<extra></extra>",
+        hovertemplate: `segment %{customdata}: %{y:${measure === "perToken" ? ".3~r" : ".3f"}}<extra></extra>`,
       });
     }
     const both = trace.entropy && bars;

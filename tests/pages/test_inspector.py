@@ -161,7 +161,7 @@ def test_the_page_cuts_and_rewards_as_the_core_does(run: Run, written: Path, ope
                 assert part["perToken"] == pytest.approx(segment.per_token, abs=1e-3)
 
 
-@pytest.mark.parametrize("weight", [0.25, 40.0])
+@pytest.mark.parametrize("weight", [1e-4, 40.0])
 def test_the_page_weighs_rewards_as_ppo_does(
     weight: float, run: Run, tmp_path: Path, open_page: Opener
 ):
@@ -169,10 +169,15 @@ def test_the_page_weighs_rewards_as_ppo_does(
     view = run.view._replace(cut=run.view.cut._replace(ppo=ppo))
     file = tmp_path / "weighed.html"
     file.write_text(inspector_page("p", [], [view]), encoding="utf-8")
-    found = segments_at(open_page(file), view.cut.cutoff)
+    page = open_page(file)
+    found = segments_at(page, view.cut.cutoff)
     for parts, trace in zip(found, view.traces, strict=True):
         expected = [segment.per_token for segment in view.cut(trace).segments]
-        assert [part["perToken"] for part in parts] == pytest.approx(expected, abs=1e-3)
+        assert [part["perToken"] for part in parts] == pytest.approx(expected, abs=1e-3 * weight)
+    page.locator("summary", has_text="Table").first.click()
+    cells = page.locator("tbody").first.locator("tr td:nth-child(6)").all_inner_texts()
+    given = [part["perToken"] for part in found[0]]
+    assert [float(cell) for cell in cells] == pytest.approx(given, rel=5e-3)  # three digits
 
 
 def test_the_rule_holds_for_any_response(written: Path, open_page: Opener):
