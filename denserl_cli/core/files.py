@@ -19,7 +19,14 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to fill; on success it becomes `path`, on failure it is removed."""
+    """Yield a file to fill; on success it becomes `path`, on failure it is removed.
+
+    A device or a pipe stays what it is and is written to as it is filled.
+    """
+    if is_stream(path):
+        with path.open("wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,6 +39,12 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
         raise
     aside.replace(path)
     sync(path.parent)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe or a process's open file, such as /dev/stdout."""
+    opened = path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
+    return opened or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 @contextmanager

@@ -20,6 +20,24 @@ def test_a_text_is_replaced_in_one_piece(tmp_path: Path):
     assert names(file.parent) == ["file.txt"]
 
 
+def test_a_device_and_a_pipe_stay_what_they_are(tmp_path: Path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo()
+    os.close(reader)
+    link.symlink_to(os.devnull)
+    write_text(link, "text")
+    assert link.is_symlink() and names(tmp_path) == ["link", "pipe"]
+    with (tmp_path / "opened").open("wb") as file:
+        opened = Path(f"/proc/self/fd/{file.fileno()}")
+        write_text(opened, "text")
+    assert (tmp_path / "opened").read_text() == "text"
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "text")
+
+
 def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
     file = tmp_path / "file.txt"
     write_text(file, "old")
