@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,6 +120,18 @@ def read_recipe(
             hint=f"pass --data PATH_OR_HUB_NAME, or add data.{block} to the recipe",
         )
     return loaded
+
+
+def check_writable(option: str, file: Path) -> None:
+    """Raise DenserlError for a file that an option names and that could not be written."""
+    from denserl_cli.core.files import is_stream
+
+    if file.is_dir():
+        raise DenserlError(f"{option} {file} is a folder", hint="name a file in it")
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    place = file if is_stream(file) else folder
+    if not folder.is_dir() or not os.access(place, os.W_OK):
+        raise DenserlError(f"{option} {file}: {place} cannot be written", hint="name another file")
 
 
 def print_plan(stage: str, recipe: Recipe, folder: Path) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from denserl_cli.commands.common import check_writable
+from denserl_cli.core.errors import DenserlError
+
 EXAMPLE = "Example: denserl report runs/sandbox-segment"
 
 
@@ -31,8 +34,16 @@ def report(
     from denserl_cli.core.reporting.report import make_report
     from denserl_cli.pages.report import write_markdown, write_page
 
-    made = make_report(read_runs(runs))
+    read = read_runs(runs)
     page = html or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
+    check_writable("--html", page)
+    beside = page.with_suffix(".md")
+    if markdown:
+        if beside == page:
+            hint = "name a page that ends in .html"
+            raise DenserlError(f"--html {page} is where --markdown writes", hint=hint)
+        check_writable("--markdown", beside)
+    made = make_report(read)
     write_page(made, page)
     for run in made.runs:
         for finding in run.findings:
@@ -41,6 +52,5 @@ def report(
             typer.echo(f"{run.label}: nothing that the figures warn of")
     typer.echo(f"written to {page}")
     if markdown:
-        beside = page.with_suffix(".md")
         write_markdown(made, beside)
         typer.echo(f"written to {beside}")

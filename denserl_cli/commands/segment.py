@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from denserl_cli.commands.common import (
     PreferencesOption,
     RecipeOption,
     SetOption,
+    check_writable,
     print_plan,
     read_recipe,
 )
@@ -150,15 +150,7 @@ def _check_options(
     if stats and text is not None:
         raise DenserlError("--stats is about a data set, not a text", hint="give --data instead")
     if html is not None:
-        _check_writable(html)
-
-
-def _check_writable(file: Path) -> None:
-    if file.is_dir():
-        raise DenserlError(f"--html {file} is a folder", hint="name a file in it")
-    folder = next(folder for folder in file.absolute().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise DenserlError(f"--html {file}: {folder} cannot be written", hint="name another file")
+        check_writable("--html", html)
 
 
 def _levels(cutoffs: str | None, stats: bool) -> list[float]:

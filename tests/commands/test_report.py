@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -53,6 +54,26 @@ def test_a_comparison_goes_to_the_current_folder(tmp_path: Path, monkeypatch):
     assert result.exit_code == 0, result.exception
     assert "Where the recipes differ" in Path("comparison.html").read_text(encoding="utf-8")
     assert not list(tmp_path.glob("*/report.html"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["page.md", "--markdown"], "page.md is where --markdown writes"),
+     ([".", "--markdown"], "--html . is a folder"),
+     (["taken.html", "--markdown"], "--markdown taken.md is a folder"),
+     (["file/page.html"], "--html file/page.html: .*file cannot be written")],
+)  # fmt: skip
+def test_a_page_that_cannot_be_written_is_told_before_the_report_is_made(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("denserl_cli.core.reporting.report.make_report", None)
+    write_run(Path("run"), iterations=1)
+    Path("taken.md").mkdir()
+    Path("file").touch()
+    result = report("run", "--html", *words)
+    assert isinstance(result.exception, DenserlError) and result.exception.exit_code == 2
+    assert re.search(message, result.exception.message)
 
 
 def test_what_is_no_run_is_one_message(tmp_path: Path):
