@@ -28,7 +28,10 @@ CURVES = (
     *("rm_score", "kl", "response_length", "segments_per_response", "eval_rm_score"),
     *("eval_loss", "explained_variance", "gradient_norm"),
 )
-"""The figures that have a curve, the most telling first; metrics.jsonl has all figures."""
+"""The figures that have a curve, the most telling first; metrics.jsonl has all figures.
+
+Where a recipe has reward functions, theirs come before them.
+"""
 _SPEEDS = {"tokens_per_second": "tokens/s", "responses_per_second": "responses/s"}
 _PHASES = ("rollout", "scoring", "update")
 _REFRESHES_PER_SECOND = 1
@@ -46,19 +49,31 @@ class Board:
     def __init__(self) -> None:
         self.figures: Mapping[str, Any] = {}
         self.samples: tuple[int, list[Mapping[str, Any]]] = (0, [])
-        self._curves = {name: Curve() for name in CURVES}
+        self._curves, self._own = {name: Curve() for name in CURVES}, dict[str, Curve]()
 
     def add(self, figures: Mapping[str, Any]) -> None:
         """Take in the figures of the next step."""
         self.figures = figures
-        for name in figures.keys() & self._curves.keys():
-            value = figures[name]
-            self._curves[name].add(math.nan if value is None else value)
+        self._know_own_rewards(figures)
+        for name, curve in (self._own | self._curves).items():
+            if name in figures:
+                value = figures[name]
+                curve.add(math.nan if value is None else value)
 
     def add_sample(self, step: int, sample: Mapping[str, Any]) -> None:
         """Take in a sample; those of earlier steps go."""
         latest, samples = self.samples
         self.samples = (step, [*samples, sample] if step == latest else [sample])
+
+    def _know_own_rewards(self, figures: Mapping[str, Any]) -> None:
+        """Curves for the reward functions of train-ppo, and for what it pays without a model."""
+        if not figures.keys() & {"kl", "eval_kl"}:
+            return  # train-rm has a reward_mean, which is no function's
+        own = [name.removeprefix("eval_") for name in figures]
+        own = [name for name in own if name.startswith("reward_")]
+        without = [] if {"rm_score", "eval_rm_score"} & figures.keys() else ["dense_reward"]
+        for name in (*own, *without, *(f"eval_{name}" for name in own)):
+            self._own.setdefault(name, Curve())
 
     def throughput(self) -> Text:
         """Speeds and the seconds of each phase, as far as the figures tell them."""
@@ -70,7 +85,7 @@ class Board:
 
     def curves(self, width: int) -> list[Text]:
         """A line for each figure, two figures on a line where there is room."""
-        shown = {name: curve for name, curve in self._curves.items() if curve.points}
+        shown = {name: one for name, one in (self._own | self._curves).items() if one.points}
         side_by_side = 2 if width >= _WIDE else 1
         cells = [_curve(name, curve, width // side_by_side) for name, curve in shown.items()]
         places = range(0, len(cells), side_by_side)

@@ -77,6 +77,18 @@ def test_80_columns():
     assert shown == ["sample of step 5", "say hi", "Hello[-1.50]"]
 
 
+def test_reward_functions_have_curves():
+    board, names = Board(), lambda: [text.plain.split()[0] for text in board.curves(80)]
+    board.add({"eval_reward_brevity": 2.0, "eval_kl": 0.5})
+    board.add({"reward_brevity": 2.0, "dense_reward": 1.0, "kl": 0.5})
+    assert names() == ["reward_brevity", "dense_reward", "eval_reward_brevity", "kl"]
+    board = Board()
+    board.add({"reward_mean": 1.0, "reward_std": 2.0, "loss": 0.5})  # of train-rm
+    assert names() == ["loss"]
+    board.add({"rm_score": 1.0, "dense_reward": 1.0, "kl": 0.5})
+    assert names() == ["loss", "rm_score", "kl"]
+
+
 def test_samples_go_first_where_lines_are_scarce_and_curves_after_them():
     texts = {height: "\n".join(frame(full_board(), 80, height)) for height in (50, 24, 17, 10, 4)}
     assert [text.count("sample of step 300") for text in texts.values()] == [4, 1, 0, 0, 0]
