@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
     """Each figure of a stage over its steps; held-out values as dashes between points."""
     found: list[Plot] = []
     x = "step" if stage == RM else "iteration"
-    for name, (title, unit) in CURVES[stage].items():
+    own = {name: (own_title(name), "before its weight") for name in own_rewards(runs)}
+    for name, (title, unit) in {**(own if stage == PPO else {}), **CURVES[stage]}.items():
         with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
             held = False
             for place, run in enumerate(runs):
@@ -131,12 +133,11 @@ def rewards_by_location(runs: Sequence[RunRecord]) -> list[Plot]:
 def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
     """What the distance from the reference has bought."""
     found: list[Plot] = []
-    for name, title in (
-        ("rm_score", "score against KL"),
-        ("true_reward", "true reward against KL"),
-    ):
-        x, y = "KL to the reference, nats a response", CURVES[PPO][name][0]
-        with drawing(f"kl-{name}", title, found, x, y) as axes:
+    x, names = "KL to the reference, nats a response", ["rm_score", _paid(runs), "true_reward"]
+    for name in dict.fromkeys([*own_rewards(runs), *names]):
+        y = CURVES[PPO][name][0] if name in CURVES[PPO] else own_title(name)
+        title = "score" if name == "rm_score" else y
+        with drawing(f"kl-{name}", f"{title} against KL", found, x, y) as axes:
             for place, run in enumerate(runs):
                 kl, reward = _together(run, "kl", name)
                 if len(kl):
@@ -165,14 +166,36 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
                 if series and series.values[0]:
                     values = series.values / series.values[0]
                     axes.plot(series.steps, values, label=label, **look(place + turn))
-    x, y = "tokens a response", CURVES[PPO]["rm_score"][0]
-    with drawing("length-reward", "score against length", found, x, y) as axes:
+    name = _paid(runs)
+    x, y = "tokens a response", CURVES[PPO][name][0]
+    title = "score" if name == "rm_score" else y
+    with drawing("length-reward", f"{title} against length", found, x, y) as axes:
         for place, run in enumerate(runs):
-            length, reward = _together(run, "response_length", "rm_score")
+            length, reward = _together(run, "response_length", name)
             if len(length):
                 colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
                 axes.scatter(length, reward, s=9, color=colour, marker=marker, label=run.label)
     return found
+
+
+def own_rewards(runs: Sequence[RunRecord]) -> list[str]:
+    """The figures of the reward functions that any run was trained by (`ppo.reward`)."""
+    names = dict.fromkeys(
+        name for run in runs for line in run.metrics.get(PPO, ()) for name in line
+    )
+    found = [re.fullmatch(r"(?:eval_)?(reward_[\w.-]+)", name) for name in names]
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def own_title(name: str) -> str:
+    """What the figure of a reward function is called."""
+    return f"reward {name.removeprefix('reward_')}"
+
+
+def _paid(runs: Sequence[RunRecord]) -> str:
+    """The reward that every run has: the reward model's score, or else the dense one."""
+    without = [run for run in runs if not run.series(PPO, "rm_score")]
+    return "dense_reward" if any(run.series(PPO, "dense_reward") for run in without) else "rm_score"
 
 
 def _named(run: RunRecord, runs: Sequence[RunRecord]) -> str:

@@ -37,7 +37,7 @@ EXPECTED = {
         "entropy": "policy entropy",
         "clipped_rewards": "the share of clipped rewards",
         "location_segments": "segment rewards by location",
-        "eval_rm_score": "figures on held-out prompts (nothing was held out, or no evaluation yet)",
+        "eval_kl": "figures on held-out prompts (nothing was held out, or no evaluation yet)",
     },
 }
 """Figures that a stage records today, and what a report lacks without them."""
@@ -101,7 +101,8 @@ def overview(runs: Sequence[RunRecord]) -> Table:
     rows = [["recipe", *(str(run.setting("name") or "–") for run in runs)]]
     rows += [["rewards", *(_granularity(run) for run in runs)]]
     rows += [[stage, *(_status(run, stage) for run in runs)] for stage in STAGES]
-    for stage, name, words in OVERVIEW:
+    own = [(PPO, name, plots.own_title(name)) for name in plots.own_rewards(runs)]
+    for stage, name, words in (*OVERVIEW, *own):
         for prefix, where in (("eval_", ", held out"), ("", "")):
             cells = [_change(run, stage, prefix + name) for run in runs]
             if any(cells):
@@ -162,6 +163,8 @@ def missing(run: RunRecord) -> list[str]:
         if stage in run.stages and not lines:
             said.append(f"{stage}: no figures yet")
         for name, words in figures.items():
+            if name == "location_segments" and not run.series(PPO, "rm_score"):
+                continue  # no reward model has given segments anything
             if lines and not any(line.get(name) is not None for line in lines):
                 said.append(f"{stage} did not record {words}")
     if PPO in run.stages and not run.samples:
@@ -250,4 +253,4 @@ def _by_stage(found: Mapping[str, object]) -> str:
 
 
 def _value(value: object) -> str:
-    return "–" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
+    return "–" if value is None else json.dumps(value, ensure_ascii=False, default=str).strip('"')

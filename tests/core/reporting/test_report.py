@@ -11,9 +11,9 @@ import pytest
 
 from denserl_cli.core.reporting.drawing import Plot, css, drawing
 from denserl_cli.core.reporting.record import RunRecord, read_runs
-from denserl_cli.core.reporting.report import Report, make_report, versions
+from denserl_cli.core.reporting.report import Report, make_report, missing, versions
 from denserl_cli.core.reporting.samples import threads
-from tests.core.reporting.conftest import PPO, lines, write_lines, write_run
+from tests.core.reporting.conftest import PPO, MakeRecord, lines, write_lines, write_run
 
 
 def report(*folders: Path) -> Report:
@@ -52,6 +52,27 @@ def test_a_comparison_shows_what_differs(run_folder: Path, tmp_path: Path):
     assert made.differences.rows == [["ppo.kl_coef", "0.02", "0.05"], ["seed", "–", "3"]]
     (kl,) = [plot for plot in plots(made) if plot.name == "train-ppo-kl"]
     assert ">run</text>" in kl.svg and ">other</text>" in kl.svg
+
+
+def test_a_run_of_reward_functions_has_their_figures(ppo: MakeRecord):
+    figures = {"dense_reward": [1.0, 2.0], "kl": [0.0, 1.0], "eval_kl": [0.0, 1.0],
+               "reward_brevity": [3.0, 4.0], "eval_reward_brevity": [5.0, 6.0],
+               "response_length": [8, 9], "reward_../x": [1.0, 2.0]}  # fmt: skip
+    run = ppo(**figures, entropy=[1.0, 1.0], clipped_rewards=[0.0, 0.0])
+    made = make_report([run])
+    assert ["reward brevity, held out", "5 → 6"] in [list(row) for row in made.overview.rows]
+    names = [plot.name for plot in plots(made)]
+    assert {"train-ppo-reward_brevity", "kl-reward_brevity", "kl-dense_reward"} <= set(names)
+    assert "length-reward" in names and not any("/" in name for name in names)
+    assert not any("did not record" in line for line in missing(run))
+
+
+def test_a_date_in_a_recipe_is_a_value(run_folder: Path, tmp_path: Path):
+    other = write_run(tmp_path / "other")
+    with (other / "recipe.yaml").open("a") as file:
+        file.write("day: 2024-01-02\n")
+    made = report(run_folder, other).differences
+    assert made is not None and made.rows == [["day", "–", "2024-01-02"]]
 
 
 def test_stages_made_with_other_versions_are_told_apart(run_folder: Path):
