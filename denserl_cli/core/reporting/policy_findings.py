@@ -224,8 +224,8 @@ def normalizer_fit(record: RunRecord) -> Iterator[Finding]:
     """A normaliser that was fitted to other responses than the policy's."""
     lines = record.metrics.get(STAGE, ())
     pooled = pool(lines[: max(1, len(lines) // 5)], "reward")
-    if pooled is None or record.setting("normalizer.kind") == "none":
-        return
+    if pooled is None or record.setting("normalizer.kind") in ("none", "last"):
+        return  # neither was fitted to all segments
     mean, std = pooled.whole
     if abs(mean) > OFF_CENTRE or not SPREAD_RANGE[0] <= std <= SPREAD_RANGE[1]:
         yield Finding(

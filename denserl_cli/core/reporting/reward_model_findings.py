@@ -16,6 +16,9 @@ STAGE = "train-rm"
 ABOVE_BASELINE = 0.05
 """Accuracy that a reward model should have above a rule that looks at the length alone."""
 ABOVE_CHANCE = 0.1
+"""Distance from one half below which accuracy is a coin's."""
+FEW_PAIRS = 50
+"""Held-out pairs below which their number is told: an accuracy is chance to 7 points and more."""
 LENGTH_GAP = 0.3
 """Accuracy lost on one side of length difference from which on a reward model goes by length."""
 OVERFIT = 0.15
@@ -35,19 +38,26 @@ def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
     if shorter := _shorter_share(record.accuracy_by_length):
         rules["prefer the shorter response"] = shorter
     rule = max(rules, key=lambda name: rules[name], default=None)
-    if got < 0.5 + ABOVE_CHANCE:
+    told = f"The reward model is right on {got:.1%} of {_held_out(record)}"
+    if got < 0.5 - ABOVE_CHANCE:
         yield Finding(
             "serious",
-            f"The reward model is right on {got:.0%} of the held-out pairs, hardly more than a "
-            "coin.",
+            f"{told}, worse than a coin: it prefers what the pairs call the worse response.",
+            "see whether chosen and rejected are swapped in some of the pairs, hold out pairs of "
+            "the kind that it is trained on, and hold out more of them (data.eval_pairs).",
+        )
+    elif got < 0.5 + ABOVE_CHANCE:
+        yield Finding(
+            "serious",
+            f"{told}, hardly more than a coin.",
             "train on more pairs or for more epochs (reward_model.epochs), raise "
             "reward_model.learning_rate, and look at the pairs: denserl segment shows them.",
         )
     elif rule is not None and got < rules[rule] + ABOVE_BASELINE:
         yield Finding(
             "serious",
-            f"The reward model is right on {got:.1%} of the held-out pairs, and the rule "
-            f"'{rule}' on {rules[rule]:.1%}: it may have learned little but length.",
+            f"{told}, and the rule '{rule}' on {rules[rule]:.1%}: it may have learned little but "
+            "length.",
             "balance the lengths in the preference pairs, add pairs whose better response is the "
             "shorter one, and look at accuracy by length difference.",
         )
@@ -74,13 +84,21 @@ def reward_model_by_length(record: RunRecord) -> Iterator[Finding]:
 def reward_model_overfit(record: RunRecord) -> Iterator[Finding]:
     """A reward model that knows its training pairs better than others."""
     seen, held = record.series(STAGE, "accuracy"), record.series(STAGE, "eval_accuracy")
-    if len(seen.values) >= POINTS and held and seen.late - held.values[-1] > OVERFIT:
+    if len(seen.values) < POINTS or not held or seen.late <= 0.5 + ABOVE_CHANCE:
+        return
+    if seen.late - held.values[-1] > OVERFIT:
         yield Finding(
             "warning",
             f"The reward model is right on {seen.late:.0%} of its training pairs and on "
-            f"{held.values[-1]:.0%} of the held-out ones: it has learned them by heart.",
+            f"{held.values[-1]:.0%} of {_held_out(record)}: it has learned the former by heart.",
             "fewer reward_model.epochs, a lower reward_model.learning_rate, or more pairs.",
         )
+
+
+def _held_out(record: RunRecord) -> str:
+    """The held-out pairs in words, with their number where they are few."""
+    pairs = sum(one["pairs"] for one in record.accuracy_by_length)
+    return f"only {pairs:g} held-out pairs" if 0 < pairs < FEW_PAIRS else "the held-out pairs"
 
 
 def _shorter_share(bins: Sequence[Mapping[str, Any]]) -> float | None:

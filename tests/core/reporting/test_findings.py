@@ -102,8 +102,17 @@ def test_kl_settings_are_held_against_the_kl(ppo: MakeRecord):
     assert found(ppo({"kl_limit": 6.0, "kl_target": 0.04}, **kl)) == []
 
 
+def test_a_normaliser_of_last_segments_fits_no_others():
+    located = dict(zip(LOCATED, ([[4]], [[2.0]], [[1.0]]), strict=True))
+    for kind, told in (("global", 1), ("last", 0), ("none", 0)):
+        record = RunRecord("run", Path("run"), recipe={"normalizer": {"kind": kind}},
+                           stages={"train-ppo": StageRecord(finished=True)},
+                           metrics={"train-ppo": lines("train-ppo", **located)})  # fmt: skip
+        assert len(found(record)) == told
+
+
 def reward_model(bins: list[tuple[int | None, int | None, int, float]], **last: float) -> RunRecord:
-    metrics = lines(RM, accuracy=[0.8] * 6)
+    metrics = lines(RM, accuracy=[last.pop("seen", 0.8)] * 6)
     metrics[-1] |= last
     names = ("shortest", "longest", "pairs", "accuracy")
     return RunRecord(
@@ -123,6 +132,17 @@ def test_a_reward_model_is_held_against_length_and_chance():
     shorter = [(None, -1, 75, 0.75), (0, 0, 5, 0.75), (1, None, 20, 0.75)]
     words = found(reward_model(shorter, eval_accuracy=0.75, eval_longer_accuracy=0.2))[0][1]
     assert "'prefer the shorter response' on 75.0%" in words
+
+
+def test_a_reward_model_that_is_worse_than_a_coin_has_learned_nothing_by_heart():
+    few = [(0, 0, 10, 0.2)]
+    ((severity, words),) = found(reward_model(few, seen=0.44, eval_accuracy=0.2))
+    assert severity == "serious"
+    assert "right on 20.0% of only 10 held-out pairs, worse than a coin" in words
+    many = found(reward_model([(0, 0, 60, 0.2)], seen=0.44, eval_accuracy=0.2))
+    assert "of the held-out pairs, worse than a coin" in many[0][1]
+    both = [words for _, words in found(reward_model(few, seen=0.9, eval_accuracy=0.2))]
+    assert len(both) == 2 and "by heart" in both[1]
 
 
 def test_a_reward_model_that_goes_by_length_is_told():
