@@ -74,9 +74,22 @@ def drawing(
         if axes.has_data():
             axes.set(xlabel=x, ylabel=y)
             axes.set_title(title, loc="left")
+            _label_underscores(axes)
             if len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend()
             into.append(Plot(name, title, _svg(figure, name)))
+
+
+def _label_underscores(axes: Axes) -> None:
+    """Put a space of no width before labels that begin with `_`, which legends leave out.
+
+    The labels that matplotlib itself gives to what has none stay left out.
+    """
+    found: list[Any] = [*axes.get_children(), *axes.containers]
+    for drawn in found:
+        label = str(drawn.get_label())
+        if re.match(r"_(?!child\d+$|nolegend_$)", label):
+            drawn.set_label(f"\u200b{label}")
 
 
 def look(place: int) -> dict[str, Any]:

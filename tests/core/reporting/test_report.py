@@ -43,6 +43,16 @@ def test_a_run_fills_every_section(run_folder: Path):
     assert made.differences is None
 
 
+def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legends():
+    found: list[Plot] = []
+    with drawing("a", "b", found, "x", "y") as axes:
+        axes.plot([0, 1], [0, 1], label="_one")
+        axes.plot([0, 1], [1, 0])
+        axes.bar([0], [1], label="_two")
+    texts = re.findall(">([^<>]*(?:_|child)[^<>]*)</text>", found[0].svg)
+    assert texts == ["\u200b_one", "\u200b_two"]
+
+
 def test_a_comparison_shows_what_differs(run_folder: Path, tmp_path: Path):
     other = write_run(tmp_path / "other", iterations=3)
     text = (other / "recipe.yaml").read_text()
