@@ -79,7 +79,7 @@ class LocationNormalizer:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DenserlError(f"no normalizer at {path}", hint=hint) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DenserlError(f"{path}: cannot be read: {error}", hint=hint) from error
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise DenserlError(f"{path}: not a normalizer of schema {SCHEMA}", hint=hint)
@@ -89,8 +89,8 @@ class LocationNormalizer:
             raise DenserlError(f"{path}: {', '.join(wrong)} missing or not a number", hint=hint)
         try:
             return cls(**{name: content[name] for name in names})
-        except DenserlError as error:
-            raise DenserlError(f"{path}: {error.message}", hint=hint) from error
+        except (DenserlError, OverflowError) as error:
+            raise DenserlError(f"{path}: {error}", hint=hint) from error
 
 
 class LocationTable(NamedTuple):

@@ -82,6 +82,8 @@ GOOD = {"schema": 1, "w_mean": 0.0, "w_std": 0, "b_mean": 0.5, "b_std": 2.0, "mi
         (json.dumps({"schema": 1, "w_mean": "1", "w_std": True}), "w_mean, w_std, b_mean, b_std"),
         (json.dumps(GOOD | {"b_std": 0.0}), "b_std must be positive"),
         (json.dumps(GOOD | {"b_mean": math.nan}), "b_mean is nan"),
+        (json.dumps(GOOD | {"b_mean": 10**400}), "too large"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, text, complaint):

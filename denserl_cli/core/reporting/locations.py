@@ -59,7 +59,7 @@ def _table(line: Line, kind: str) -> NDArray[np.float64] | None:
         return None
     try:
         table = np.array(columns, dtype=np.float64)
-    except (ValueError, TypeError):  # of different lengths, or something that is no number
+    except (ValueError, TypeError, OverflowError):  # of different lengths, or no number
         return None
     good = table.ndim == 2 and np.isfinite(table[:, table[0] > 0]).all()
     return np.nan_to_num(table) if good else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from denserl_cli.core.normalizer import LocationNormalizer
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 """In the order in which they run."""
+_ENDLESS = 1e300
+"""From here on sums and the widths of axes overflow."""
 Line = dict[str, Any]
 """One logged line: `stage`, `step` and figures."""
 
@@ -95,7 +97,7 @@ class RunRecord:
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read run folders, each under a label of its own. Raises DenserlError for one that is none."""
     for place, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:place]]:
+        if _real(folder) in map(_real, folders[:place]):
             raise DenserlError(f"{folder} is named twice", hint="name each run once")
     labels = _labels(folders)
     return [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
@@ -126,13 +128,18 @@ def read_run(folder: Path, label: str) -> RunRecord:
 
 
 def is_number(value: object) -> bool:
-    """Whether a logged value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    """Whether a logged value is a number that can be drawn: neither infinite nor close to it."""
+    return type(value) in (int, float) and abs(value) < _ENDLESS  # type: ignore[arg-type]
+
+
+def _real(folder: Path) -> Path:
+    """The folder without links; unlike `resolve`, links that go in a circle are no error."""
+    return Path(os.path.realpath(folder))
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths, from one name on, that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [_real(folder).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]
         if len(set(labels)) == len(labels):
@@ -183,7 +190,8 @@ def _read_lines(file: Path, notes: list[str]) -> list[Line]:
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
-            good = isinstance(line["stage"], str) and type(line["step"]) is int
+            step = line["step"]
+            good = isinstance(line["stage"], str) and type(step) is int and is_number(step)
         except (ValueError, KeyError, TypeError, RecursionError):
             good = False
         if good:
@@ -231,10 +239,13 @@ def _read_normalizer(file: Path, notes: list[str]) -> LocationNormalizer | None:
     if not file.is_file():
         return None
     try:
-        return LocationNormalizer.load(file)
+        found = LocationNormalizer.load(file)
+        if all(map(is_number, astuple(found))):
+            return found
     except DenserlError:
-        notes.append(f"{file.name} could not be read")
-        return None
+        pass
+    notes.append(f"{file.name} could not be read")
+    return None
 
 
 def _measured(content: Mapping[str, Any]) -> list[tuple[float, float, float]]:

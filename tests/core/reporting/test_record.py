@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.reporting.locations import pool
-from denserl_cli.core.reporting.record import Series, read_run, read_runs
+from denserl_cli.core.reporting.record import Series, is_number, read_run, read_runs
 from denserl_cli.core.reporting.report import missing
 from tests.core.reporting.conftest import PPO, RM, lines, write_run
 
@@ -104,6 +105,26 @@ def test_runs_get_the_shortest_names_that_tell_them_apart(tmp_path: Path):
         read_runs([tmp_path / "two", tmp_path / "a" / ".." / "two"])
 
 
+def test_a_link_to_itself_is_no_folder(tmp_path: Path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(DenserlError, match="is no folder"):
+        read_runs([loop, write_run(tmp_path / "run", iterations=1)])
+
+
+def test_numbers_without_bounds_are_left_out(run_folder: Path):
+    odd = [json.dumps({"stage": PPO, "step": 13, "kl": kl}) for kl in (10**400, 1e308)]
+    odd.append(json.dumps({"stage": PPO, "step": 10**400, "kl": 1.0}))
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(odd))
+    run = read_run(run_folder, "it")
+    assert run.series(PPO, "kl").values.max() == 22
+    assert run.notes == ["metrics.jsonl: 1 lines could not be read and are left out"]
+    LocationNormalizer(0.0, 0.0, 1e308, 1.0).save(run_folder / "reward_model" / "normalizer.json")
+    assert read_run(run_folder, "it").normalizer is None
+    assert not is_number(-1e308) and is_number(1e299) and is_number(0)
+
+
 def test_a_run_that_has_only_begun(tmp_path: Path):
     folder = write_run(tmp_path / "run")
     shutil.rmtree(folder / "reward_model")
@@ -125,4 +146,7 @@ def test_locations_are_pooled_over_iterations():
     assert found.segments.tolist() == [4, 0] and found.mean[0] == 3
     assert found.std[0] == pytest.approx(np.sqrt((0 + 3 * (4 + 16)) / 4 - 9))
     assert found.whole == pytest.approx((3, found.std[0]))
-    assert pool(lines(RM, location_segments=[[1], "x", None]), "value") is None
+    for odd in ("x", [10**400]):
+        assert pool(lines(RM, location_segments=[[1], odd, None]), "value") is None
+        columns = {f"location_{name}": [odd] for name in ("segments", "value_mean", "value_std")}
+        assert pool(lines(RM, **columns), "value") is None
