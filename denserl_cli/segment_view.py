@@ -36,12 +36,15 @@ PLAIN_TEXT = ("cyan", "magenta")
 """The same where there are no rewards, on the terminal's own background."""
 
 
-def print_segments(responses: Sequence[SegmentedResponse], cutoff: float | None) -> None:
-    """Print responses cut into segments, chosen beside rejected where there is room."""
+def print_segments(responses: Sequence[SegmentedResponse], at_peaks: bool) -> None:
+    """Print responses cut into segments, chosen beside rejected where there is room.
+
+    at_peaks: whether their segments end at peaks of the entropy.
+    """
     from denserl_cli.core.traces import in_pairs
 
     _print_legend(responses)
-    end = _end(cutoff)
+    end = _end(at_peaks)
     for pair in in_pairs(responses):
         _print_prompt(pair[0])
         _print_beside([_response(response, response.label, end) for response in pair])
@@ -53,7 +56,7 @@ def print_comparison(views: Sequence[View]) -> None:
 
     cuts = [[view.cut(trace) for trace in view.traces] for view in views]
     _print_legend([response for cut in cuts for response in cut])
-    ends = [_end(view.cut.cutoff) for view in views]
+    ends = [_end(view.cut.at_peaks) for view in views]
     for both in zip(*cuts, strict=True):
         _print_prompt(both[0])
         _print_beside(
@@ -136,9 +139,9 @@ def _response(response: SegmentedResponse, title: str, end: str) -> RenderableTy
     return Group(heading, _text(response, end), _table(response))
 
 
-def _end(cutoff: float | None) -> str:
-    """What stands between two segments: with a cutoff it is a peak of the entropy."""
-    return END if cutoff is None else PEAK
+def _end(at_peaks: bool) -> str:
+    """What stands between two segments."""
+    return PEAK if at_peaks else END
 
 
 def _text(response: SegmentedResponse, end: str) -> Text:

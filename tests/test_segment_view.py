@@ -38,7 +38,7 @@ def shown(monkeypatch, columns: int | None, **environment: str) -> str:
     environment = {"TERM": "xterm-256color", "COLUMNS": str(columns or 40), **environment}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    segment_view.print_segments(PAIR, 1.0)
+    segment_view.print_segments(PAIR, True)
     return stream.getvalue()
 
 
@@ -81,7 +81,7 @@ def test_a_pipe_gets_whole_lines_without_codes(monkeypatch):
 def test_without_rewards_there_are_no_columns_and_marks_for_them(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
-    segment_view.print_segments([response("", [None, None])], None)
+    segment_view.print_segments([response("", [None, None])], False)
     assert " one two 0│ one two 1\n" in stream.getvalue()
     assert "reward" not in stream.getvalue()
 
@@ -89,6 +89,6 @@ def test_without_rewards_there_are_no_columns_and_marks_for_them(monkeypatch):
 def test_control_characters_cannot_rule_the_terminal(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
-    segment_view.print_segments([response("", [1.0], "\x1b[31mred\x07\nline")], 1.0)
+    segment_view.print_segments([response("", [1.0], "\x1b[31mred\x07\nline")], True)
     assert "\x1b" not in stream.getvalue() and "\\x1b[31mred\\x07\nline" in stream.getvalue()
     assert "red\\x07↵line" in stream.getvalue()

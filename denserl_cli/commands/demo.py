@@ -62,7 +62,7 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     run = RunFolder(folder, recipe)
     inspector = Inspector(recipe, run, observer)
     responses = inspector.segment(answers_of(inspector.recipe, 100, observer))
-    print_segments(responses[:2], inspector.cut.cutoff)
+    print_segments(responses[:2], inspector.cut.at_peaks)
     for part in ("reward-model", "policy"):
         export(part, recipe, run, folder / "export" / part, replace=True)
     reward, policy = run.summary("train-rm") or {}, run.summary("train-ppo") or {}

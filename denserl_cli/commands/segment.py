@@ -229,7 +229,7 @@ def _print(views: Sequence[View], found: Sequence[CutStatistics]) -> None:
         print_comparison(views)
     else:
         responses = [first.cut(trace) for trace in first.traces]
-        print_segments(responses, first.cut.cutoff)
+        print_segments(responses, first.cut.at_peaks)
 
 
 def _answers(

@@ -111,6 +111,13 @@ class Cut(NamedTuple):
         return self.ready and self.ppo.learned_weight != 0
 
     @property
+    def at_peaks(self) -> bool:
+        """Whether segments inside a response end where the entropy is high."""
+        return self.cutoff is not None or (
+            self.granularity == "segment" and self.rule == "quantile"
+        )
+
+    @property
     def words(self) -> str:
         """What cuts, in words."""
         if self.cutoff is not None:

@@ -77,6 +77,7 @@ def _described(name: str, cut: Cut) -> dict[str, Any]:
     return {
         "name": name,
         "cutoff": cut.cutoff,
+        "at_peaks": cut.at_peaks,
         "normalizer": asdict(cut.normalizer) if cut.normalizer else None,
         "ready": cut.pays,
         "aggregate": cut.aggregate,

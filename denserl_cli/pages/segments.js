@@ -50,7 +50,7 @@ const denserl = (() => {
         known && view.ready
           ? perToken(reward ?? value, end - start + 1, ends.length, count, view.spread)
           : null;
-      const peak = cutoff !== null && k < ends.length - 1;
+      const peak = view.at_peaks && k < ends.length - 1;
       return { start, end, peak, entropy, value, reward, perToken: given };
     });
   }

@@ -91,6 +91,15 @@ def test_without_a_cutoff_the_segments_of_the_recipe_stand():
     assert token.words == "every token"
 
 
+@pytest.mark.parametrize(
+    ("rule", "at_peaks"), [("quantile, quantile: 0.5", True), ("fixed", False)]
+)
+def test_a_quantile_cuts_at_peaks_as_a_cutoff_does(rule: str, at_peaks: bool):
+    made = tiny.recipe(f"segmentation={{granularity: segment, cut: {rule}, cutoff: null}}")
+    assert Cut.of(made, None).at_peaks == at_peaks
+    assert cut(1.0).at_peaks
+
+
 def test_a_response_that_was_cut_ends_its_last_segment_at_its_last_token():
     response = cut()(trace([0.5, 2.0, 0.5], terminated=False))
     assert [(s.start, s.end) for s in response.segments] == [(0, 1), (2, 2)]
