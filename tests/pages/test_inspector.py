@@ -134,6 +134,7 @@ def test_the_page_shows_what_the_command_prints(run: Run, written: Path, open_pa
         assert panel.locator(".segment").count() == len(response.segments)
         assert f"score {response.score:.3f}" in panel.locator("p").inner_text()
         panel.locator("summary").click()
+        panel.locator("tbody tr").first.wait_for()  # the table is made when it is unfolded
         assert panel.locator("tbody tr").count() == len(response.segments)
         first = panel.locator("tbody tr").first.locator("td").all_inner_texts()
         part = response.segments[0]
@@ -175,6 +176,7 @@ def test_the_page_weighs_rewards_as_ppo_does(
         expected = [segment.per_token for segment in view.cut(trace).segments]
         assert [part["perToken"] for part in parts] == pytest.approx(expected, abs=1e-3 * weight)
     page.locator("summary", has_text="Table").first.click()
+    page.locator("tbody tr").first.wait_for()
     cells = page.locator("tbody").first.locator("tr td:nth-child(6)").all_inner_texts()
     given = [part["perToken"] for part in found[0]]
     assert [float(cell) for cell in cells] == pytest.approx(given, rel=5e-3)  # three digits
@@ -356,6 +358,7 @@ def test_before_training_there_are_no_rewards(run: Run, open_page: Opener):
     page = open_page(file)
     assert page.locator("#measure").count() == 0 and bars(page) == [[]]
     page.locator("#toolbar summary").click()
+    page.get_by_text("no reward model").first.wait_for()
     assert "no reward model" in page.locator("#toolbar").inner_text()
 
 
