@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -29,10 +30,11 @@ from benchmarks import study_english
 from benchmarks.study_report import report
 
 SEEDS = (0, 1, 2, 3, 4)
-BASE = ("data.eval_prompts=6", "ppo.eval_samples=32", "ppo.iterations=60", "ppo.eval_every=15",
-        "ppo.save_every=20", "run.log_samples=2")  # fmt: skip
+MORE_SEEDS = (5, 6, 7)
+"""Of the main comparison alone."""
+BASE = ("sandbox.pairs=3000", "data.eval_prompts=16", "ppo.eval_samples=8", "ppo.iterations=15",
+        "ppo.eval_every=15", "ppo.save_every=15", "run.log_samples=2")  # fmt: skip
 """What all arms share, over the recipe `sandbox-segment`."""
-QUICK = ("sandbox.pairs=2000", "ppo.iterations=30", "ppo.eval_every=30", "ppo.save_every=30")
 READ_BY_REWARD_MODEL = ("seed", "sandbox", "segmentation", "reward_model", "data", "model")
 COLUMNS = ("step", "true_reward", "kl", "response_length", "segments_per_response", "terminated")
 
@@ -52,9 +54,13 @@ MADE = "{made}"
 PLAIN = "python:benchmarks.study_rewards.plain"
 TASKS = {
     "long": Task(
+        ("sandbox.response_phrases=48", "ppo.max_new_tokens=256", "data.max_length=384"),
+        ("granularity", "KL coefficient", "lambda"),
+    ),
+    "medium": Task(
         (),
         (
-            *("granularity", "KL coefficient", "normaliser", "interpolation", "segment total"),
+            *("granularity", "normaliser", "interpolation", "segment total"),
             *("cutoff", "cut", "aggregation", "pairs"),
         ),
     ),
@@ -66,22 +72,28 @@ TASKS = {
         (
             *("sandbox=null", f"model.path={MADE}/model", f"data.preferences={MADE}/pairs.jsonl"),
             *(f"data.prompts={MADE}/prompts.jsonl", "segmentation.cutoff=auto"),
-            *("ppo.max_new_tokens=96", "ppo.reward_model_weight=1.0", "data.eval_prompts=48"),
-            *("ppo.eval_samples=4", f"ppo.reward=[{{function: {PLAIN}, weight: 0}}]"),
+            *("ppo.max_new_tokens=96", "ppo.reward_model_weight=1.0", "data.eval_prompts=32"),
+            *(
+                "reward_model.epochs=1.0",
+                "ppo.eval_samples=4",
+                f"ppo.reward=[{{function: {PLAIN}, weight: 0}}]",
+            ),
         ),
         ("granularity in English", "cut in English"),
         "reward_plain",
     ),
 }
-"""long: 24 phrases a response, every factor. short: 6 phrases. endings: 24 phrases, each of 8
-beginnings and 2 endings that are worth something together alone, so that single words mislead.
-english: beginnings of real answers, with a reward for each sentence (`study_english.py`)."""
+"""long, medium, short: 48, 24 and 6 phrases a response. endings: 24 phrases, each of 8 beginnings
+and 2 endings that are worth something together alone, so that single words mislead. english:
+beginnings of real answers, with a reward for each sentence (`study_english.py`)."""
 
 
 def _cut(text: str) -> tuple[str, ...]:
     return (f"segmentation={{{text}}}", "segmentation.cutoff=null")
 
 
+MAIN = ("long", "granularity")
+QUICK_TASK = "long"
 GRANULARITIES: dict[str, tuple[str, ...]] = {
     "segment": (),
     "token": _cut("granularity: token"),
@@ -101,14 +113,16 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "cut in English": {
         "sentences": _cut("cut: sentence"),
-        "quantile 0.85": _cut("cut: quantile, quantile: 0.85"),
         "fixed 8": _cut("cut: fixed, segment_length: 8"),
         "random 8": _cut("cut: random, segment_length: 8"),
     },
     "KL coefficient": {
         f"{name}, KL {kl}": (*settings, f"ppo.kl_coef={kl}")
-        for kl in (0.005, 0.05, 0.1)
+        for kl in (0.005, 0.08)
         for name, settings in GRANULARITIES.items()
+    },
+    "lambda": {
+        f"{name}, lambda 1": (*GRANULARITIES[name], "ppo.lam=1.0") for name in ("segment", "bandit")
     },
     "normaliser": {
         f"normaliser {k}": (f"normalizer.kind={k}",) for k in ("global", "last", "none")
@@ -118,7 +132,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "total sum": ("ppo.segment_total=sum",),
         "total sum, KL 0.1": ("ppo.segment_total=sum", "ppo.kl_coef=0.1"),
     },
-    "cutoff": {f"cutoff {c}": (f"segmentation.cutoff={c}",) for c in (0.1, 1.0, 1.5, 2.0)},
+    "cutoff": {f"cutoff {c}": (f"segmentation.cutoff={c}",) for c in (0.1, 1.0, 2.0)},
     "cut": {
         "quantile 0.75": _cut("cut: quantile, quantile: 0.75"),
         "fixed 4": _cut("cut: fixed, segment_length: 4"),
@@ -126,7 +140,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "random 4": _cut("cut: random, segment_length: 4"),
     },
     "aggregation": {f"aggregate {k}": (f"reward_model.aggregate={k}",) for k in ("sum", "last")},
-    "pairs": {f"{n} pairs": (f"sandbox.pairs={n}",) for n in (500, 1000, 2000)},
+    "pairs": {f"{n} pairs": (f"sandbox.pairs={n}",) for n in (500, 1500)},
 }
 """One factor at a time around the base arm, `segment`."""
 
@@ -166,7 +180,7 @@ def main() -> None:
         "--preferences", type=Path, help="real preference pairs for the task `english`"
     )
     running.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    running.add_argument("--quick", action="store_true", help="the main result alone, three seeds")
+    running.add_argument("--quick", action="store_true", help="the main comparison alone")
     reporting = commands.add_parser("report")
     reporting.add_argument("--results", type=Path, required=True)
     reporting.add_argument("--to", type=Path, required=True, help="where tables and plots go")
@@ -190,13 +204,13 @@ def run(asked: argparse.Namespace) -> None:
         tasks = [name for name in tasks if name != "english"]
     arms = [
         arm
-        for arm in grid(asked.quick, asked.seeds or (SEEDS[:3] if asked.quick else SEEDS))
+        for arm in grid(asked.quick, asked.seeds)
         if arm.task in tasks and arm.name in (asked.arms or [arm.name])
         if not finished(asked.results, arm)
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(asked.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(asked.jobs, mp_context=context, initializer=_end_with_us) as pool:
         # what others share comes first, and once: sandboxes, then reward models, then policies
         for what in (sandbox_of, reward_model_of):
             once = {what(asked.out, arm): arm for arm in arms}
@@ -205,6 +219,18 @@ def run(asked: argparse.Namespace) -> None:
                 for arm in once.values()
             )
         _all(pool.submit(train, asked.out, asked.results, arm) for arm in arms)
+
+
+def _end_with_us() -> None:
+    """Let a worker process end when the one that started it has, however that was."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _all(jobs: Iterable[Future[str]]) -> None:
@@ -221,17 +247,21 @@ def _all(jobs: Iterable[Future[str]]) -> None:
             raise
 
 
-def grid(quick: bool, seeds: Sequence[int]) -> list[Arm]:
-    """Every arm, one factor at a time, for every seed."""
-    tasks = {"long": Task((), ("granularity",))} if quick else TASKS
-    base = (*BASE, *QUICK) if quick else BASE
+def grid(quick: bool, seeds: Sequence[int] | None = None) -> list[Arm]:
+    """Every arm, one factor at a time, for its seeds or for those that are asked for."""
+    tasks = {QUICK_TASK: TASKS[QUICK_TASK]._replace(factors=("granularity",))} if quick else TASKS
     return [
-        Arm(name, factor, arm, seed, (f"seed={seed}", *base, *task.settings, *settings))
-        for seed in seeds
+        Arm(name, factor, arm, seed, (f"seed={seed}", *BASE, *task.settings, *settings))
         for name, task in tasks.items()
         for factor in task.factors
+        for seed in seeds or (SEEDS[:4] if quick else _seeds(name, factor))
         for arm, settings in FACTORS[factor].items()
+        if not quick or arm in GRANULARITIES
     ]
+
+
+def _seeds(task: str, factor: str) -> tuple[int, ...]:
+    return (*SEEDS, *MORE_SEEDS) if (task, factor) == MAIN else SEEDS
 
 
 def sandbox_of(out: Path, arm: Arm) -> Path:

@@ -17,7 +17,7 @@ from benchmarks.study_rewards import plain, sentences
 VOCABULARY = 2048
 WORDS = 60
 """An answer is cut behind the last sentence that ends within so many words."""
-STEPS = 800
+STEPS = 500
 
 
 def make(pairs_file: Path, folder: Path, seed: int) -> None:
@@ -40,7 +40,7 @@ def make(pairs_file: Path, folder: Path, seed: int) -> None:
         for side in ("chosen", "rejected")
     ]
     torch.manual_seed(seed)
-    model = build_model(SandboxConfig(hidden_size=128), len(tokenizer))
+    model = build_model(SandboxConfig(), len(tokenizer))
     fit_language_model(model, sequences, steps=STEPS, seed=seed)
     with replaced_folder(folder) as aside:
         model.save_pretrained(aside / "model")

@@ -13,11 +13,11 @@ from scipy import stats
 
 Result = dict[str, Any]
 BASE = "segment"
-LAST = 10
 HEAD = (
-    "arm | seeds | true reward, held out | difference to segment, by seed | training, last "
-    f"{LAST} | KL | tokens | segments | RM accuracy"
+    "arm | seeds | true reward, held out | minus segment, by seed | true reward of all samples | "
+    "minus segment, by seed | KL | tokens | segments | RM accuracy"
 )
+RIVALS = ("bandit", "token")
 
 
 class Interval(NamedTuple):
@@ -48,39 +48,62 @@ def report(results: Path, to: Path) -> None:
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.rglob("*.json"))
     ]
     to.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for task, of_task in _grouped(found, "task").items():
-        parts.append(f"## Task `{task}`\n\n{table(of_task)}")
-        for factor, arms in _grouped(of_task, "factor").items():
+    parts = [f"## Segment against the others\n\n{comparison(found)}"]
+    for (task,), of_task in _grouped(found, "task").items():
+        best = np.mean([one["best_possible"] for one in of_task])
+        start = np.mean([one["held_out"][0][1] for one in of_task])
+        parts.append(
+            f"## Task `{task}`\n\nTrue reward of the starting policy {start:.3f}, the best there is "
+            f"{best:.3f}, on average over the runs.\n"
+        )
+        for (factor,), arms in _grouped(of_task, "factor").items():
             base = [one for one in of_task if one["arm"] == BASE and factor != one["factor"]]
             name = f"{task}-{factor.replace(' ', '-').lower()}.png"
             plot([*base, *arms], f"{task}: {factor}", to / name)
+            parts.append(f"### {task}: {factor}\n\n{table([*base, *arms])}")
             parts.append(f"![{task}: {factor}]({name})\n")
     (to / "results.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(part for part in parts if not part.startswith("!")))
 
 
+def comparison(results: Sequence[Result]) -> str:
+    """Segment minus bandit and minus token for each task and setting that has them, by seed."""
+    rows = [
+        "| task | segment minus | seeds | held out, after training | all samples of training |",
+        "|---|---|---|---|---|",
+    ]
+    by_arm = {(one["task"], one["arm"], one["seed"]): one for one in results}
+    for (task, arm), runs in _grouped(results, "task", "arm").items():
+        rival, _, setting = arm.partition(", ")
+        mine = f"segment, {setting}" if setting else "segment"
+        pairs = [(by_arm.get((task, mine, one["seed"])), one) for one in runs]
+        pairs = [(one, other) for one, other in pairs if one is not None]
+        if rival not in RIVALS or not pairs:
+            continue
+        cells = [task, arm, str(len(pairs))]
+        for figure in (_held_out, _all_samples):
+            apart = [figure(one) - figure(other) for one, other in pairs]
+            above = sum(value > 0 for value in apart)
+            cells.append(f"{interval(apart)}, above 0 in {above} of {len(apart)}")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
 def table(results: Sequence[Result]) -> str:
     """A row for each arm: means over its seeds, and differences to the base arm by seed."""
-    base = {one["seed"]: _final(one, "true_reward") for one in results if one["arm"] == BASE}
+    base = {one["seed"]: one for one in results if one["arm"] == BASE}
     rows = [f"| {HEAD} |", "|" + "---|" * (HEAD.count("|") + 1)]
-    for arm, runs in _grouped(results, "arm").items():
-        apart = [
-            _final(one, "true_reward") - base[one["seed"]] for one in runs if one["seed"] in base
-        ]
-        cells = [arm, str(len(runs)), str(interval([_final(one, "true_reward") for one in runs]))]
-        cells.append(str(interval(apart)) if apart and arm != BASE else "–")
-        trained = [_column(one["training"], one, "true_reward")[-LAST:].mean() for one in runs]
-        cells.append(str(interval(trained)))
+    for (arm,), runs in _grouped(results, "arm").items():
+        cells = [arm, str(len(runs))]
+        for figure in (_held_out, _all_samples):
+            cells.append(str(interval([figure(one) for one in runs])))
+            apart = [figure(one) - figure(base[one["seed"]]) for one in runs if one["seed"] in base]
+            cells.append(str(interval(apart)) if apart and arm != BASE else "–")
         for name in ("kl", "response_length", "segments_per_response"):
             cells.append(f"{np.mean([_final(one, name) for one in runs]):.3g}")
         cells.append(f"{np.mean([one['rm_accuracy'] for one in runs]):.3f}")
         rows.append("| " + " | ".join(cells) + " |")
-    best = np.mean([one["best_possible"] for one in results])
-    start = np.mean([one["held_out"][0][1] for one in results])
-    rows.append("")
-    rows.append(f"Start {start:.3f}, best possible {best:.3f} on average over the runs.\n")
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n"
 
 
 def plot(results: Sequence[Result], title: str, file: Path) -> None:
@@ -89,7 +112,7 @@ def plot(results: Sequence[Result], title: str, file: Path) -> None:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     by_step, by_kl = figure.subplots(1, 2, sharey=True)
-    for arm, runs in _grouped(results, "arm").items():
+    for (arm,), runs in _grouped(results, "arm").items():
         shortest = min(len(one["training"]) for one in runs)
         curves = np.stack([
             _smoothed(_column(one["training"], one, "true_reward")[:shortest]) for one in runs
@@ -112,6 +135,16 @@ def plot(results: Sequence[Result], title: str, file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
+def _held_out(result: Result) -> float:
+    """The true reward on the held-out prompts after training."""
+    return _final(result, "true_reward")
+
+
+def _all_samples(result: Result) -> float:
+    """The mean true reward of everything that was sampled in training: how soon it rose."""
+    return float(_column(result["training"], result, "true_reward").mean())
+
+
 def _final(result: Result, name: str) -> float:
     """A figure on the held-out prompts after training."""
     return float(_column(result["held_out"], result, name)[-1])
@@ -121,13 +154,22 @@ def _column(rows: Sequence[Sequence[float]], result: Result, name: str) -> np.nd
     return np.array(rows, dtype=float)[:, result["columns"].index(name)]
 
 
-def _smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
+def _smoothed(values: np.ndarray, width: int = 3) -> np.ndarray:
     """The mean of the last few iterations up to each one."""
     return np.array([values[max(0, k + 1 - width) : k + 1].mean() for k in range(len(values))])
 
 
-def _grouped(results: Sequence[Result], name: str) -> dict[str, list[Result]]:
-    """Results by a field, the base arm and the earliest factor first, then as they were."""
-    order = {"segment": 0, "token": 1, "bandit": 2, "granularity": 0, "long": 0}
-    ordered = sorted(results, key=lambda one: (order.get(one[name], 9), str(one[name])))
-    return {key: list(group) for key, group in groupby(ordered, key=lambda one: one[name])}
+def _grouped(results: Sequence[Result], *names: str) -> dict[tuple[str, ...], list[Result]]:
+    """Results by some fields: the main tasks and arms first, the others by name."""
+
+    def key(one: Result) -> tuple[str, ...]:
+        return tuple(one[name] for name in names)
+
+    def place(one: Result) -> list[tuple[int, str]]:
+        return [(FIRST.index(word) if word in FIRST else len(FIRST), word) for word in key(one)]
+
+    return {found: list(group) for found, group in groupby(sorted(results, key=place), key=key)}
+
+
+FIRST = ("long", "medium", "short", "endings", "english", "granularity", "granularity in English",
+         "segment", "token", "bandit")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from denserl_cli.core.distributed import world_size
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Ids = np.ndarray | Sequence[int]
+
+
+PASS_TOKENS = {"cpu": 64, "cuda": 1024}
+"""What one more forward pass costs, in tokens of padding (docs/performance.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +107,61 @@ def global_batches(
     return list(order[: steps * batch_size].reshape(steps, batch_size))
 
 
+def by_length(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """Cut a batch into parts of `size` rows of similar length, the longest first.
+
+    lengths: (N,) of the rows in `indices` (N,), in the same order. For what generates: its cost is
+    the number of calls, whatever the prompts' lengths.
+    """
+    ordered = _longest_first(lengths, indices)[1]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
 def micro_batches(
     lengths: Sequence[int] | np.ndarray, indices: np.ndarray, size: int
 ) -> list[np.ndarray]:
-    """Cut a batch into parts of at most `size` rows of similar length, the longest first.
+    """Cut a batch into parts of at most `size` rows with the least padding, the longest first.
 
-    lengths: (N,) of the rows in `indices` (N,), in the same order. Memory peaks in the first part.
+    lengths: (N,) of the rows in `indices` (N,), in the same order. Each part is padded to its
+    longest row, and each further pass has a cost of its own (`PASS_TOKENS`): of all cuts of the
+    ordered rows, the cheapest one is taken. With several processes, every one of them gets a part
+    of each turn (`distributed.share`), and a turn takes as long as its longest part.
     """
+    ordered_lengths, ordered = _longest_first(lengths, indices)
+    ranks = world_size()
+    heads = ordered_lengths[::ranks]  # the longest row where a turn may begin
+    turns = len(heads)
+    pass_cost = PASS_TOKENS[_device_type()]
+    cheapest = np.zeros(turns + 1)  # of the rows from each place on
+    rows = np.ones(turns, int)  # that a part of the turn has there
+    for place in range(turns - 1, -1, -1):
+        most = min(size, turns - place)
+        costs = heads[place] * np.arange(1, most + 1) + cheapest[place + 1 : place + most + 1]
+        rows[place] = costs.argmin() + 1
+        cheapest[place] = costs.min() + pass_cost
+    parts: list[np.ndarray] = []
+    place = 0
+    while place < turns:
+        start, stop = place * ranks, (place + rows[place]) * ranks
+        turn = ordered[start:stop]
+        parts += np.array_split(turn, min(ranks, len(turn)))
+        place += rows[place]
+    return parts
+
+
+def _longest_first(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    ordered = np.asarray(indices)[order]
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return np.asarray(lengths)[order], np.asarray(indices)[order]
+
+
+def _device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def collate_sequences(

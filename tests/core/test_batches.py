@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
 from denserl_cli.core.batches import (
     EncodedPairRow,
+    by_length,
     collate_pairs,
     collate_sequences,
     global_batches,
@@ -58,9 +61,43 @@ def test_too_few_rows_for_one_batch_are_an_error(count: int, epochs: float) -> N
         global_batches(count, 4, epochs=epochs, seed=3, field="ppo.size")
 
 
-def test_micro_batches_hold_rows_of_similar_length() -> None:
-    parts = micro_batches([3, 9, 1, 7, 5], np.array([10, 11, 12, 13, 14]), 2)
+def test_batches_by_length_hold_rows_of_similar_length() -> None:
+    parts = by_length([3, 9, 1, 7, 5], np.array([10, 11, 12, 13, 14]), 2)
     assert [part.tolist() for part in parts] == [[11, 13], [14, 10], [12]]
+
+
+def test_a_micro_batch_ends_where_padding_costs_more_than_a_pass() -> None:
+    parts = micro_batches([50, 900, 60, 950, 920], np.array([10, 11, 12, 13, 14]), 5)
+    assert [part.tolist() for part in parts] == [[13, 14, 11], [12, 10]]
+    assert [part.tolist() for part in micro_batches([5, 9, 1], np.arange(3), 5)] == [[1, 0, 2]]
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1, 1), (3, 1), (8, 1), (2, 2), (3, 2), (4, 3)])
+def test_micro_batches_are_the_cheapest_cut_of_all(size: int, ranks: int, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setattr("denserl_cli.core.batches.PASS_TOKENS", {"cpu": 64, "cuda": 64})
+    lengths = np.random.default_rng(size).integers(10, 500, size=8)
+    ordered = np.sort(lengths)[::-1]
+
+    def cost(cut: tuple[int, ...]) -> float:
+        """Of turns that begin after so many rows a process."""
+        starts = [0, *np.cumsum(cut)[:-1]]
+        return sum(
+            64 + ordered[start * ranks] * rows for start, rows in zip(starts, cut, strict=True)
+        )
+
+    turns = -(-len(lengths) // ranks)
+    cuts = [
+        cut
+        for count in range(1, turns + 1)
+        for cut in product(range(1, size + 1), repeat=count)
+        if sum(cut) == turns
+    ]
+    parts = micro_batches(lengths, np.arange(8), size)
+    assert sorted(np.concatenate(parts)) == list(range(8))
+    assert max(map(len, parts)) <= size
+    found = tuple(len(parts[place]) for place in range(0, len(parts), ranks))
+    assert cost(found) == min(map(cost, cuts))
 
 
 def test_responses_start_in_one_column() -> None:

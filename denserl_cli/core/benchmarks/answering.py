@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from denserl_cli.core.adapters import load_policy
-from denserl_cli.core.batches import micro_batches
+from denserl_cli.core.batches import by_length
 from denserl_cli.core.benchmarks.answers import AnswersFile
 from denserl_cli.core.benchmarks.formats import Answer, Identity, Question
 from denserl_cli.core.benchmarks.job import Job
@@ -91,7 +91,7 @@ class Answerer:
             groups.setdefault(self._temperature(question), []).append(place)
         for places in groups.values():
             lengths = [len(self.openings[questions[place].id]) for place in places]
-            for part in micro_batches(lengths, np.array(places), self.job.batch_size):
+            for part in by_length(lengths, np.array(places), self.job.batch_size):
                 yield [questions[place] for place in part]
 
     def __call__(self, batch: Sequence[Question]) -> dict[Identity, Answer]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data import collate_sequences, micro_batches
+from denserl_cli.core.data import by_length, collate_sequences, micro_batches
 from denserl_cli.core.distributed import from_all_ranks, rank, share, sum_over_ranks, world_size
 from denserl_cli.core.engine import Engine, Frozen, autocast
 from denserl_cli.core.policy import response_logprobs
@@ -73,7 +73,8 @@ class Collector:
         """Responses in the order of the prompts, drawn in batches of similar prompt length."""
         uniform = noise(keys, self.sampling.max_new_tokens)
         responses: list[Response | None] = [None] * len(prompts)
-        parts = self.parts([len(prompt) for prompt in prompts])
+        lengths = [len(prompt) for prompt in prompts]
+        parts = by_length(lengths, np.arange(len(prompts)), self.micro_batch_size)
         with self.policy.gathered() as policy:
             for part in parts[rank() :: world_size()]:  # no collective call: gathered once for all
                 with autocast(self.device, self.policy.compute_dtype):
@@ -101,7 +102,8 @@ class Collector:
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
-        for part, counts in share(self.parts(lengths)):
+        parts = micro_batches(lengths, np.arange(len(lengths)), self.micro_batch_size)
+        for part, counts in share(parts):
             batch = collate_sequences(
                 [prompts[i] for i in part],
                 [responses[i].ids for i in part],
@@ -140,10 +142,6 @@ class Collector:
             token_values=columns.pop("token_values", None),
             **columns,
         )
-
-    def parts(self, lengths: Sequence[int]) -> list[np.ndarray]:
-        """Row numbers in micro-batches of similar length."""
-        return micro_batches(np.array(lengths), np.arange(len(lengths)), self.micro_batch_size)
 
 
 @contextmanager

@@ -1,0 +1,189 @@
+"""Reward-model training beside TRL's RewardTrainer: real tokens a second, same model, same batch.
+
+    python benchmarks/reward_training.py --tokenizer DIR --pairs train.jsonl --out runs/rm-speed \
+        [--rounds 3] [--steps 30] [--quick]
+
+A Llama of 4 layers and hidden size 256 with random weights learns from preference pairs of uneven
+lengths, 8 pairs a step. The ways take turns, each in a process of its own; the first steps of each
+do not count, nor does starting. Tokens are real ones, never padding. TRL is installed the first
+time, into an environment of its own; where that fails its rows say why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers import Unavailable, measured, python_of
+
+TRL = "trl-1.16.0"
+BATCH, LIMIT, WARMUP = 8, 1024, 3
+PLAIN = {"bf16": False, "gradient_checkpointing": False}
+PEERS: dict[str, dict[str, Any]] = {
+    "TRL, defaults": {},
+    "TRL, float32, no checkpointing": PLAIN,
+    "TRL, the same, lengths grouped": {**PLAIN, "train_sampling_strategy": "group_by_length",
+                                       "length_column_name": "length", "remove_unused_columns": False},
+}  # fmt: skip
+OURS = {"denserl, bandit": "bandit", "denserl, segment": "segment"}
+
+
+def main() -> None:
+    """Measure in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--limit", type=int, default=2000, help="pairs that are read")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.rounds, asked.steps, asked.limit, asked.hidden, asked.layers = 1, 6, 200, 32, 2
+    asked.out.mkdir(parents=True, exist_ok=True)
+    asked.out = asked.out.absolute()
+    make_model(asked)
+    make_data(asked)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PEERS, *OURS)}
+    for turn in range(asked.rounds):
+        for name, options in PEERS.items():
+            found[name].append(peer(asked, options))
+        for name, granularity in OURS.items():
+            found[name].append(own(asked, granularity))
+        print(f"round {turn + 1} of {asked.rounds}", file=sys.stderr, flush=True)
+    (asked.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+def make_model(asked: argparse.Namespace) -> None:
+    """The model that all train, with the tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=asked.hidden,
+        intermediate_size=4 * asked.hidden,
+        num_hidden_layers=asked.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(asked.out / "model")
+    tokenizer.save_pretrained(asked.out / "model")
+
+
+def make_data(asked: argparse.Namespace) -> None:
+    """Pairs that no way cuts or leaves out: both sides within the limit."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
+    kept = []
+    with asked.pairs.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            sizes = [
+                len(tokenizer.apply_chat_template(row[side], return_dict=False))
+                for side in ("chosen", "rejected")
+            ]
+            if max(sizes) < LIMIT:
+                two = {side: row[side] for side in ("chosen", "rejected")}
+                kept.append(json.dumps({**two, "length": max(sizes)}) + "\n")
+            if len(kept) == asked.limit:
+                break
+    (asked.out / "pairs.jsonl").write_text("".join(kept), encoding="utf-8")
+
+
+def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """TRL's tokens and seconds, or why there are none."""
+    case = {
+        "model": str(asked.out / "model"),
+        "pairs": str(asked.out / "pairs.jsonl"),
+        "out": str(asked.out / "trl"),
+        "batch": BATCH,
+        "steps": asked.steps,
+        "options": options,
+    }
+    try:
+        found = measured(python_of(TRL), "peer_trl_reward.py", case)
+    except Unavailable as reason:
+        return {"skipped": str(reason)}
+    tokens, seconds = sum(found["tokens"][WARMUP:]), sum(found["seconds"][WARMUP:])
+    real = sum(found["tokens"]) / sum(found["padded"])
+    return {"tokens_per_second": tokens / seconds, "real": real}
+
+
+def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
+    """Denserl's tokens and seconds, through the command."""
+    recipe, run = asked.out / f"{granularity}.yaml", asked.out / f"run-{granularity}"
+    cutoff = {"cutoff": 5.0} if granularity == "segment" else {}
+    settings = {
+        "model": {"path": str(asked.out / "model"), "gradient_checkpointing": False},
+        "segmentation": {"granularity": granularity, **cutoff},
+        "data": {
+            "preferences": [str(asked.out / "pairs.jsonl")],
+            "eval_pairs": 0,
+            "max_length": LIMIT + 16,
+            "max_prompt_length": LIMIT - 16,
+        },
+        "reward_model": {
+            "epochs": BATCH * (asked.steps + 0.5) / len(_lines(asked.out / "pairs.jsonl")),
+            "batch_size": BATCH,
+            "micro_batch_size": BATCH,
+            "learning_rate": 1e-4,
+        },
+        "run": {"log_samples": 0},
+    }
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "denserl_cli.app", "train-rm", "--recipe", str(recipe)]
+    subprocess.run([*command, "--out", str(run)], check=True, capture_output=True)
+    steps = [json.loads(line) for line in _lines(run / "metrics.jsonl")][WARMUP:]
+    seconds = sum(step["seconds"] for step in steps)
+    tokens = sum(step["seconds"] * step["tokens_per_second"] for step in steps)
+    return {"tokens_per_second": tokens / seconds}
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Medians over the rounds, and how many times each way is as fast as each way of TRL."""
+    speed = {
+        name: statistics.median(one["tokens_per_second"] for one in rounds)
+        for name, rounds in found.items()
+        if all("tokens_per_second" in one for one in rounds)
+    }
+    peers = [name for name in PEERS if name in speed]
+    lines = ["| | tokens a second | " + " | ".join(f"× {name}" for name in peers) + " |"]
+    lines.append("|---" * (2 + len(peers)) + "|")
+    for name, rounds in found.items():
+        if name not in speed:
+            lines.append(f"| {name} | skipped: {rounds[0]['skipped']} |" + " – |" * len(peers))
+            continue
+        ratios = "".join(f" {speed[name] / speed[other]:.2f} |" for other in peers)
+        lines.append(f"| {name} | {speed[name]:.0f} |{ratios}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
