@@ -32,9 +32,13 @@ PLAIN = {"bf16": False, "gradient_checkpointing": False}
 PEERS: dict[str, dict[str, Any]] = {
     "TRL, defaults": {},
     "TRL, float32, no checkpointing": PLAIN,
-    "TRL, the same, lengths grouped": {**PLAIN, "train_sampling_strategy": "group_by_length",
-                                       "length_column_name": "length", "remove_unused_columns": False},
-}  # fmt: skip
+    "TRL, the same, lengths grouped": {
+        **PLAIN,
+        "train_sampling_strategy": "group_by_length",
+        "length_column_name": "length",
+        "remove_unused_columns": False,
+    },
+}
 OURS = {"denserl, bandit": "bandit", "denserl, segment": "segment"}
 
 

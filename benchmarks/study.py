@@ -111,11 +111,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         **GRANULARITIES,
         "true reward, response": (f"ppo.reward={PLAIN}", "ppo.reward_model_weight=0"),
     },
-    "cut in English": {
-        "sentences": _cut("cut: sentence"),
-        "fixed 8": _cut("cut: fixed, segment_length: 8"),
-        "random 8": _cut("cut: random, segment_length: 8"),
-    },
+    "cut in English": {"sentences": _cut("cut: sentence")},
     "KL coefficient": {
         f"{name}, KL {kl}": (*settings, f"ppo.kl_coef={kl}")
         for kl in (0.005, 0.08)
@@ -136,7 +132,6 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "cut": {
         "quantile 0.75": _cut("cut: quantile, quantile: 0.75"),
         "fixed 4": _cut("cut: fixed, segment_length: 4"),
-        "fixed 6": _cut("cut: fixed, segment_length: 6"),
         "random 4": _cut("cut: random, segment_length: 4"),
     },
     "aggregation": {f"aggregate {k}": (f"reward_model.aggregate={k}",) for k in ("sum", "last")},

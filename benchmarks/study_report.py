@@ -53,8 +53,8 @@ def report(results: Path, to: Path) -> None:
         best = np.mean([one["best_possible"] for one in of_task])
         start = np.mean([one["held_out"][0][1] for one in of_task])
         parts.append(
-            f"## Task `{task}`\n\nTrue reward of the starting policy {start:.3f}, the best there is "
-            f"{best:.3f}, on average over the runs.\n"
+            f"## Task `{task}`\n\nTrue reward of the starting policy {start:.3f}, the best there "
+            f"is {best:.3f}, on average over the runs.\n"
         )
         for (factor,), arms in _grouped(of_task, "factor").items():
             base = [one for one in of_task if one["arm"] == BASE and factor != one["factor"]]

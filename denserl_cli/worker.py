@@ -191,16 +191,15 @@ def _work(stage: str, recipe: Recipe, run: RunFolder, mode: Mode, observer: Obse
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and chatter out of ours; their errors still show."""
-    import datasets
     import transformers
 
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it is a second to import
     # of names that torch has changed and DeepSpeed has not
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # it logs to stdout, where results go, and sets its level itself when something imports it
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def _is_error(record: logging.LogRecord) -> bool:

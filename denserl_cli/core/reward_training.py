@@ -145,6 +145,7 @@ class RewardTrainer:
         spread(self.scorer, recipe, self.settings.engine)
         self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, Any] = {}
+        self.evaluation_ends: list[Tensor] = []
 
     def train(self, start: int) -> None:
         """Take every step from `start` on; checkpoint and evaluate on the way."""
@@ -197,16 +198,16 @@ class RewardTrainer:
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
-        return self.figures(batch, *self.scores(batch))
-
-    def scores(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Score of each response, (R,), chosen before rejected, and its segments' ends, (R, T)."""
         ends = self.scorer(batch).ends
+        return self.figures(batch, self.scores(batch, ends), ends)
+
+    def scores(self, batch: PairBatch, ends: Tensor) -> Tensor:
+        """Score of each response, (R,), chosen before rejected. ends: (R, T), of its segments."""
         values = self.engine(token_values, batch)
-        return aggregate_segments(values, ends, self.settings.aggregate), ends
+        return aggregate_segments(values, ends, self.settings.aggregate)
 
     def figures(self, batch: PairBatch, scores: Tensor, ends: Tensor) -> dict[str, Tensor]:
-        """What `forward` returns, from what `scores` returns."""
+        """What `forward` returns, from what `scores` returns and the segments' ends."""
         chosen, rejected = scores.chunk(2)
         return {
             "loss": preference_loss(chosen, rejected, batch.margin),
@@ -228,9 +229,12 @@ class RewardTrainer:
         model.eval()
         totals = []
         margins = torch.zeros(len(self.evaluation), device=device())
-        for part, counts in share(parts):
+        for turn, (part, counts) in enumerate(share(parts)):
             batch = collate_pairs([self.evaluation[i] for i in part], self.pad_id, device())
-            scores, ends = self.scores(batch)
+            if turn == len(self.evaluation_ends):  # the same batches every time
+                self.evaluation_ends.append(self.scorer(batch).ends)
+            ends = self.evaluation_ends[turn]
+            scores = self.scores(batch, ends)
             figures = self.figures(batch, scores, ends)
             if counts:
                 chosen, rejected = scores.chunk(2)

@@ -398,6 +398,14 @@ def test_evaluation_changes_no_weights(recipe: MakeRecipe, trained: Path, tmp_pa
     assert weights(train(recipe("reward_model.eval_every=1"), tmp_path / "run")) == weights(trained)
 
 
+def test_the_evaluation_pairs_are_segmented_once(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
+    made = trainer(recipe("reward_model.micro_batch_size=2"), tmp_path)
+    made.evaluation = made.rows[:9]
+    first = made.evaluate()
+    monkeypatch.setattr(made, "scorer", None)
+    assert made.evaluate() == first and first["eval_segments_per_response"] > 1
+
+
 # what is left
 
 

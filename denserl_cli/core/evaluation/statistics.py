@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
-from scipy.stats import binomtest, t
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +32,8 @@ class Accuracy:
 
 def accuracy(differences: Floats) -> Accuracy:
     """differences: (pairs,), chosen - rejected score, at least one."""
+    from scipy.stats import binomtest  # half a second, and training does without
+
     right, count = int((differences > 0).sum()), len(differences)
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
     return Accuracy(
@@ -71,7 +71,7 @@ def calibration(differences: Floats) -> Calibration:
     nothing depends on which response is written first. A tie has confidence 0.5 and is half right.
     differences: (pairs,), chosen - rejected score.
     """
-    confidence = expit(np.abs(differences))
+    confidence = 1 / (1 + np.exp(-np.abs(differences)))
     right = (np.sign(differences) + 1) / 2
     edges = np.linspace(0.5, 1, CALIBRATION_BINS + 1)
     place = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, CALIBRATION_BINS - 1)
@@ -176,6 +176,8 @@ class Difference:
 
 def paired_difference(first: Floats, second: Floats) -> Difference:
     """Subtract second from first, (prompts,) each; Student's t."""
+    from scipy.stats import t
+
     differences = first - second
     mean, count = float(differences.mean()), len(differences)
     if count < 2:

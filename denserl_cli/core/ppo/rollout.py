@@ -11,6 +11,9 @@ from torch import Tensor
 
 from denserl_cli.core.batches import collate_sequences
 
+BLOCK = 256
+"""Tokens of the vocabulary that are looked at together when one is drawn."""
+
 
 class Sampling(NamedTuple):
     """How responses are drawn; temperature 0 takes the likeliest token.
@@ -76,11 +79,35 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -
         ordered, order = probabilities.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p
         probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(beyond, 0))
-    cumulative = probabilities.double().cumsum(-1)
-    # kept a hair below the total, so that rounding never lands on a token of probability 0
-    target = uniform.to(cumulative)[:, None] * (cumulative[:, -1:] * (1 - 1e-12))
-    place = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return place.clamp(max=logits.shape[1] - 1)  # NaN logits: the rewards will be NaN and say so
+    return _inverted(probabilities, uniform)
+
+
+def _inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which each row's cumulative distribution passes its uniform number.
+
+    In two steps: the block of tokens first, then the token in it, so that what is summed up in
+    float64, token by token, is one block a row and not the vocabulary.
+    """
+    vocabulary = probabilities.shape[1]
+    count = vocabulary // BLOCK
+    whole = count * BLOCK
+    parts = [probabilities[:, :whole].unflatten(1, (count, BLOCK)), probabilities[:, None, whole:]]
+    mass = torch.cat([part.sum(-1, dtype=torch.float64) for part in parts], dim=1)
+    passed = mass.cumsum(1)
+    target = _below(uniform.to(mass)[:, None] * passed[:, -1:], passed)
+    block = torch.searchsorted(passed, target, right=True)
+    block = block.clamp(max=mass.shape[1] - 1)  # NaN logits: the rewards will be NaN and say so
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    inside = probabilities.gather(1, tokens.clamp(max=vocabulary - 1)).double()
+    inside = inside.masked_fill_(tokens >= vocabulary, 0).cumsum(1)
+    left = _below(target - (passed - mass).gather(1, block), inside)
+    place = torch.searchsorted(inside, left, right=True).clamp(max=BLOCK - 1)
+    return tokens.gather(1, place)[:, 0].clamp(max=vocabulary - 1)
+
+
+def _below(target: Tensor, cumulative: Tensor) -> Tensor:
+    """Keep it a hair below the total, so that rounding never lands on a token of probability 0."""
+    return torch.minimum(target, cumulative[:, -1:] * (1 - 1e-12))
 
 
 @torch.no_grad()

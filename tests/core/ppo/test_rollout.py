@@ -79,6 +79,17 @@ def test_draw_never_gives_a_token_of_probability_0():
     assert last.tolist() == [0]
 
 
+@pytest.mark.parametrize("vocabulary", [5, 255, 256, 257, 1000])
+def test_draw_passes_the_cumulative_distribution_where_it_was_asked(vocabulary: int):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 4 * torch.randn(500, vocabulary, generator=generator)
+    logits[:, vocabulary // 3 : vocabulary // 2] = -float("inf")
+    uniform = torch.rand(500, dtype=torch.float64, generator=generator)
+    cumulative = logits.softmax(1).double().cumsum(1)
+    plain = (cumulative > uniform[:, None] * cumulative[:, -1:]).int().argmax(1)
+    assert draw(logits, uniform, temperature=1.0, top_p=1.0).tolist() == plain.tolist()
+
+
 def test_noise_depends_on_the_key_alone():
     keys = [(1, 2, 3, 0), (1, 2, 3, 1), (1, 3, 3, 0), (2, 2, 3, 0), (1, 2, 4, 0)]
     rows = noise(keys, 6)

@@ -1,0 +1,208 @@
+"""One PPO iteration beside TRL's PPOTrainer: seconds, same models, same batches, skewed lengths.
+
+    python benchmarks/ppo_iteration.py --tokenizer DIR --pairs train.jsonl --out runs/ppo-speed \
+        [--rounds 2] [--iterations 4] [--quick]
+
+A Llama of 4 layers and hidden size 256 is fitted for a moment to real answers cut to skewed lengths
+(log-normal), so that what it samples is short, but for a few. Everybody samples 64 responses of at
+most 256 tokens an iteration, scores them with policy, reference, reward model and critic, and
+updates policy and critic in 4 steps of 16, 8 at a time, in float32; learning rates are so small
+that lengths stay. The ways take turns, each in a process of its own; the first iteration does not
+count. Each release of TRL is installed the first time, into an environment of its own; where that
+fails its row says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers import Unavailable, measured, python_of
+
+PEERS = {"TRL 0.24": "trl-0.24.0", "TRL 1.12, experimental": "trl-1.12.0"}
+OURS = {"denserl, bandit": "bandit", "denserl, segment": "segment"}
+ROLLOUT, TRAIN, MICRO, EPOCHS, LEARNING_RATE = 64, 16, 8, 1, 1e-9
+PROMPT, MEDIAN, SIGMA = 96, 30, 0.9
+PLAIN = {"bf16": False, "gradient_checkpointing": False}
+
+
+def main() -> None:
+    """Measure in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--fit-steps", type=int, default=150)
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.rounds, asked.iterations, asked.tokens = 1, 2, 64
+        asked.hidden, asked.layers, asked.fit_steps = 32, 2, 20
+    asked.out.mkdir(parents=True, exist_ok=True)
+    asked.out = asked.out.absolute()
+    stop = make_model(asked)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PEERS, *OURS)}
+    for turn in range(asked.rounds):
+        for name, release in PEERS.items():
+            found[name].append(peer(asked, release, stop))
+        for name, granularity in OURS.items():
+            found[name].append(own(asked, granularity))
+        print(f"round {turn + 1} of {asked.rounds}", file=sys.stderr, flush=True)
+    (asked.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+def make_model(asked: argparse.Namespace) -> int:
+    """Model, prompts and pairs that all use; returns the token that ends a response."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from denserl_cli.core.chat import ChatFormat
+    from denserl_cli.core.sandbox import fit_language_model
+
+    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
+    tokenizer.pad_token = tokenizer.unk_token  # TRL confuses padding with the end otherwise
+    chat = ChatFormat.of(tokenizer)
+    assert chat.terminator_id is not None
+    rng = np.random.default_rng(0)
+    prompts, sequences, pairs = [], [], []
+    with asked.pairs.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            prompt = row["chosen"][:-1]
+            ids = chat.encode_prompt(prompt)
+            if len(ids) > PROMPT or len(prompt) > 1:
+                continue
+            prompts.append(ids)
+            for side in ("chosen", "rejected"):
+                length = int(min(rng.lognormal(np.log(MEDIAN), SIGMA), asked.tokens - 1))
+                answer = chat.encode_response(row[side][-1]["content"])[:-1][:length]
+                sequences.append((ids, [*answer, chat.terminator_id]))
+            pairs.append(json.dumps({side: row[side] for side in ("chosen", "rejected")}) + "\n")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=asked.hidden,
+        intermediate_size=4 * asked.hidden,
+        num_hidden_layers=asked.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=chat.terminator_id,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    fit_language_model(model, sequences, steps=asked.fit_steps, batch_size=16)
+    model.save_pretrained(asked.out / "model")
+    tokenizer.save_pretrained(asked.out / "model")
+    text = "".join(json.dumps([int(i) for i in ids]) + "\n" for ids in prompts)
+    (asked.out / "prompts.jsonl").write_text(text, encoding="utf-8")
+    (asked.out / "pairs.jsonl").write_text("".join(pairs), encoding="utf-8")
+    return int(chat.terminator_id)
+
+
+def peer(asked: argparse.Namespace, release: str, stop: int) -> Any:
+    """The seconds of TRL's iterations, or why there are none."""
+    case = {
+        "model": str(asked.out / "model"),
+        "tokenizer": asked.tokenizer,
+        "prompts": str(asked.out / "prompts.jsonl"),
+        "out": str(asked.out / "trl"),
+        "experimental": release != "trl-0.24.0",
+        "iterations": asked.iterations,
+        "rollout": ROLLOUT,
+        "train": TRAIN,
+        "micro": MICRO,
+        "epochs": EPOCHS,
+        "tokens": asked.tokens,
+        "stop": stop,
+        "learning_rate": LEARNING_RATE,
+        "options": PLAIN,
+    }
+    try:
+        return measured(python_of(release), "peer_trl_ppo.py", case)
+    except Unavailable as reason:
+        return {"skipped": str(reason)}
+
+
+def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
+    """The seconds of our iterations and their phases, through the commands."""
+    recipe, run = asked.out / f"{granularity}.yaml", asked.out / f"run-{granularity}"
+    cutoff = {"cutoff": 3.0} if granularity == "segment" else {}
+    settings = {
+        "model": {"path": str(asked.out / "model"), "gradient_checkpointing": False},
+        "segmentation": {"granularity": granularity, **cutoff},
+        "data": {
+            "preferences": [{"path": str(asked.out / "pairs.jsonl"), "max_samples": 200}],
+            "eval_pairs": 0,
+            "prompts": [str(asked.out / "pairs.jsonl")],
+            "eval_prompts": 0,
+            "max_length": PROMPT + asked.tokens,
+            "max_prompt_length": PROMPT,
+        },
+        "reward_model": {"epochs": 0.1, "batch_size": 8},
+        "normalizer": {"pairs": 100},
+        "ppo": {
+            "iterations": asked.iterations,
+            "rollout_batch_size": ROLLOUT,
+            "rollout_micro_batch_size": ROLLOUT,
+            "train_batch_size": TRAIN,
+            "micro_batch_size": MICRO,
+            "epochs": EPOCHS,
+            "max_prompt_length": PROMPT,
+            "max_new_tokens": asked.tokens,
+            "actor_learning_rate": LEARNING_RATE,
+            "critic_learning_rate": LEARNING_RATE,
+        },
+        "run": {"log_samples": 0},
+    }
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    shutil.rmtree(run, ignore_errors=True)
+    for stage in ("train-rm", "fit-function", "train-ppo"):
+        command = [sys.executable, "-m", "denserl_cli.app", stage, "--recipe", str(recipe)]
+        subprocess.run([*command, "--out", str(run)], check=True, capture_output=True)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [one for one in map(json.loads, lines) if one["stage"] == "train-ppo" and one["step"]]
+    names = [name for name in steps[0] if name.endswith("seconds")]
+    phases = {name: [step[name] for step in steps[1:]] for name in names}
+    return {**phases, "length": statistics.mean(step["response_length"] for step in steps)}
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Medians over all iterations, and how many times each way is as fast as each release."""
+    taken = {
+        name: statistics.median(second for one in rounds for second in one["seconds"])
+        for name, rounds in found.items()
+        if all("seconds" in one for one in rounds)
+    }
+    peers = [name for name in PEERS if name in taken]
+    lines = ["| | seconds an iteration | " + " | ".join(f"× {name}" for name in peers) + " |"]
+    lines.append("|---" * (2 + len(peers)) + "|")
+    for name, rounds in found.items():
+        if name not in taken:
+            lines.append(f"| {name} | skipped: {rounds[0]['skipped']} |" + " – |" * len(peers))
+            continue
+        ratios = "".join(f" {taken[other] / taken[name]:.2f} |" for other in peers)
+        lines.append(f"| {name} | {taken[name]:.2f} |{ratios}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
