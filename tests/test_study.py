@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import study, study_english, study_rewards
-from benchmarks.study_report import interval, report, table
+from benchmarks.study_report import comparison, interval, report, table
 from denserl_cli.core.sandbox import Task
 from tests import tiny
 
@@ -31,7 +31,9 @@ def test_every_arm_is_a_recipe_and_has_a_name_of_its_own(tmp_path):
 
 
 def test_arms_share_what_they_train_alike(tmp_path):
-    arms = {arm.name: arm for arm in study.grid(quick=False, seeds=[0]) if arm.task == "long"}
+    grid = study.grid(quick=False, seeds=[0])
+    arms = {arm.name: arm for arm in grid if arm.task == "medium"}
+    long = {arm.name: arm for arm in grid if arm.task == "long"}
 
     def model(name):
         return study.reward_model_of(tmp_path, arms[name])
@@ -39,8 +41,12 @@ def test_arms_share_what_they_train_alike(tmp_path):
     def sandbox(name):
         return study.sandbox_of(tmp_path, arms[name])
 
-    alike = ("segment, KL 0.1", "normaliser last", "interpolation end", "true reward, response")
+    alike = ("normaliser last", "interpolation end", "true reward, response")
     assert {model(name) for name in alike} == {model("segment")}
+    same, other = (
+        study.reward_model_of(tmp_path, long[n]) for n in ("segment, KL 0.08", "segment")
+    )
+    assert same == other != model("segment")
     apart = ("token", "bandit", "cutoff 1.0", "random 4", "aggregate sum", "500 pairs")
     assert len({model(name) for name in ("segment", *apart)}) == 7
     assert {sandbox(name) for name in apart[:-1]} == {sandbox("segment")} != {sandbox("500 pairs")}
@@ -65,6 +71,28 @@ def test_differences_are_paired_by_seed(tmp_path):
     report(tmp_path / "results", tmp_path / "report")
     assert text in (tmp_path / "report" / "results.md").read_text()
     assert (tmp_path / "report" / "long-granularity.png").exists()
+
+
+def test_segment_is_compared_with_its_rivals_under_the_same_settings():
+    runs = [result("segment", seed, 0.5 + 0.1 * seed) for seed in range(3)]
+    runs += [result("bandit", seed, 0.3) for seed in range(3)]
+    runs += [result("segment, lambda 1", 0, 0.1), result("bandit, lambda 1", 0, 0.2)]
+    lines = comparison(runs).splitlines()[2:]
+    assert lines == [
+        "| long | bandit | 3 | 0.300 [0.052, 0.548], above 0 in 3 of 3 "
+        "| 0.200 [0.034, 0.366], above 0 in 3 of 3 |",
+        "| long | bandit, lambda 1 | 1 | -0.100, above 0 in 0 of 1 | -0.067, above 0 in 0 of 1 |",
+    ]
+
+
+def test_the_main_comparison_has_more_seeds_and_a_quick_study_its_arms_alone():
+    seeds = {(arm.task, arm.factor): set() for arm in study.grid(quick=False)}
+    for arm in study.grid(quick=False):
+        seeds[arm.task, arm.factor].add(arm.seed)
+    assert min(map(len, seeds.values())) == 5 < len(seeds[study.MAIN])
+    quick = study.grid(quick=True)
+    assert {(arm.task, arm.factor) for arm in quick} == {study.MAIN}
+    assert {arm.name for arm in quick} == set(study.GRANULARITIES)
 
 
 def test_phrases_are_worth_what_the_task_says():
@@ -101,7 +129,7 @@ def test_real_answers_become_a_task(shared):
 def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     arms = [
         arm._replace(settings=(*tiny.SETTINGS, "ppo.eval_every=4", *arm.settings[:1], TRUE))
-        for arm, TRUE in ((study.grid(True, [3])[3], study.TRUE),)
+        for arm, TRUE in ((study.grid(False, [3])[3], study.TRUE),)
     ]
     monkeypatch.setattr(study, "grid", lambda quick, seeds: arms)
     asked = SimpleNamespace(out=tmp_path, results=tmp_path / "results", seeds=[3], tasks=None,

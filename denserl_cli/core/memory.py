@@ -247,8 +247,8 @@ def kv_cache(shape: ModelShape, rows: int, length: int, setting: Setting) -> Byt
 
 
 def drawing(shape: ModelShape, rows: int) -> Bytes:
-    """Logits of one step: 4 + 4 + 4 bytes, then the cumulative sum's 8 + 8, for each of V."""
-    return {"rollout": rows * shape.vocabulary * 28}
+    """Logits of one step, tempered, and their probabilities: 4 bytes each, for each of V."""
+    return {"rollout": rows * shape.vocabulary * 12}
 
 
 def rollout_record(responses: int, length: int) -> Bytes:
