@@ -61,7 +61,7 @@ TASKS = {
         (),
         (
             *("granularity", "normaliser", "interpolation", "segment total"),
-            *("cutoff", "cut", "aggregation", "pairs"),
+            *("cutoff", "cut", "aggregation", "pairs", "samples"),
         ),
     ),
     "short": Task(("sandbox.response_phrases=6", "ppo.max_new_tokens=48"), ("granularity",)),
@@ -115,6 +115,10 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "KL coefficient": {
         f"{name}, KL {kl}": (*settings, f"ppo.kl_coef={kl}")
         for kl in (0.005, 0.08)
+        for name, settings in GRANULARITIES.items()
+    },
+    "samples": {
+        f"{name}, 30 iterations": (*settings, "ppo.iterations=30")
         for name, settings in GRANULARITIES.items()
     },
     "lambda": {
