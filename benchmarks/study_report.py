@@ -17,7 +17,12 @@ HEAD = (
     "arm | seeds | true reward, held out | minus segment, by seed | true reward of all samples | "
     "minus segment, by seed | KL | tokens | segments | RM accuracy"
 )
-RIVALS = ("bandit", "token")
+DENSER = {
+    "bandit": "segment",
+    "token": "segment",
+    "true reward, response": "true reward, segments",
+}
+"""What each arm is compared with."""
 
 
 class Interval(NamedTuple):
@@ -48,7 +53,7 @@ def report(results: Path, to: Path) -> None:
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.rglob("*.json"))
     ]
     to.mkdir(parents=True, exist_ok=True)
-    parts = [f"## Segment against the others\n\n{comparison(found)}"]
+    parts = [f"## Segment against the others, by seed\n\n{comparison(found)}"]
     for (task,), of_task in _grouped(found, "task").items():
         best = np.mean([one["best_possible"] for one in of_task])
         start = np.mean([one["held_out"][0][1] for one in of_task])
@@ -67,20 +72,20 @@ def report(results: Path, to: Path) -> None:
 
 
 def comparison(results: Sequence[Result]) -> str:
-    """Segment minus bandit and minus token for each task and setting that has them, by seed."""
+    """Dense minus less dense for each task and setting that has both, by seed."""
     rows = [
-        "| task | segment minus | seeds | held out, after training | all samples of training |",
+        "| task | what | seeds | held out, after training | all samples of training |",
         "|---|---|---|---|---|",
     ]
     by_arm = {(one["task"], one["arm"], one["seed"]): one for one in results}
     for (task, arm), runs in _grouped(results, "task", "arm").items():
-        rival, _, setting = arm.partition(", ")
-        mine = f"segment, {setting}" if setting else "segment"
+        rival = next((name for name in DENSER if arm.startswith(name)), "")
+        mine = DENSER.get(rival, "") + arm.removeprefix(rival)
         pairs = [(by_arm.get((task, mine, one["seed"])), one) for one in runs]
         pairs = [(one, other) for one, other in pairs if one is not None]
-        if rival not in RIVALS or not pairs:
+        if not rival or not pairs:
             continue
-        cells = [task, arm, str(len(pairs))]
+        cells = [task, f"{mine} − {arm}", str(len(pairs))]
         for figure in (_held_out, _all_samples):
             apart = [figure(one) - figure(other) for one, other in pairs]
             above = sum(value > 0 for value in apart)

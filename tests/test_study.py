@@ -79,9 +79,10 @@ def test_segment_is_compared_with_its_rivals_under_the_same_settings():
     runs += [result("segment, lambda 1", 0, 0.1), result("bandit, lambda 1", 0, 0.2)]
     lines = comparison(runs).splitlines()[2:]
     assert lines == [
-        "| long | bandit | 3 | 0.300 [0.052, 0.548], above 0 in 3 of 3 "
+        "| long | segment − bandit | 3 | 0.300 [0.052, 0.548], above 0 in 3 of 3 "
         "| 0.200 [0.034, 0.366], above 0 in 3 of 3 |",
-        "| long | bandit, lambda 1 | 1 | -0.100, above 0 in 0 of 1 | -0.067, above 0 in 0 of 1 |",
+        "| long | segment, lambda 1 − bandit, lambda 1 | 1 | -0.100, above 0 in 0 of 1 "
+        "| -0.067, above 0 in 0 of 1 |",
     ]
 
 

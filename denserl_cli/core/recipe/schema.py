@@ -189,7 +189,7 @@ class RewardModelConfig:
     batch_size: int = 128
     """Pairs per optimizer step, over all ranks."""
     micro_batch_size: int = 8
-    """Pairs per forward pass on one device."""
+    """Pairs per forward pass on one device, at most: fewer where that spares padding."""
     learning_rate: float = 1e-6
     """Peak learning rate."""
     aggregate: Aggregate = "mean"
@@ -245,7 +245,7 @@ class PPOConfig:
     train_batch_size: int = 128
     """Responses per optimizer step, over all ranks."""
     micro_batch_size: int = 4
-    """Responses per training forward pass on one device."""
+    """Responses per training forward pass on one device, at most: fewer spares padding."""
     epochs: int = 1
     """Passes over each rollout batch."""
     max_prompt_length: int = 1024
