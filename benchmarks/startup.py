@@ -48,7 +48,7 @@ def main() -> None:
     ways = {
         "`denserl --help`": lambda: command(asked, "--help"),
         "`denserl recipes list`": lambda: command(asked, "recipes", "list"),
-        "bare imports and loads": lambda: bare(asked),
+        "bare imports and loads": lambda: bare_loads(asked),
         "`denserl train-rm` to its first step": lambda: first_step(asked, recipe),
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -105,7 +105,7 @@ def command(asked: argparse.Namespace, *words: str) -> float:
     return process([str(Path(sys.executable).with_name("denserl")), *words])
 
 
-def bare(asked: argparse.Namespace) -> float:
+def bare_loads(asked: argparse.Namespace) -> float:
     """Seconds of the imports and loads alone."""
     return process([sys.executable, "-c", BARE, str(asked.out / "model")])
 
