@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parents[1] / "runs" / "peers"
 ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / "runs" / "peers"
 COMMON = ("torch==2.13.0", "accelerate==1.15.0", "datasets==5.2.0")
 RELEASES = {
     "trl-1.16.0": ("trl==1.16.0", "transformers==5.23.0", *COMMON),
@@ -39,13 +39,10 @@ def python_of(release: str) -> str:
     return str(python)
 
 
-def measured(python: str, script: str, case: dict[str, Any], threads: int | None = None) -> Any:
+def measured(python: str, script: str, case: dict[str, Any]) -> Any:
     """Run one of our scripts with a case; returns what it prints last, as JSON."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-                   "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
                    "PYTHONPATH": str(ROOT)}  # fmt: skip
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
     script = str(Path(__file__).parent / script)
     return json.loads(_succeed([python, script, json.dumps(case)], environment).splitlines()[-1])
 

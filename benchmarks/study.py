@@ -93,7 +93,6 @@ def _cut(text: str) -> tuple[str, ...]:
 
 
 MAIN = ("long", "granularity")
-QUICK_TASK = "long"
 GRANULARITIES: dict[str, tuple[str, ...]] = {
     "segment": (),
     "token": _cut("granularity: token"),
@@ -248,11 +247,12 @@ def _all(jobs: Iterable[Future[str]]) -> None:
 
 def grid(quick: bool, seeds: Sequence[int] | None = None) -> list[Arm]:
     """Every arm, one factor at a time, for its seeds or for those that are asked for."""
-    tasks = {QUICK_TASK: TASKS[QUICK_TASK]._replace(factors=("granularity",))} if quick else TASKS
+    task, factor = MAIN
+    tasks = {task: TASKS[task]._replace(factors=(factor,))} if quick else TASKS
     return [
-        Arm(name, factor, arm, seed, (f"seed={seed}", *BASE, *task.settings, *settings))
-        for name, task in tasks.items()
-        for factor in task.factors
+        Arm(name, factor, arm, seed, (f"seed={seed}", *BASE, *made.settings, *settings))
+        for name, made in tasks.items()
+        for factor in made.factors
         for seed in seeds or (SEEDS[:3] if quick else _seeds(name, factor))
         for arm, settings in FACTORS[factor].items()
         if not quick or arm in GRANULARITIES
