@@ -25,6 +25,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import Unavailable, measured, python_of
+from benchmarks.small import save_model
 
 TRL = "trl-1.16.0"
 BATCH, LIMIT, WARMUP = 8, 1024, 3
@@ -59,7 +60,7 @@ def main() -> None:
         asked.rounds, asked.steps, asked.limit, asked.hidden, asked.layers = 1, 6, 200, 32, 2
     asked.out.mkdir(parents=True, exist_ok=True)
     asked.out = asked.out.absolute()
-    make_model(asked)
+    save_model(asked.tokenizer, asked.out / "model", hidden=asked.hidden, layers=asked.layers)
     make_data(asked)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PEERS, *OURS)}
     for turn in range(asked.rounds):
@@ -70,29 +71,6 @@ def main() -> None:
         print(f"round {turn + 1} of {asked.rounds}", file=sys.stderr, flush=True)
     (asked.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
-
-
-def make_model(asked: argparse.Namespace) -> None:
-    """The model that all train, with the tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=asked.hidden,
-        intermediate_size=4 * asked.hidden,
-        num_hidden_layers=asked.layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(asked.out / "model")
-    tokenizer.save_pretrained(asked.out / "model")
 
 
 def make_data(asked: argparse.Namespace) -> None:

@@ -23,6 +23,10 @@ from pathlib import Path
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.small import save_model
+
 BARE = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -64,24 +68,7 @@ def main() -> None:
 
 def prepare(asked: argparse.Namespace) -> Path:
     """A small model, a hundred pairs and a recipe; returns the recipe."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(asked.out / "model")
-    tokenizer.save_pretrained(asked.out / "model")
+    save_model(asked.tokenizer, asked.out / "model")
     source = {"path": str(asked.pairs.absolute()), "max_samples": 100}
     settings = {
         "model": {"path": str(asked.out / "model"), "gradient_checkpointing": False},
