@@ -105,7 +105,7 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
 
     from denserl_cli.core import data, mixture
     from denserl_cli.core.chat import ChatFormat
-    from denserl_cli.core.encoded import longest, pair_lengths
+    from denserl_cli.core.encoded import pair_lengths, side_lengths
     from denserl_cli.core.recipe.schema import Source
     from denserl_cli.core.tracking import Observer
 
@@ -124,10 +124,12 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
             rows = mixed.rows
         if kind == "start":
             train, _ = data.split_pairs(rows, 2000, 42)
-            lengths = longest(pair_lengths(train))
+            sides = side_lengths(pair_lengths(train)).reshape(2, -1)
             for indices in data.global_batches(len(train), min(BATCH, len(train)), seed=1)[:STEPS]:
-                for part in data.micro_batches(lengths[indices], indices, MICRO):
-                    data.collate_pairs([train[i] for i in part], chat.pad_id)
+                for part in data.pair_batches(sides[:, indices].sum(0), indices, MICRO):
+                    lengths, rows_of_part = sides[:, part].ravel(), [train[i] for i in part]
+                    for numbers in data.passes(lengths):
+                        data.collate_sides(rows_of_part, numbers, chat.pad_id)
         seconds = time.perf_counter() - began
     tokens = float(pair_lengths(rows).sum(1).mean())
     own, mapped = (high - low for high, low in zip(peak[0], before, strict=True))

@@ -347,7 +347,7 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
             scorer(batch)
             old = actor(response_logprobs, batch, with_entropy=False).logprobs.float()
             values = critic(token_values, batch, before=True).float()
-        mask = batch.response_mask[:, PROMPT:]
+        mask = batch.response_mask
         for last in (False, True):
             found = critic(token_values, batch, before=True)
             loss = clipped_value_loss(found, values, values + 1, mask, clip=0.2).loss

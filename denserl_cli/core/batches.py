@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,30 +42,26 @@ class EncodedPairRow:
 
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:
-    """Sequences [padding, prompt, response, padding]; all responses start in one column.
+    """R sequences [prompt, response, padding]; they all start in column 0.
 
-    Response column j is sequence column `prompt_width + j`: the (R, T) window of any (R, S) tensor
-    is its slice [:, prompt_width:]. Masks come from lengths, so ids may equal `pad_id` anywhere.
+    A causal model needs no mask for them: no token sees what comes after it. Tensors of responses,
+    (R, T), have every response from column 0 on, too. Masks come from lengths, so ids may equal
+    `pad_id` anywhere.
     """
 
     input_ids: Tensor
     """(R, S) int64."""
-    attention_mask: Tensor
-    """(R, S) bool, True on prompt and response."""
+    responses: Tensor
+    """(R, T) int64, the responses alone, terminators included."""
     response_mask: Tensor
-    """(R, S) bool, True on the response, terminator included."""
-    position_ids: Tensor
-    """(R, S) int64, counted from a sequence's first token; unspecified on padding."""
-    prompt_width: int
-    """Columns in front of the responses: the length of the longest prompt."""
+    """(R, T) bool, True on the response."""
+    places: Tensor
+    """(N,) int64, where the N response tokens, row by row, are in the flattened `input_ids`."""
 
-
-@dataclass(frozen=True, eq=False)
-class PairBatch(SequenceBatch):
-    """The chosen sequences of B pairs, then their rejected ones: R = 2B."""
-
-    margin: Tensor | None
-    """(B,) float32, 0 for a pair without margin; None where no pair has one."""
+    def window(self, values: Tensor) -> Tensor:
+        """Values of the N response tokens as an (R, T) tensor, 0 where masked."""
+        empty = values.new_zeros(self.response_mask.shape)
+        return empty.masked_scatter(self.response_mask, values)
 
 
 def step_count(count: int, batch_size: int, *, epochs: float, field: str) -> int:
@@ -124,30 +120,70 @@ def micro_batches(
 ) -> list[np.ndarray]:
     """Cut a batch into parts of at most `size` rows with the least padding, the longest first.
 
-    lengths: (N,) of the rows in `indices` (N,), in the same order. Each part is padded to its
-    longest row, and each further pass has a cost of its own (`PASS_TOKENS`): of all cuts of the
-    ordered rows, the cheapest one is taken. With several processes, every one of them gets a part
-    of each turn (`distributed.share`), and a turn takes as long as its longest part.
+    lengths: (N,) of the rows in `indices` (N,), in the same order. With several processes, every
+    one of them gets a part of each turn (`distributed.share`), and a turn takes as long as its
+    longest part.
     """
     ordered_lengths, ordered = _longest_first(lengths, indices)
     ranks = world_size()
-    heads = ordered_lengths[::ranks]  # the longest row where a turn may begin
-    turns = len(heads)
+    turns = _cheapest_cut(ordered_lengths[::ranks], size)
+    return _dealt(ordered, [slice(turn.start * ranks, turn.stop * ranks) for turn in turns])
+
+
+def pair_batches(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """Cut a batch of pairs into as few parts of at most `size` pairs as there can be.
+
+    Arguments as in `micro_batches`. Padding is left to `passes`, which cuts within a part.
+    """
+    ordered = _longest_first(lengths, indices)[1]
+    turn = size * world_size()
+    return _dealt(ordered, [slice(at, at + turn) for at in range(0, len(ordered), turn)])
+
+
+def passes(lengths: np.ndarray, *beside: np.ndarray) -> list[np.ndarray]:
+    """Cut sequences into the passes that take least time, the longest first: their row numbers.
+
+    lengths: (R,). beside: those that other processes have in this turn. All make equally many
+    passes, for each is a collective call where weights are sharded: a single one where they have
+    not equally many sequences.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    if any(len(theirs) != len(lengths) for theirs in beside):
+        return [order]
+    slowest = np.max([-np.sort(-theirs) for theirs in (lengths, *beside)], axis=0)
+    return [order[part] for part in _cheapest_cut(slowest, len(order))]
+
+
+def _cheapest_cut(lengths: np.ndarray, size: int) -> list[slice]:
+    """Cut rows into passes of at most `size`, each padded to its longest row, at the least cost.
+
+    lengths: (N,), the longest first. Each further pass has a cost of its own (`PASS_TOKENS`).
+    """
+    count = len(lengths)
     pass_cost = PASS_TOKENS[_device_type()]
-    cheapest = np.zeros(turns + 1)  # of the rows from each place on
-    rows = np.ones(turns, int)  # that a part of the turn has there
-    for place in range(turns - 1, -1, -1):
-        most = min(size, turns - place)
-        costs = heads[place] * np.arange(1, most + 1) + cheapest[place + 1 : place + most + 1]
+    cheapest = np.zeros(count + 1)  # of the rows from each place on
+    rows = np.ones(count, int)  # of the pass that begins there
+    for place in range(count - 1, -1, -1):
+        most = min(size, count - place)
+        costs = lengths[place] * np.arange(1, most + 1) + cheapest[place + 1 : place + most + 1]
         rows[place] = costs.argmin() + 1
         cheapest[place] = costs.min() + pass_cost
-    parts: list[np.ndarray] = []
-    place = 0
-    while place < turns:
-        start, stop = place * ranks, (place + rows[place]) * ranks
-        turn = ordered[start:stop]
-        parts += np.array_split(turn, min(ranks, len(turn)))
+    cuts, place = [], 0
+    while place < count:
+        cuts.append(slice(place, place + rows[place]))
         place += rows[place]
+    return cuts
+
+
+def _dealt(ordered: np.ndarray, turns: Sequence[slice]) -> list[np.ndarray]:
+    """Deal the rows of each turn to the processes one by one, so that all get alike ones."""
+    parts: list[np.ndarray] = []
+    for turn in turns:
+        rows = ordered[turn]
+        ranks = min(world_size(), len(rows))
+        parts += [rows[rank::ranks] for rank in range(ranks)]
     return parts
 
 
@@ -170,43 +206,43 @@ def collate_sequences(
     pad_id: int,
     device: torch.device | str | None = None,
 ) -> SequenceBatch:
-    """Tensors of R prompts and their responses, prompts padded on the left, responses right."""
-    return SequenceBatch(*_columns(prompts, responses, pad_id, device))
-
-
-def collate_pairs(
-    rows: Sequence[EncodedPairRow], pad_id: int, device: torch.device | str | None = None
-) -> PairBatch:
-    """Tensors of B pairs: the chosen sequences, then the rejected ones."""
+    """Tensors of R prompts and their responses."""
     import torch
 
-    prompts = [row.prompt for row in rows] * 2
-    responses = [row.chosen for row in rows] + [row.rejected for row in rows]
-    margin = None
-    if any(row.margin is not None for row in rows):
-        margins = [row.margin or 0.0 for row in rows]
-        margin = torch.tensor(margins, dtype=torch.float32, device=device)
-    return PairBatch(*_columns(prompts, responses, pad_id, device), margin)
-
-
-def _columns(
-    prompts: Sequence[Ids],
-    responses: Sequence[Ids],
-    pad_id: int,
-    device: torch.device | str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """The fields of a SequenceBatch."""
-    import torch
-
-    width = max(map(len, prompts))
-    shape = (len(prompts), width + max(map(len, responses)))
-    ids = np.full(shape, pad_id, np.int64)
-    attended, response_mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    starts, lengths = (np.array([*map(len, ids)]) for ids in (prompts, responses))
+    input_ids = np.full((len(prompts), (starts + lengths).max()), pad_id, np.int64)
+    windows = np.full((len(prompts), lengths.max()), pad_id, np.int64)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start, stop = width - len(prompt), width + len(response)
-        ids[row, start:width], ids[row, width:stop] = prompt, response
-        attended[row, start:stop], response_mask[row, width:stop] = True, True
-    positions = np.maximum(attended.cumsum(1) - 1, 0)
-    arrays = (ids, attended, response_mask, positions)
-    first, second, third, fourth = (torch.from_numpy(array).to(device) for array in arrays)
-    return first, second, third, fourth, width
+        start, length = starts[row], lengths[row]
+        input_ids[row, :start] = prompt
+        input_ids[row, start : start + length] = windows[row, :length] = response
+    mask = np.arange(windows.shape[1]) < lengths[:, None]
+    row_starts = np.arange(len(prompts)) * input_ids.shape[1] + starts
+    places = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
+    arrays = (input_ids, windows, mask, places)
+    return SequenceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def collate_sides(
+    rows: Sequence[EncodedPairRow],
+    numbers: Iterable[int],
+    pad_id: int,
+    device: torch.device | str | None = None,
+) -> SequenceBatch:
+    """Tensors of some of the 2N sequences of N pairs.
+
+    numbers: of the sequences; n is the chosen side of pair n, N + n its rejected side.
+    """
+    count = len(rows)
+    pairs = [(rows[int(n) % count], n < count) for n in numbers]
+    responses = [row.chosen if chosen else row.rejected for row, chosen in pairs]
+    return collate_sequences([row.prompt for row, _ in pairs], responses, pad_id, device)
+
+
+def margins(rows: Sequence[EncodedPairRow], device: torch.device) -> Tensor | None:
+    """(B,) float32, 0 for a pair without margin; None where no pair has one."""
+    import torch
+
+    if all(row.margin is None for row in rows):
+        return None
+    return torch.tensor([row.margin or 0.0 for row in rows], device=device)

@@ -100,7 +100,7 @@ def calibrate(
         assert found is not None
         rows, width = torch.from_numpy(part), found.shape[1]
         entropy[rows, :width] = found.float().cpu()
-        mask[rows, :width] = batch.response_mask[:, batch.prompt_width :].cpu()
+        mask[rows, :width] = batch.response_mask.cpu()
     ended = torch.tensor(list(terminated))
     cutoff = calibrate_cutoff(entropy, mask, length, ended)
     ends = segment_ends(entropy, mask, granularity="segment", cutoff=cutoff, terminated=ended)

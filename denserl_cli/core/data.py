@@ -11,13 +11,15 @@ import numpy as np
 
 from denserl_cli.core.batches import (
     EncodedPairRow,
-    PairBatch,
     SequenceBatch,
     by_length,
-    collate_pairs,
     collate_sequences,
+    collate_sides,
     global_batches,
+    margins,
     micro_batches,
+    pair_batches,
+    passes,
 )
 from denserl_cli.core.chat import ChatFormat, EncodedPair, Layout, check_limits, truncate_pair
 from denserl_cli.core.encoded import PairRows, PromptRows, digest
@@ -44,7 +46,6 @@ __all__ = [
     "EncodedPairs",
     "EncodedPrompts",
     "Pair",
-    "PairBatch",
     "PairEncoding",
     "PairRows",
     "PairSet",
@@ -56,12 +57,15 @@ __all__ = [
     "Skipped",
     "by_length",
     "check_usable",
-    "collate_pairs",
     "collate_sequences",
+    "collate_sides",
     "encode_pairs",
     "encode_prompts",
     "global_batches",
+    "margins",
     "micro_batches",
+    "pair_batches",
+    "passes",
     "read_pairs",
     "read_prompts",
     "skipped_report",

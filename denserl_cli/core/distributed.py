@@ -190,15 +190,26 @@ def from_first_rank(value: T) -> T:
     return box[0]
 
 
+def turns(parts: Sequence[T]) -> list[list[T]]:
+    """The parts that all processes work on side by side, turn by turn.
+
+    Neighbours, which are of similar length, go to different processes. Where there are too few for
+    the last turn, some early parts come again.
+    """
+    ranks = world_size()
+    return [
+        [parts[place % len(parts)] for place in range(start, start + ranks)]
+        for start in range(0, len(parts), ranks)
+    ]
+
+
 def share(parts: Sequence[T]) -> list[tuple[T, bool]]:
     """The parts that fall to this process, and whether each one counts.
 
-    Neighbours, which are of similar length, go to different processes. Every process gets the same
-    number, for each part is a collective call where weights are sharded: where there are too few,
-    a process works on an early part once more, and that does not count.
+    Every process gets the same number, for each part is a collective call where weights are
+    sharded: those that come again in the last turn do not count.
     """
-    if not parts:
-        return []
-    rounds = -(-len(parts) // world_size())
-    places = [turn * world_size() + rank() for turn in range(rounds)]
-    return [(parts[place % len(parts)], place < len(parts)) for place in places]
+    places = range(rank(), rank() + len(parts), world_size())
+    return [
+        (turn[rank()], place < len(parts)) for place, turn in zip(places, turns(parts), strict=True)
+    ]

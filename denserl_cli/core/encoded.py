@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from xxhash import xxh3_128
 
 from denserl_cli.core.batches import EncodedPairRow
 from denserl_cli.core.reading import Prompt
@@ -87,6 +88,15 @@ class Rows(Sequence[Item], ABC, Generic[Item]):
             return both
         order = np.concatenate([self.order, others.order + self._starts[-1]])
         return type(self)([*self._batches, *others._batches], order)
+
+    def identity(self) -> str:
+        """Digest of the ids of all rows, in their order."""
+        found = xxh3_128(self.order.tobytes())
+        for batch in self._batches:
+            for column in batch.columns.columns:
+                for buffer in column.buffers() if column.type == _IDS else ():
+                    found.update(memoryview(buffer or b""))
+        return found.hexdigest()
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, or the lengths of a column of ids: (N,)."""
@@ -204,9 +214,9 @@ def pair_lengths(rows: Sequence[EncodedPairRow]) -> np.ndarray:
     return np.array([[len(getattr(row, side)) for side in _SIDES] for row in rows]).reshape(-1, 3)
 
 
-def longest(lengths: np.ndarray) -> np.ndarray:
-    """Tokens of the longer sequence of each pair: (N,). lengths: (N, 3), see `pair_lengths`."""
-    return lengths[:, 0] + lengths[:, 1:].max(1, initial=0)
+def side_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Tokens of the 2N sequences of N pairs, (2N,), chosen ones first. lengths: (N, 3)."""
+    return (lengths[:, :1] + lengths[:, 1:]).T.ravel()
 
 
 def _lists(rows: Sequence[np.ndarray]) -> pa.ListArray:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from denserl_cli.core.adopting import load_scorer, open_reward_model
-from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.data import EncodedPairRow, collate_sides, micro_batches
 from denserl_cli.core.distributed import (
     first_goes_ahead,
     from_all_ranks,
@@ -21,7 +21,7 @@ from denserl_cli.core.distributed import (
     share,
     world_size,
 )
-from denserl_cli.core.encoded import longest, pair_lengths
+from denserl_cli.core.encoded import pair_lengths, side_lengths
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
@@ -118,12 +118,11 @@ def segment_rewards(
     rows: Sequence[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
 ) -> SegmentRewards:
     """Location and raw reward of every segment of both responses of every pair."""
-    lengths = longest(pair_lengths(rows))
+    lengths = side_lengths(pair_lengths(rows))
     found: list[np.ndarray] = []
-    observer.begin("score segments", total=len(rows))
-    for part, is_mine in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):
-        batch = collate_pairs([rows[i] for i in part], pad_id, device())
-        scored = scorer(batch)
+    observer.begin("score responses", total=len(lengths))
+    for part, is_mine in share(micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)):
+        scored = scorer(collate_sides(rows, part, pad_id, device()))
         assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
         order = scored.ends.cumsum(1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
+
+from denserl_cli.core.distributed import world_size
+from denserl_cli.core.environment import device_name, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.chat import ChatFormat
 
 _BLOCK = 2**20
-_CODE = (
+_ENCODING = (
     "sources",
     "json_files",
     "rows",
@@ -30,6 +33,17 @@ _CODE = (
     "sequence_reward",
 )
 """Modules that decide what a row becomes."""
+_SEGMENTING = (
+    "batches",
+    "reward_training",
+    "segment_cache",
+    "policy",
+    "likelihood",
+    "scoring",
+    "cutting",
+    "segmentation",
+)
+"""Modules that decide where a reward model's training responses are cut."""
 
 
 def of_file(path: Path) -> str:
@@ -65,10 +79,41 @@ def of_code() -> dict[str, str]:
     import transformers
 
     return {
-        "denserl": _of_texts((Path(__file__).parent / f"{name}.py").read_bytes() for name in _CODE),
+        "denserl": _of_modules(_ENCODING),
         "tokenizers": tokenizers.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def of_segmenting() -> dict[str, Any]:
+    """What the numbers behind a segment depend on beside models and settings."""
+    import torch
+
+    return {
+        "code": _of_modules(_SEGMENTING),
+        "versions": versions(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }
+
+
+def of_model(path: str, revision: str | None) -> Any:
+    """What tells models apart: names, sizes and times of a folder's files, or a hub's commit.
+
+    None for a hub name that the hub's cache knows nothing of.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+        return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    config = try_to_load_from_cache(path, "config.json", revision=revision)
+    return [path, Path(config).parent.name] if isinstance(config, str) else None
+
+
+def _of_modules(names: Sequence[str]) -> str:
+    return _of_texts((Path(__file__).parent / f"{name}.py").read_bytes() for name in names)
 
 
 def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -237,14 +237,10 @@ def _tolerance(output: Tensor) -> float:
 
 
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
-    """Last hidden states of a batch: (R, S, H)."""
+    """Last hidden states of a batch, one row after the other: (R * S, H)."""
     body = model.base_model if hasattr(model, "base_model") else model
-    return body(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    states = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)
 
 
 class StreamedHead(nn.Linear):
@@ -280,9 +276,8 @@ def response_logprobs(
     Log-probabilities are those of the tempered distribution, entropies those at temperature 1 or,
     if `drawn`, of the tempered distributions that the tokens were drawn from.
     """
-    start, mask = batch.prompt_width, batch.response_mask[:, batch.prompt_width :]
-    states = hidden_states(model, batch)[:, start - 1 : -1][mask]
-    targets = batch.input_ids[:, start:][mask]
+    states = hidden_states(model, batch)[batch.places - 1]
+    targets = batch.responses[batch.response_mask]
     head = model.get_output_embeddings()
     both = with_entropy and (drawn or temperature == 1.0)
     if not isinstance(head, StreamedHead):
@@ -290,10 +285,10 @@ def response_logprobs(
     logprob, entropy = head(states, targets, temperature=temperature, with_entropy=both)
     if with_entropy and not both:
         _, entropy = head(states, targets)
-    logprobs = logprob.new_zeros(mask.shape).masked_scatter(mask, logprob)
+    logprobs = batch.window(logprob)
     if entropy is None:
         return ResponseScores(logprobs, None)
-    before = logprob.new_zeros(mask.shape).masked_scatter(mask, entropy)
+    before = batch.window(entropy)
     if drawn:
         return ResponseScores(logprobs, before)
     after = torch.cat([before[:, 1:], before.new_zeros(len(before), 1)], dim=1)

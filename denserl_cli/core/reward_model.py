@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from denserl_cli.core.chat import ChatFormat
-    from denserl_cli.core.data import PairBatch, SequenceBatch
+    from denserl_cli.core.data import SequenceBatch
     from denserl_cli.core.recipe.schema import Granularity, ModelConfig, Recipe
 
 RECORD = "denserl.json"
@@ -236,16 +236,13 @@ def draw_head(model: Any) -> None:
     nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
 
 
-def token_values(model: Any, batch: SequenceBatch | PairBatch, *, before: bool = False) -> Tensor:
+def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> Tensor:
     """The scalar head's value at every response token: (R, T) float32, 0 where masked.
 
     before: read at the position before each token, the state in which it is chosen (the critic).
     """
-    start = batch.prompt_width
-    mask = batch.response_mask[:, start:]
-    states = hidden_states(model, batch)
-    window = states[:, start - 1 : -1] if before else states[:, start:]
+    states = hidden_states(model, batch)[batch.places - int(before)]
     with torch.autocast(states.device.type, enabled=False):  # the head stays float32
         # its weight is of another type only under DeepSpeed's bfloat16, which has float32 masters
-        values = model.score(window[mask].to(next(model.score.parameters()).dtype))[:, 0].float()
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+        values = model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()
+    return batch.window(values)

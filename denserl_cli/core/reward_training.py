@@ -16,10 +16,14 @@ from denserl_cli.core.adapters import load_reference, new_scalar_model
 from denserl_cli.core.cutoffs import settled
 from denserl_cli.core.data import (
     EncodedPairRow,
-    PairBatch,
-    collate_pairs,
+    PairRows,
+    SequenceBatch,
+    collate_sides,
     global_batches,
+    margins,
     micro_batches,
+    pair_batches,
+    passes,
 )
 from denserl_cli.core.distributed import (
     any_rank,
@@ -29,10 +33,11 @@ from denserl_cli.core.distributed import (
     rank,
     share,
     sum_over_ranks,
+    turns,
     wait_for_all,
     world_size,
 )
-from denserl_cli.core.encoded import longest, pair_lengths
+from denserl_cli.core.encoded import pair_lengths, side_lengths
 from denserl_cli.core.engine import random_state, restore_random_state, seed_everything
 from denserl_cli.core.engine import step as engine_step
 from denserl_cli.core.engines import check_engine, make_engine, spread
@@ -49,6 +54,7 @@ from denserl_cli.core.reward_model import (
     token_values,
 )
 from denserl_cli.core.scoring import Scorer
+from denserl_cli.core.segment_cache import SegmentCache, file_of, response_lengths
 from denserl_cli.core.stopping import stop_requested
 from denserl_cli.core.text import segment_values
 from denserl_cli.core.tracking import throughput
@@ -60,6 +66,9 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.run import Mode, RunFolder
     from denserl_cli.core.tracking import Observer
+
+Figures = dict[str, Tensor]
+"""Figures of some pairs by their names, all 0-d: means over the pairs."""
 
 STAGE = "train-rm"
 HEADLINE = (
@@ -118,8 +127,8 @@ class RewardTrainer:
         recipe: Recipe,
         run: RunFolder,
         observer: Observer,
-        rows: Sequence[EncodedPairRow],
-        evaluation: Sequence[EncodedPairRow],
+        rows: PairRows,
+        evaluation: PairRows,
         batches: Sequence[np.ndarray],
         tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
@@ -127,7 +136,7 @@ class RewardTrainer:
         self.settings = recipe.reward_model
         self.run, self.observer = run, observer
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
-        self.lengths = pair_lengths(rows)
+        self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
         reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
@@ -143,6 +152,10 @@ class RewardTrainer:
             recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
         )
         spread(self.scorer, recipe, self.settings.engine)
+        self.segments: SegmentCache | None = None
+        kept = file_of(rows, recipe) if reference is not None else None
+        if kept is not None:
+            self.segments = SegmentCache(self.scorer, response_lengths(rows), kept, observer)
         self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, Any] = {}
         self.evaluation_ends: list[Tensor] = []
@@ -179,43 +192,50 @@ class RewardTrainer:
 
     def update(self, step: int, indices: np.ndarray) -> dict[str, float]:
         """One optimizer step on one global batch, in micro-batches of similar length."""
-        lengths = longest(self.lengths[indices])
         totals: list[Tensor] = []
         learning_rate = self.engine.learning_rate
-        mine = share(micro_batches(lengths, indices, self.settings.micro_batch_size))
-        for turn, (part, counts) in enumerate(mine, 1):
-            batch = collate_pairs([self.rows[i] for i in part], self.pad_id, device())
-            figures = self.forward(batch)
+        tokens = self.sides[:, indices].sum(0)
+        parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
+        mine = list(zip(share(parts), turns(parts), strict=True))
+        for turn, ((part, counts), beside) in enumerate(mine, 1):
+            cut = passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
+            figures = self.forward(part, cut)
             weight = len(part) * counts
             self.engine.backward(figures["loss"] * weight / len(indices), last=turn == len(mine))
             totals.append(torch.stack([v.detach() for v in figures.values()]) * weight)
         norm = math.nan
         with self.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
             norm = engine_step(self.engine)[0].item()
-        means = _means(list(figures), totals, len(indices))
-        figures_of_step = {"gradient_norm": norm, "learning_rate": learning_rate}
-        return {**means, **figures_of_step, **self.guard.figures()}
+        means = sum_over_ranks(torch.stack(totals).sum(0)) / len(indices)
+        return {
+            **_named(list(figures), means),
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            **self.guard.figures(),
+        }
 
-    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Loss and figures of one micro-batch, all 0-d: means over its pairs."""
-        ends = self.scorer(batch).ends
-        return self.figures(batch, self.scores(batch, ends), ends)
+    def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Figures:
+        """Loss and figures of one micro-batch. cut: numbers of its sequences in each pass."""
+        rows = [self.rows[i] for i in pairs]
+        numbers = np.concatenate([pairs, pairs + len(self.rows)])
+        scores, segments = [], []
+        for part in cut:
+            batch = collate_sides(rows, part, self.pad_id, device())
+            ends = self.segment(batch, numbers[part])
+            scores.append(self.scores(batch, ends))
+            segments.append(ends.sum(1))
+        order = torch.from_numpy(np.argsort(np.concatenate(cut))).to(ends.device)
+        margin = margins(rows, ends.device)
+        return preference_figures(torch.cat(scores)[order], torch.cat(segments)[order], margin)
 
-    def scores(self, batch: PairBatch, ends: Tensor) -> Tensor:
-        """Score of each response, (R,), chosen before rejected. ends: (R, T), of its segments."""
+    def segment(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
+        """Segment ends of training sequences, (R, T) bool. numbers: (R,), as `collate_sides`."""
+        return self.scorer(batch).ends if self.segments is None else self.segments(batch, numbers)
+
+    def scores(self, batch: SequenceBatch, ends: Tensor) -> Tensor:
+        """Score of each response, (R,). ends: (R, T), of its segments."""
         values = self.engine(token_values, batch)
         return aggregate_segments(values, ends, self.settings.aggregate)
-
-    def figures(self, batch: PairBatch, scores: Tensor, ends: Tensor) -> dict[str, Tensor]:
-        """What `forward` returns, from what `scores` returns and the segments' ends."""
-        chosen, rejected = scores.chunk(2)
-        return {
-            "loss": preference_loss(chosen, rejected, batch.margin),
-            "accuracy": (chosen > rejected).float().mean(),
-            "reward_mean": scores.mean(),
-            "reward_square": scores.square().mean(),
-            "segments_per_response": ends.sum(1).float().mean(),
-        }
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -223,32 +243,30 @@ class RewardTrainer:
         if not self.evaluation:
             return {}
         model = self.engine.model
-        lengths, everything = pair_lengths(self.evaluation), np.arange(len(self.evaluation))
-        parts = micro_batches(longest(lengths), everything, 2 * self.settings.micro_batch_size)
-        self.observer.begin("evaluate", total=len(self.evaluation))
+        lengths = pair_lengths(self.evaluation)
+        sides = side_lengths(lengths)
+        parts = micro_batches(sides, np.arange(len(sides)), 4 * self.settings.micro_batch_size)
+        self.observer.begin("evaluate", total=len(sides))
         model.eval()
-        totals = []
-        margins = torch.zeros(len(self.evaluation), device=device())
+        scores, segments = torch.zeros(2, len(sides), device=device())
         for turn, (part, counts) in enumerate(share(parts)):
-            batch = collate_pairs([self.evaluation[i] for i in part], self.pad_id, device())
+            batch = collate_sides(self.evaluation, part, self.pad_id, device())
             if turn == len(self.evaluation_ends):  # the same batches every time
                 self.evaluation_ends.append(self.scorer(batch).ends)
             ends = self.evaluation_ends[turn]
-            scores = self.scores(batch, ends)
-            figures = self.figures(batch, scores, ends)
-            if counts:
-                chosen, rejected = scores.chunk(2)
-                margins[torch.from_numpy(part).to(margins.device)] = chosen - rejected
-            totals.append(torch.stack(list(figures.values())) * len(part) * counts)
+            rows = torch.from_numpy(part).to(ends.device)
+            scores[rows] += self.scores(batch, ends) * counts
+            segments[rows] += ends.sum(1) * counts
             self.observer.advance(len(part) * world_size())
         model.train()
         self.observer.end()
-        means = _means(list(figures), totals, len(self.evaluation))
-        longer = lengths[:, 1] - lengths[:, 2]
-        effect = length_effect(sum_over_ranks(margins).double().cpu().numpy(), longer)
-        named = {f"eval_{name}": value for name, value in means.items()}
+        sum_over_ranks(scores), sum_over_ranks(segments)
+        figures = preference_figures(scores, segments, margins(self.evaluation, device()))
+        named = _named(list(figures), torch.stack(list(figures.values())))
+        chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
+        effect = length_effect(chosen - rejected, lengths[:, 1] - lengths[:, 2])
         return {
-            **named,
+            **{f"eval_{name}": value for name, value in named.items()},
             "eval_longer_accuracy": effect.longer_accuracy,
             "eval_length_correlation": effect.correlation,
             "eval_lengths": [asdict(one) for one in effect.bins],
@@ -260,7 +278,7 @@ class RewardTrainer:
         if not self.log_samples:
             return []
         row = (self.evaluation or self.rows)[0]
-        batch = collate_pairs([row], self.pad_id, device())
+        batch = collate_sides([row], (0, 1), self.pad_id, device())
         self.engine.model.eval()
         ends = self.scorer(batch).ends
         values = self.engine(token_values, batch)
@@ -282,7 +300,7 @@ class RewardTrainer:
 
     def tokens(self, indices: np.ndarray) -> int:
         """Real tokens in a global batch, both sides."""
-        return int((self.lengths[indices] @ (2, 1, 1)).sum())
+        return int(self.sides[:, indices].sum())
 
     def summary(self) -> dict[str, Any]:
         """What the finished stage reports."""
@@ -307,13 +325,23 @@ class RewardTrainer:
         self.guard.restore(state["guard"])
 
 
-def _means(names: Sequence[str], totals: Sequence[Tensor], count: int) -> dict[str, float]:
-    """Means from weighted sums of micro-batches; the mean square becomes a standard deviation."""
-    means = dict(
-        zip(names, (sum_over_ranks(torch.stack(list(totals)).sum(0)) / count).tolist(), strict=True)
-    )
-    variance = means.pop("reward_square") - means["reward_mean"] ** 2
-    return {**means, "reward_std": max(variance, 0.0) ** 0.5}
+def preference_figures(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Figures:
+    """Loss and figures of B pairs. scores, segments: (2B,), chosen before rejected sequences."""
+    chosen, rejected = scores.chunk(2)
+    return {
+        "loss": preference_loss(chosen, rejected, margin),
+        "accuracy": (chosen > rejected).float().mean(),
+        "reward_mean": scores.mean(),
+        "reward_square": scores.square().mean(),
+        "segments_per_response": segments.float().mean(),
+    }
+
+
+def _named(names: Sequence[str], means: Tensor) -> dict[str, float]:
+    """Means as numbers; the mean square becomes a standard deviation."""
+    named = dict(zip(names, means.tolist(), strict=True))
+    variance = named.pop("reward_square") - named["reward_mean"] ** 2
+    return {**named, "reward_std": max(variance, 0.0) ** 0.5}
 
 
 def _is_number(value: object) -> bool:

@@ -86,7 +86,7 @@ class Scorer:
 
         terminated: (R,) bool, whether each response ended by itself; default all.
         """
-        mask = batch.response_mask[:, batch.prompt_width :]
+        mask = batch.response_mask
         logprobs = entropy = values = None
         with autocast(mask.device, self.dtype):
             if self.reference is not None:
@@ -99,6 +99,5 @@ class Scorer:
                     if isinstance(self.reward_model, SequenceReward)
                     else called(self.reward_model, token_values, batch)
                 )
-        ids = batch.input_ids[:, batch.prompt_width :]
-        ends = self.cut(ids, entropy, mask, terminated)
+        ends = self.cut(batch.responses, entropy, mask, terminated)
         return ScoredBatch(ends, entropy, logprobs, values)

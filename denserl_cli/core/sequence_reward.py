@@ -90,16 +90,16 @@ class SequenceReward:
     @torch.no_grad()
     def __call__(self, batch: SequenceBatch) -> Tensor:
         """The model's value at the last token of each response: (R, T) float32, 0 elsewhere."""
-        start, mask = batch.prompt_width, batch.response_mask
-        prompts = (batch.attention_mask & ~mask).cpu().numpy()
-        responses, ids = mask.cpu().numpy(), batch.input_ids.cpu().numpy()
+        ids, lengths = batch.input_ids.cpu().numpy(), batch.response_mask.sum(1)
+        ends = lengths.cpu().numpy()
+        firsts = batch.places.cpu().numpy()[ends.cumsum() - ends]
+        starts = firsts - np.arange(len(ids)) * ids.shape[1]
         rows = [
-            self._within(self.rewrite(row[prompt], row[response]))
-            for row, prompt, response in zip(ids, prompts, responses, strict=True)
+            self._within(self.rewrite(row[:start], row[start : start + length]))
+            for row, start, length in zip(ids, starts, ends, strict=True)
         ]
-        window = mask[:, start:]
-        values = torch.zeros(window.shape, device=window.device)
-        values[torch.arange(len(rows)), window.sum(1) - 1] = self.read(rows)
+        values = torch.zeros(batch.response_mask.shape, device=lengths.device)
+        values[torch.arange(len(rows)), lengths - 1] = self.read(rows)
         return values
 
     def read(self, rows: Sequence[Ids]) -> Tensor:

@@ -39,7 +39,6 @@ from tests import tiny
 from tests.core.conftest import Ears
 
 BATCH = collate_sequences([[3, 4], [5, 6, 7]], [[8, 9, 10, 11], [12, 13]], 0)
-START = BATCH.prompt_width
 LORA = LoraConfig(rank=4, alpha=8.0)
 FILE = "adapter_model.safetensors"
 HEAD = "score.modules_to_save.default.weight"

@@ -9,10 +9,13 @@ import torch
 from denserl_cli.core.batches import (
     EncodedPairRow,
     by_length,
-    collate_pairs,
     collate_sequences,
+    collate_sides,
     global_batches,
+    margins,
     micro_batches,
+    pair_batches,
+    passes,
 )
 from denserl_cli.core.errors import DenserlError
 
@@ -100,31 +103,58 @@ def test_micro_batches_are_the_cheapest_cut_of_all(size: int, ranks: int, monkey
     assert cost(found) == min(map(cost, cuts))
 
 
-def test_responses_start_in_one_column() -> None:
+def test_pairs_are_dealt_to_processes_that_get_alike_ones(monkeypatch) -> None:
+    lengths = [80, 10, 70, 20, 60, 30, 50]
+    parts = pair_batches(lengths, np.arange(7), 2)
+    assert [part.tolist() for part in parts] == [[0, 2], [4, 6], [5, 3], [1]]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = pair_batches(lengths, np.arange(7), 2)
+    assert [part.tolist() for part in parts] == [[0, 4], [2, 6], [5, 1], [3]]
+
+
+def test_passes_are_as_many_in_every_process(monkeypatch) -> None:
+    monkeypatch.setattr("denserl_cli.core.batches.PASS_TOKENS", {"cpu": 64, "cuda": 64})
+    mine, theirs = np.array([100, 900, 110, 800]), np.array([100, 100, 900, 890])
+    assert [part.tolist() for part in passes(mine)] == [[1], [3], [2, 0]]
+    assert [part.tolist() for part in passes(theirs)] == [[2, 3], [0, 1]]
+    assert [part.tolist() for part in passes(mine, mine, theirs)] == [[1, 3], [2, 0]]
+    assert [part.tolist() for part in passes(theirs, mine, theirs)] == [[2, 3], [0, 1]]
+    assert [part.tolist() for part in passes(mine, mine, theirs[:2])] == [[1, 3, 2, 0]]
+
+
+def test_sequences_and_responses_start_in_the_first_column() -> None:
     batch = collate_sequences([ints(1, 2, 3), ints(4)], [ints(5), ints(6, 7)], pad_id=0)
-    assert batch.prompt_width == 3
-    assert batch.input_ids.tolist() == [[1, 2, 3, 5, 0], [0, 0, 4, 6, 7]]
-    assert batch.attention_mask.tolist() == [[True] * 4 + [False], [False] * 2 + [True] * 3]
-    assert batch.response_mask.int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
-    assert batch.position_ids[batch.attention_mask].tolist() == [0, 1, 2, 3, 0, 1, 2]
-    kinds = (batch.input_ids.dtype, batch.position_ids.dtype, batch.attention_mask.dtype)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5], [4, 6, 7, 0]]
+    assert batch.responses.tolist() == [[5, 0], [6, 7]]
+    assert batch.response_mask.tolist() == [[True, False], [True, True]]
+    assert batch.places.tolist() == [3, 5, 6]
+    kinds = (batch.input_ids.dtype, batch.responses.dtype, batch.response_mask.dtype)
     assert kinds == (torch.int64, torch.int64, torch.bool)
 
 
-def test_chosen_sequences_come_before_rejected_ones() -> None:
+def test_a_window_holds_the_values_of_each_response() -> None:
+    batch = collate_sequences([ints(1, 2, 3), ints(4)], [ints(5), ints(6, 7)], pad_id=0)
+    assert batch.window(batch.input_ids.flatten()[batch.places]).tolist() == [[5, 0], [6, 7]]
+    values = torch.tensor([1.5, 2.5, 3.5], requires_grad=True)
+    batch.window(values)[1].sum().backward()
+    assert values.grad is not None and values.grad.tolist() == [0, 1, 1]
+
+
+def test_sequences_of_pairs_are_numbered_chosen_before_rejected() -> None:
     rows = [row(ints(1, 2), ints(5), ints(6, 7)), row(ints(3), ints(8, 9, 9), ints(4))]
-    batch = collate_pairs(rows, pad_id=0)
-    assert batch.input_ids.tolist() == [
-        [1, 2, 5, 0, 0], [0, 3, 8, 9, 9], [1, 2, 6, 7, 0], [0, 3, 4, 0, 0],
-    ]  # fmt: skip
+    everything = [[1, 2, 5, 0], [3, 8, 9, 9], [1, 2, 6, 7], [3, 4, 0, 0]]
+    batch = collate_sides(rows, range(4), pad_id=0)
+    assert batch.input_ids.tolist() == everything
     assert batch.response_mask.sum(1).tolist() == [1, 3, 2, 1]
-    assert batch.margin is None
+    some = collate_sides(rows, np.array([2, 1]), pad_id=0)
+    assert some.input_ids.tolist() == [everything[2], everything[1]]
 
 
 def test_a_pair_without_margin_beside_one_with_counts_as_zero() -> None:
     rows = [row(ints(1), ints(2), ints(3), 1.5), row(ints(1), ints(2), ints(3))]
-    margin = collate_pairs(rows, pad_id=0).margin
-    assert margin is not None and margin.tolist() == [1.5, 0.0]
+    found = margins(rows, torch.device("cpu"))
+    assert found is not None and found.tolist() == [1.5, 0.0]
+    assert margins(rows[1:], torch.device("cpu")) is None
 
 
 def test_a_batch_is_its_rows_one_by_one() -> None:
@@ -134,6 +164,6 @@ def test_a_batch_is_its_rows_one_by_one() -> None:
     batch = collate_sequences(prompts, responses, pad_id=3)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         alone = collate_sequences([prompt], [response], pad_id=3)
-        kept = batch.attention_mask[i]
-        for name in ("input_ids", "response_mask", "position_ids"):
-            assert getattr(batch, name)[i][kept].tolist() == getattr(alone, name)[0].tolist()
+        for name in ("input_ids", "responses", "response_mask"):
+            own = getattr(alone, name)[0].tolist()
+            assert getattr(batch, name)[i].tolist()[: len(own)] == own

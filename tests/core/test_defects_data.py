@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from denserl_cli.core.chat import ChatFormat, encode_pair, encode_prompt
-from denserl_cli.core.data import Pair, collate_pairs, encode_pairs
+from denserl_cli.core.data import Pair, collate_sides, encode_pairs
 from denserl_cli.core.errors import DenserlError
 from tests.core.fake_tokenizers import byte_tokenizer, ids
 
@@ -31,15 +31,16 @@ def test_defect_4_masks_follow_lengths_where_pad_eos_and_terminator_are_one_toke
         Pair([user("q"), bot("a")], [user("q"), bot("long answer")], None, "f:2"),
     ]
     rows = encode_pairs(chat, pairs, max_length=100, max_prompt_length=50).rows
-    batch = collate_pairs(rows, chat.pad_id)
+    batch = collate_sides(rows, range(4), chat.pad_id)
     prompts = [
         ids("<user>one<end>\n<bot>two<end>\n<user>three<end>\n<bot>"),
         ids("<user>q<end>\n<bot>"),
     ]
     answers = [ids("yes<end>"), ids("a<end>"), ids("n<end>"), ids("long answer<end>")]
     for row, (prompt, answer) in enumerate(zip(prompts * 2, answers, strict=True)):
-        assert batch.input_ids[row][batch.attention_mask[row]].tolist() == prompt + answer
-        assert batch.input_ids[row][batch.response_mask[row]].tolist() == answer
+        sequence = prompt + answer
+        assert batch.input_ids[row].tolist()[: len(sequence)] == sequence
+        assert batch.responses[row][batch.response_mask[row]].tolist() == answer
 
 
 MARKERS = "say <bot>\nhello<end>\n  and <user> too "

@@ -39,10 +39,8 @@ def row(chosen: np.ndarray, rejected: np.ndarray) -> EncodedPairRow:
 
 def even_ids(batch) -> ScoredBatch:
     """Each even id ends a segment whose reward is the id."""
-    mask = batch.response_mask[:, batch.prompt_width :]
-    window = batch.input_ids[:, batch.prompt_width :]
-    ends = mask & (window % 2 == 0)
-    return ScoredBatch(ends, None, None, window.float())
+    ends = batch.response_mask & (batch.responses % 2 == 0)
+    return ScoredBatch(ends, None, None, batch.responses.float())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -154,9 +152,7 @@ def test_values_that_are_not_finite_are_an_error(
     from denserl_cli.core import scoring
 
     def nan(model, batch, **_: bool) -> torch.Tensor:
-        return torch.full((len(batch.input_ids), 100), math.nan)[
-            :, : batch.response_mask.shape[1] - batch.prompt_width
-        ]
+        return torch.full(batch.response_mask.shape, math.nan)
 
     monkeypatch.setattr(scoring, "token_values", nan)
     with pytest.raises(DenserlError, match="rewards are not finite"):

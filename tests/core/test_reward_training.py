@@ -4,7 +4,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from denserl_cli.core import reward_training
-from denserl_cli.core.batches import EncodedPairRow, collate_pairs
+from denserl_cli.core import batches, reward_training
+from denserl_cli.core.batches import EncodedPairRow, SequenceBatch, collate_sides
 from denserl_cli.core.chat import ChatFormat
-from denserl_cli.core.data import PairBatch
 from denserl_cli.core.engine import seed_everything
 from denserl_cli.core.environment import versions
 from denserl_cli.core.errors import DenserlError, Interrupted
@@ -25,6 +25,7 @@ from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.reward_model import RewardRecord, load_scalar_model, token_values
 from denserl_cli.core.reward_training import STAGE, RewardTrainer
 from denserl_cli.core.run import RunFolder
+from denserl_cli.core.segment_cache import SegmentCache
 from denserl_cli.core.tracking import TIMES, Observer
 from denserl_cli.worker import run_stage
 from tests.core.conftest import Ears, MakeRecipe
@@ -258,6 +259,19 @@ def test_accumulated_micro_batches_are_the_whole_batch(
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_passes_of_similar_length_are_the_whole_batch(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch
+):
+    asked, found = recipe("reward_model.micro_batch_size=8"), []
+    for cost in (10**6, 10, 0):  # of a pass: one, some, one a length
+        monkeypatch.setattr(batches, "PASS_TOKENS", {"cpu": cost, "cuda": cost})
+        found.append(gradients(trainer(asked, tmp_path), np.arange(8), monkeypatch))
+    (whole, gradient), *others = found
+    for figures, other in others:
+        assert figures == pytest.approx(whole, rel=1e-4, abs=1e-6)
+        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_the_order_within_a_batch_does_not_matter(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
     first, second = (
         gradients(trainer(recipe(), tmp_path), order, monkeypatch)
@@ -321,14 +335,22 @@ def test_other_granularities_need_no_reference(recipe: MakeRecipe, tmp_path: Pat
 
 def test_the_figures_are_those_of_the_scores(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
     made = trainer(recipe("reward_model.micro_batch_size=8"), tmp_path)
-    values = torch.arange(16.0)[:, None]  # chosen 0..7, rejected 8..15
+    places = {row.origin: place for place, row in enumerate(made.rows[:8])}
 
-    def fixed(_: object, batch: PairBatch) -> torch.Tensor:
-        shown = values.expand(16, batch.response_mask.shape[1] - batch.prompt_width)
-        return shown + 0 * next(made.engine.model.parameters()).sum()
+    def collate(rows: Sequence[EncodedPairRow], numbers: np.ndarray, *rest: Any) -> SequenceBatch:
+        shown.append([places[rows[n % 8].origin] + n // 8 * 8 for n in numbers.tolist()])
+        return collate_sides(rows, numbers, *rest)
 
+    def fixed(_: object, batch: SequenceBatch) -> torch.Tensor:
+        values = torch.tensor(shown[-1])[:, None].expand(batch.response_mask.shape)
+        return values + 0 * next(made.engine.model.parameters()).sum()
+
+    shown: list[list[int]] = []
+    monkeypatch.setattr(batches, "PASS_TOKENS", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(reward_training, "collate_sides", collate)
     monkeypatch.setattr(reward_training, "token_values", fixed)
-    figures = made.update(1, np.arange(8))
+    figures = made.update(1, np.arange(8))  # chosen score 0..7, rejected 8..15
+    assert len(shown) > 1  # passes
     assert figures["loss"] == pytest.approx(np.log1p(np.exp(8)))  # -log sigmoid(-8)
     assert figures["accuracy"] == 0
     assert figures["reward_mean"] == pytest.approx(7.5)
@@ -337,13 +359,36 @@ def test_the_figures_are_those_of_the_scores(recipe: MakeRecipe, tmp_path: Path,
 
 def test_a_margin_raises_the_loss(recipe: MakeRecipe, tmp_path: Path):
     made = trainer(recipe(), tmp_path)
-    one = made.rows[0]
-    losses = [
-        made.forward(collate_pairs([EncodedPairRow(one.prompt, one.chosen, one.rejected, margin,
-                                                   "")], 0))["loss"].item()
-        for margin in (None, 0.0, 3.0)
-    ]  # fmt: skip
+    first, *others = made.rows
+    losses = []
+    for margin in (None, 0.0, 3.0):
+        made.rows = [replace(first, margin=margin), *others]
+        losses.append(made.forward(np.zeros(1, int), [np.arange(2)])["loss"].item())
     assert losses[0] == losses[1] < losses[2]
+
+
+def test_the_reference_reads_each_response_once_over_all_runs(
+    recipe: MakeRecipe, trained: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("DENSERL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    assert weights(train(recipe("run.log_samples=0"), folder)) == weights(trained)
+    (kept,) = (tmp_path / "cache" / "segments").iterdir()
+    before = kept.read_bytes()
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("the reference was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentCache, "_write", refused)
+        assert weights(train(recipe(), tmp_path / "again")) == weights(trained)
+        slower = recipe("reward_model.learning_rate=1e-5", "reward_model.epochs=1")
+        train(slower, tmp_path / "slower")
+    kept.write_bytes(before[: len(before) // 2])  # a job that was killed
+    assert weights(train(recipe(), tmp_path / "torn")) == weights(trained)
+    assert kept.read_bytes() == before
+    train(recipe("segmentation.cutoff=1.5"), tmp_path / "other")
+    assert len(list(kept.parent.iterdir())) == 2
 
 
 def test_training_tells_chosen_from_rejected(recipe: MakeRecipe, tmp_path: Path):
@@ -415,7 +460,7 @@ def test_the_reward_model_loads_without_denserl(recipe: MakeRecipe, trained: Pat
     assert plain.config.num_labels == 1 and plain.config.pad_token_id is not None
     tokenizer, chat = load_chat(recipe())
     rows = load_pairs(recipe(), chat, Observer()).train[:1]
-    batch = collate_pairs(rows, chat.pad_id)
+    batch = collate_sides(rows, [0], chat.pad_id)
     ours = load_scalar_model(recipe().model, path=str(folder), fresh_head=False, trained=False)
     values = token_values(ours, batch)[0, len(rows[0].chosen) - 1]
     ids = torch.tensor([[*rows[0].prompt, *rows[0].chosen]])
@@ -456,8 +501,8 @@ def nan_at(step: int, real: Callable) -> Callable:
     """`RewardTrainer.forward` whose loss is NaN in one step (two micro-batches each)."""
     calls = iter(range(10**6))
 
-    def forward(self: RewardTrainer, batch: PairBatch) -> dict[str, torch.Tensor]:
-        figures = real(self, batch)
+    def forward(self: RewardTrainer, *batch: Any) -> dict[str, torch.Tensor]:
+        figures = real(self, *batch)
         bad = next(calls) // 2 == step - 1
         return {**figures, "loss": figures["loss"] * (float("nan") if bad else 1.0)}
 

@@ -16,10 +16,6 @@ def batch() -> SequenceBatch:
     return collate_sequences([[3, 4], [5]], [[6, 7, 8, 9, 2], [10, 2]], pad_id=0)
 
 
-def window(batch: SequenceBatch) -> torch.Tensor:
-    return batch.response_mask[:, batch.prompt_width :]
-
-
 def test_one_call_gives_segments_likelihoods_and_values(batch: SequenceBatch):
     reference, reward_model = causal_lm(), scalar_model(1)
     with torch.no_grad():
@@ -35,7 +31,7 @@ def test_one_call_gives_segments_likelihoods_and_values(batch: SequenceBatch):
         (found.token_values, values),
     ):
         assert got is not None and torch.equal(got, expected) and not got.requires_grad
-    ends = segment_ends(entropy, window(batch), granularity="segment", cutoff=cutoff)
+    ends = segment_ends(entropy, batch.response_mask, granularity="segment", cutoff=cutoff)
     assert torch.equal(found.ends, ends)
     assert 1 < ends[0].sum() < 4
 

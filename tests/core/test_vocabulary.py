@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
-from denserl_cli.core.batches import collate_pairs
+from denserl_cli.core.batches import collate_sides
 from denserl_cli.core.chat import ChatFormat
 from denserl_cli.core.data import Pair, encode_pairs
 from denserl_cli.core.engine import Frozen
@@ -108,7 +108,7 @@ def scores(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[torch.Tensor,
         for q, sides in (("Why?", ANSWERS), ("And what is the longer question?", ANSWERS[::-1]))
     ]  # fmt: skip
     encoded = encode_pairs(chat, pairs, max_length=200, max_prompt_length=100).rows
-    batch = collate_pairs(encoded, chat.pad_id)
+    batch = collate_sides(encoded, range(4), chat.pad_id)
     assert (batch.input_ids == chat.pad_id).sum() >= 20
     scorer = Scorer(
         SegmentationConfig(cutoff=9.0),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from denserl_cli.core.adopting import load_scorer, open_reward_model
-from denserl_cli.core.data import EncodedPairRow, collate_pairs, micro_batches
+from denserl_cli.core.data import EncodedPairRow, collate_sides, micro_batches
 from denserl_cli.core.distributed import (
     first_goes_ahead,
     is_first,
@@ -19,7 +19,7 @@ from denserl_cli.core.distributed import (
     sum_over_ranks,
     world_size,
 )
-from denserl_cli.core.encoded import PairRows, longest, pair_lengths
+from denserl_cli.core.encoded import PairRows, pair_lengths, side_lengths
 from denserl_cli.core.engines import spread
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
@@ -130,20 +130,21 @@ def score_pairs(
 
     Raises DenserlError for a score that is not a number, which comes from a broken model.
     """
-    lengths = longest(pair_lengths(rows))
-    scores = np.zeros((len(rows), 2))
-    observer.begin("score pairs", total=len(rows))
-    for part, counts in share(micro_batches(lengths, np.arange(len(rows)), batch_size)):
-        scored = scorer(collate_pairs([rows[i] for i in part], pad_id, device()))
+    lengths = side_lengths(pair_lengths(rows))
+    scores = np.zeros(len(lengths))
+    observer.begin("score responses", total=len(lengths))
+    for part, counts in share(micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)):
+        scored = scorer(collate_sides(rows, part, pad_id, device()))
         assert scored.token_values is not None
         found = aggregate_segments(scored.token_values, scored.ends, aggregate)
-        scores[part] = found.view(2, len(part)).T.double().cpu().numpy() * counts
+        scores[part] = found.double().cpu().numpy() * counts
         observer.advance(len(part) * world_size())
     observer.end()
     scores = sum_over_ranks(torch.from_numpy(scores).to(device())).cpu().numpy()
-    for place in np.flatnonzero(~np.isfinite(scores).all(1)):
-        check_finite(scores[place].sum(), rows[int(place)].origin)
-    return scores
+    of_pairs = scores.reshape(2, -1).T
+    for place in np.flatnonzero(~np.isfinite(of_pairs).all(1)):
+        check_finite(of_pairs[place].sum(), rows[int(place)].origin)
+    return of_pairs
 
 
 def describe(rows: Sequence[EncodedPairRow], scores: Floats) -> dict[str, Any]:

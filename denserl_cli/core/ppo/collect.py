@@ -117,7 +117,7 @@ class Collector:
             values = None if self.critic is None else self.critic(token_values, batch, before=True)
             if not counts:
                 continue
-            window = batch.response_mask[:, batch.prompt_width :]
+            window = batch.response_mask
             measured: dict[str, Tensor | None] = {
                 "logprobs": policy.logprobs,
                 "policy_entropy": policy.entropy,

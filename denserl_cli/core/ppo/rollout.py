@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.batches import collate_sequences
-
 BLOCK = 256
 """Tokens of the vocabulary that are looked at together when one is drawn."""
 
@@ -128,8 +126,7 @@ def sample(
     from transformers import DynamicCache
 
     device = policy.device
-    batch = collate_sequences(prompts, [()] * len(prompts), pad_id, device)
-    ids, mask, positions = batch.input_ids, batch.attention_mask, batch.position_ids
+    ids, mask, positions = _left_padded(prompts, pad_id, device)
     uniform = uniform.to(device)
     stops = torch.tensor(sampling.stop_ids, device=device)
     rows = torch.arange(len(prompts), device=device)
@@ -170,3 +167,18 @@ def sample(
             tokens.cpu().numpy(), lengths.tolist(), terminated.tolist(), strict=True
         )
     ]
+
+
+def _left_padded(
+    prompts: Sequence[np.ndarray], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and positions of prompts that end in one column: (R, S) each."""
+    width = max(map(len, prompts))
+    ids = np.full((len(prompts), width), pad_id, np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+    lengths = np.array([*map(len, prompts)])
+    positions = np.arange(width) - (width - lengths)[:, None]
+    arrays = (ids, positions >= 0, np.maximum(positions, 0))
+    first, second, third = (torch.from_numpy(array).to(device) for array in arrays)
+    return first, second, third
