@@ -62,9 +62,10 @@ def segment_ids(ends: Tensor, response_mask: Tensor) -> Tensor:
 
     ends, response_mask: (B, T) bool. Returns (B, T) int64.
     """
-    ends_before = ends.cumsum(1) - ends.long()
-    inside = response_mask & (ends_before < ends.sum(1, keepdim=True))
-    return ends_before.masked_fill(~inside, -1)
+    ends_before = ends.cumsum(1)
+    count = ends_before[:, -1:].clone()
+    ends_before.add_(ends, alpha=-1)
+    return ends_before.masked_fill_(~response_mask | (ends_before >= count), -1)
 
 
 def calibrate_cutoff(

@@ -39,7 +39,7 @@ def spread_rewards(
     values = token_values.to(torch.promote_types(token_values.dtype, torch.float32))
     rewards = segment_rewards(values, ends, normalizer)
     if segment_total == "mean":
-        rewards = rewards / ends.sum(1, keepdim=True).clamp(min=1)
+        rewards.div_(ends.sum(1, keepdim=True).clamp(min=1))
     elif segment_total != "sum":
         raise DenserlError(f"unknown segment_total {segment_total!r}", hint="use sum or mean")
     if interpolation in ("even", "repeat"):
@@ -49,8 +49,8 @@ def spread_rewards(
             f"unknown interpolation {interpolation!r}", hint="use even, repeat or end"
         )
     if length_normalize:
-        rewards = rewards / response_mask.sum(1, keepdim=True).clamp(min=1)
-    return rewards.clamp(-clip, clip)
+        rewards.div_(response_mask.sum(1, keepdim=True).clamp(min=1))
+    return rewards.clamp_(-clip, clip)
 
 
 def penalize_kl(
@@ -139,9 +139,11 @@ def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divi
     """Give every token its segment's reward, over the segment's length if `divide`. (B, T)."""
     ids = segment_ids(ends, response_mask)
     inside = ids >= 0
-    index = ids.clamp(min=0)  # row k of a table of at most T segments; outsiders add 0 to the first
-    table = torch.zeros_like(rewards).scatter_add(1, index, rewards)
+    index = ids.clamp_(
+        min=0
+    )  # row k of a table of at most T segments; outsiders add 0 to the first
+    table = torch.zeros_like(rewards).scatter_add_(1, index, rewards)
     if divide:
-        lengths = torch.zeros_like(rewards).scatter_add(1, index, inside.to(rewards.dtype))
-        table = table / lengths.clamp(min=1)
-    return table.gather(1, index).masked_fill(~inside, 0)
+        lengths = torch.zeros_like(rewards).scatter_add_(1, index, inside.to(rewards.dtype))
+        table.div_(lengths.clamp_(min=1))
+    return table.gather(1, index).masked_fill_(~inside, 0)
