@@ -60,7 +60,8 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
             batch = collate_sequences([prompts[i] for i in part], [responses[i] for i in part], 0)
             logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
             values = critic(token_values, batch, before=True)
-            pair = -logprobs.sum() / 64, (values - 1).square().sum() / 64
+            error = (values - 1).square() * batch.response_mask
+            pair = -logprobs.sum() / 64, error.sum() / 64
             last = turn == len(parts)
             actor.backward(pair[0], last=last)
             spoilt = number == 2 and last and distributed.is_first()
