@@ -1,18 +1,20 @@
 """Reward-model training beside TRL's RewardTrainer: real tokens a second, same model, same batch.
 
     python benchmarks/reward_training.py --tokenizer DIR --pairs train.jsonl --out runs/rm-speed \
-        [--rounds 3] [--steps 30] [--quick]
+        [--rounds 3] [--steps 30] [--only NAME ...] [--quick]
 
 A Llama of 4 layers and hidden size 256 with random weights learns from preference pairs of uneven
 lengths, 8 pairs a step. The ways take turns, each in a process of its own; the first steps of each
-do not count, nor does starting. Tokens are real ones, never padding. TRL is installed the first
-time, into an environment of its own; where that fails its rows say why.
+do not count, nor does starting. Tokens are real ones, never padding. Segments come from a pass of
+a reference model, which a first run makes and keeps on disk and a second one finds there. TRL is
+installed the first time, into an environment of its own; where that fails its rows say why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -40,7 +42,14 @@ PEERS: dict[str, dict[str, Any]] = {
         "remove_unused_columns": False,
     },
 }
-OURS = {"denserl, bandit": "bandit", "denserl, segment": "segment"}
+OURS = {
+    "denserl, bandit": ("bandit", "float32"),
+    "denserl, segment, first run": ("segment", "float32"),
+    "denserl, segment, segments kept": ("segment", "float32"),
+    "denserl, bandit, bfloat16": ("bandit", "bfloat16"),
+    "denserl, segment, bfloat16, first run": ("segment", "bfloat16"),
+    "denserl, segment, bfloat16, segments kept": ("segment", "bfloat16"),
+}
 
 
 def main() -> None:
@@ -54,6 +63,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=2000, help="pairs that are read")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[*PEERS, *OURS],
+        metavar="NAME",
+        choices=[*PEERS, *OURS],
+        help="rows of the table; default: all",
+    )
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
     asked = parser.parse_args()
     if asked.quick:
@@ -62,12 +79,12 @@ def main() -> None:
     asked.out = asked.out.absolute()
     save_model(asked.tokenizer, asked.out / "model", hidden=asked.hidden, layers=asked.layers)
     make_data(asked)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PEERS, *OURS)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in asked.only}
     for turn in range(asked.rounds):
-        for name, options in PEERS.items():
-            found[name].append(peer(asked, options))
-        for name, granularity in OURS.items():
-            found[name].append(own(asked, granularity))
+        shutil.rmtree(asked.out / "cache" / "segments", ignore_errors=True)
+        for name, rounds in found.items():
+            rounds.append(peer(asked, PEERS[name]) if name in PEERS else own(asked, *OURS[name]))
+            print(name, rounds[-1], file=sys.stderr, flush=True)
         print(f"round {turn + 1} of {asked.rounds}", file=sys.stderr, flush=True)
     (asked.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
@@ -113,12 +130,16 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     return {"tokens_per_second": tokens / seconds, "real": real}
 
 
-def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
+def own(asked: argparse.Namespace, granularity: str, dtype: str) -> dict[str, Any]:
     """Denserl's tokens and seconds, through the command."""
     recipe, run = asked.out / f"{granularity}.yaml", asked.out / f"run-{granularity}"
     cutoff = {"cutoff": 5.0} if granularity == "segment" else {}
     settings = {
-        "model": {"path": str(asked.out / "model"), "gradient_checkpointing": False},
+        "model": {
+            "path": str(asked.out / "model"),
+            "gradient_checkpointing": False,
+            "dtype": dtype,
+        },
         "segmentation": {"granularity": granularity, **cutoff},
         "data": {
             "preferences": [str(asked.out / "pairs.jsonl")],
@@ -137,7 +158,8 @@ def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "denserl_cli.app", "train-rm", "--recipe", str(recipe)]
-    subprocess.run([*command, "--out", str(run)], check=True, capture_output=True)
+    environment = {**os.environ, "DENSERL_CACHE": str(asked.out / "cache")}
+    subprocess.run([*command, "--out", str(run)], check=True, capture_output=True, env=environment)
     steps = [json.loads(line) for line in _lines(run / "metrics.jsonl")][WARMUP:]
     seconds = sum(step["seconds"] for step in steps)
     tokens = sum(step["seconds"] * step["tokens_per_second"] for step in steps)

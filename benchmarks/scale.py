@@ -23,8 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denserl_cli.core.batches import EncodedPairRow, collate_pairs, global_batches, micro_batches
-from denserl_cli.core.encoded import PairRows, longest, pair_lengths
+from denserl_cli.core.batches import (
+    EncodedPairRow,
+    collate_sides,
+    global_batches,
+    pair_batches,
+    passes,
+)
+from denserl_cli.core.encoded import PairRows, pair_lengths, side_lengths
 from denserl_cli.core.reward_model import preference_loss, token_values
 
 BATCHES, LENGTH = (4, 8, 16, 32, 64), 128
@@ -62,7 +68,8 @@ def batch_sizes(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
     model = LlamaForSequenceClassification(config)
 
     def train(pairs: int) -> None:
-        batch = collate_pairs(rows(pairs, np.full((pairs, 3), LENGTH // 2)), 0)
+        held = rows(pairs, np.full((pairs, 3), LENGTH // 2))
+        batch = collate_sides(held, range(2 * pairs), 0)
         chosen, rejected = token_values(model, batch).sum(1).chunk(2)
         preference_loss(chosen, rejected).backward()
 
@@ -78,12 +85,14 @@ def data_sizes(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
         lengths = rng.lognormal(3, 0.7, size=(size, 3)).astype(int) + 1
         held = PairRows.of(rows(size, lengths))
         batches = global_batches(size, 64, epochs=STEPS * 64.5 / size, seed=0)[:STEPS]
-        measured = pair_lengths(held)
+        sides = side_lengths(pair_lengths(held)).reshape(2, -1)
 
-        def steps(held=held, batches=batches, measured=measured) -> None:  # type: ignore[no-untyped-def]
+        def steps(held=held, batches=batches, sides=sides) -> None:  # type: ignore[no-untyped-def]
             for indices in batches:
-                for part in micro_batches(longest(measured[indices]), indices, 8):
-                    collate_pairs([held[int(i)] for i in part], 0)
+                for part in pair_batches(sides[:, indices].sum(0), indices, 8):
+                    pairs = [held[int(i)] for i in part]
+                    for numbers in passes(sides[:, part].ravel()):
+                        collate_sides(pairs, numbers, 0)
 
         work[size] = steps
     return {size: seconds / STEPS for size, seconds in in_turns(work, rounds).items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: there is a worker for each core
 from tests import tiny
 
 LONGEST = ("test_processes.py", "test_processes_errors.py", "test_deepspeed_engine.py")

@@ -138,8 +138,8 @@ def test_a_skipped_step_is_recorded_and_the_others_go_on(
 def test_more_than_ten_skips_in_a_row_stop(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
     real = RewardTrainer.forward
 
-    def forward(self, given):
-        figures = real(self, given)
+    def forward(self, *given):
+        figures = real(self, *given)
         return {**figures, "loss": figures["loss"] * math.nan}
 
     monkeypatch.setattr(RewardTrainer, "forward", forward)
