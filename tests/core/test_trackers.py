@@ -118,7 +118,9 @@ def test_wandb_goes_on_in_the_same_run_without_a_step_twice(tmp_path: Path, monk
     work(folder, made, RM, "resume", range(4, 8))
     work(folder, made, PPO, "start", range(0, 2))
     wandb.teardown()  # as at the end of a process: its service writes what it still holds
-    first, resumed, other = wandb_runs(folder)
+    # folders are named by the second, which several may share
+    in_order = sorted(wandb_runs(folder), key=lambda p: (p["run"][3], p["lines"][0]["_step"]))
+    other, first, resumed = in_order  # train-ppo comes before train-rm
     steps = [[line["_step"] for line in part["lines"]] for part in (first, resumed, other)]
     assert steps == [[1, 2, 3, 4, 5], [6, 7], [0, 1]]
     assert [line["loss"] for line in first["lines"] + resumed["lines"]] == [1, 2, 3, 4, 5, 6.5, 7.5]

@@ -189,7 +189,7 @@ class RewardModelConfig:
     batch_size: int = 128
     """Pairs per optimizer step, over all ranks."""
     micro_batch_size: int = 8
-    """Pairs per forward pass on one device, at most: fewer where that spares padding."""
+    """Pairs per backward pass on one device; their sides go forward in parts that spare padding."""
     learning_rate: float = 1e-6
     """Peak learning rate."""
     aggregate: Aggregate = "mean"
