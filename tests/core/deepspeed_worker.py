@@ -57,11 +57,13 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
         parts = distributed.share(micro_batches(lengths, np.arange(8), 2))
         total = torch.zeros(2)
         for turn, (part, _) in enumerate(parts, 1):
-            batch = collate_sequences([prompts[i] for i in part], [responses[i] for i in part], 0)
-            logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
-            values = critic(token_values, batch, before=True)
-            error = (values - 1).square() * batch.response_mask
-            pair = -logprobs.sum() / 64, error.sum() / 64
+            found = []
+            for row in part:  # a pass each, and one backward pass through all
+                batch = collate_sequences([prompts[row]], [responses[row]], 0)
+                logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
+                values = critic(token_values, batch, before=True)
+                found.append((-logprobs.sum() / 64, (values - 1).square().sum() / 64))
+            pair = [sum(losses) for losses in zip(*found, strict=True)]
             last = turn == len(parts)
             actor.backward(pair[0], last=last)
             spoilt = number == 2 and last and distributed.is_first()
