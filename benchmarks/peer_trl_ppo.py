@@ -10,7 +10,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Train some iterations; prints the seconds of each and the mean length of what was sampled."""
+    """Train some iterations; prints the seconds of each."""
     case = json.loads(sys.argv[1])
     import torch
     from datasets import Dataset
