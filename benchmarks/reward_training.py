@@ -43,12 +43,12 @@ PEERS: dict[str, dict[str, Any]] = {
     },
 }
 OURS = {
-    "denserl, bandit": ("bandit", "float32"),
-    "denserl, segment, first run": ("segment", "float32"),
-    "denserl, segment, segments kept": ("segment", "float32"),
-    "denserl, bandit, bfloat16": ("bandit", "bfloat16"),
-    "denserl, segment, bfloat16, first run": ("segment", "bfloat16"),
-    "denserl, segment, bfloat16, segments kept": ("segment", "bfloat16"),
+    "denserl, bandit": ("bandit", "float32", False),
+    "denserl, segment, first run": ("segment", "float32", False),
+    "denserl, segment, segments kept": ("segment", "float32", True),
+    "denserl, bandit, bfloat16": ("bandit", "bfloat16", False),
+    "denserl, segment, bfloat16, first run": ("segment", "bfloat16", False),
+    "denserl, segment, bfloat16, segments kept": ("segment", "bfloat16", True),
 }
 
 
@@ -81,7 +81,6 @@ def main() -> None:
     make_data(asked)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in asked.only}
     for turn in range(asked.rounds):
-        shutil.rmtree(asked.out / "cache" / "segments", ignore_errors=True)
         for name, rounds in found.items():
             rounds.append(peer(asked, PEERS[name]) if name in PEERS else own(asked, *OURS[name]))
             print(name, rounds[-1], file=sys.stderr, flush=True)
@@ -130,8 +129,13 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     return {"tokens_per_second": tokens / seconds, "real": real}
 
 
-def own(asked: argparse.Namespace, granularity: str, dtype: str) -> dict[str, Any]:
-    """Denserl's tokens and seconds, through the command."""
+def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> dict[str, Any]:
+    """Denserl's tokens and seconds, through the command. kept: the segments of an earlier run."""
+    cache = asked.out / f"cache-{dtype}"
+    if not kept:
+        shutil.rmtree(cache / "segments", ignore_errors=True)
+    elif not (cache / "segments").exists():
+        own(asked, granularity, dtype, kept=False)
     recipe, run = asked.out / f"{granularity}.yaml", asked.out / f"run-{granularity}"
     cutoff = {"cutoff": 5.0} if granularity == "segment" else {}
     settings = {
@@ -158,7 +162,7 @@ def own(asked: argparse.Namespace, granularity: str, dtype: str) -> dict[str, An
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "denserl_cli.app", "train-rm", "--recipe", str(recipe)]
-    environment = {**os.environ, "DENSERL_CACHE": str(asked.out / "cache")}
+    environment = {**os.environ, "DENSERL_CACHE": str(cache)}
     subprocess.run([*command, "--out", str(run)], check=True, capture_output=True, env=environment)
     steps = [json.loads(line) for line in _lines(run / "metrics.jsonl")][WARMUP:]
     seconds = sum(step["seconds"] for step in steps)

@@ -1,4 +1,4 @@
-"""What encoded data follow from, in short: files, settings, tokenizers, chat formats, code."""
+"""What encoded data and segments follow from, in short: files, settings, formats, models, code."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ from denserl_cli.core.reward_model import (
     token_values,
 )
 from denserl_cli.core.scoring import Scorer
-from denserl_cli.core.segment_cache import SegmentCache, file_of, response_lengths
+from denserl_cli.core.segment_cache import open_cache
 from denserl_cli.core.stopping import stop_requested
 from denserl_cli.core.text import segment_values
 from denserl_cli.core.tracking import throughput
@@ -152,10 +152,8 @@ class RewardTrainer:
             recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
         )
         spread(self.scorer, recipe, self.settings.engine)
-        self.segments: SegmentCache | None = None
-        kept = file_of(rows, recipe) if reference is not None else None
-        if kept is not None:
-            self.segments = SegmentCache(self.scorer, response_lengths(rows), kept, observer)
+        asks = reference is not None
+        self.segments = open_cache(rows, recipe, self.scorer, observer) if asks else None
         self.guard = NonFiniteGuard(STAGE, run, observer)
         self.evaluated: dict[str, Any] = {}
         self.evaluation_ends: list[Tensor] = []
@@ -248,7 +246,8 @@ class RewardTrainer:
         parts = micro_batches(sides, np.arange(len(sides)), 4 * self.settings.micro_batch_size)
         self.observer.begin("evaluate", total=len(sides))
         model.eval()
-        scores, segments = torch.zeros(2, len(sides), device=device())
+        found = torch.zeros(2, len(sides), device=device())
+        scores, segments = found
         for turn, (part, counts) in enumerate(share(parts)):
             batch = collate_sides(self.evaluation, part, self.pad_id, device())
             if turn == len(self.evaluation_ends):  # the same batches every time
@@ -260,7 +259,7 @@ class RewardTrainer:
             self.observer.advance(len(part) * world_size())
         model.train()
         self.observer.end()
-        sum_over_ranks(scores), sum_over_ranks(segments)
+        sum_over_ranks(found)
         figures = preference_figures(scores, segments, margins(self.evaluation, device()))
         named = _named(list(figures), torch.stack(list(figures.values())))
         chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)

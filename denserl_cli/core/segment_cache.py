@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core import cache, identity
-from denserl_cli.core.distributed import any_rank
+from denserl_cli.core.distributed import any_rank, from_first_rank, is_first
 from denserl_cli.core.encoded import PairRows, pair_lengths
 
 if TYPE_CHECKING:
@@ -112,11 +112,22 @@ def _checksum(bits: bytes) -> bytes:
     return zlib.crc32(bits).to_bytes(_CHECKSUM, "little")
 
 
-def file_of(rows: PairRows, recipe: Recipe) -> Path | None:
-    """Where the segments of the rows that train a recipe's reward model are kept.
+def open_cache(
+    rows: PairRows, recipe: Recipe, scorer: Scorer, observer: Observer
+) -> SegmentCache | None:
+    """The cache of the pairs that train a recipe's reward model.
 
-    None where nothing tells the reference from another one of its name.
+    None where nothing tells the reference from another one of its name. The first process decides
+    for all, or some would wait for the others in vain.
     """
+    key = from_first_rank(_key(rows, recipe) if is_first() else None)
+    if key is None:
+        return None
+    responses = pair_lengths(rows)[:, 1:].T.ravel()  # numbered as by `collate_sides`
+    return SegmentCache(scorer, responses, cache.folder() / "segments" / key, observer)
+
+
+def _key(rows: PairRows, recipe: Recipe) -> str | None:
     training = recipe.reward_model
     reference = identity.of_model(recipe.model.path, recipe.model.revision)
     if reference is None:
@@ -131,9 +142,4 @@ def file_of(rows: PairRows, recipe: Recipe) -> Path | None:
         "engine": asdict(training.engine),
         **identity.of_segmenting(),
     }
-    return cache.folder() / "segments" / identity.of_settings(follows_from)
-
-
-def response_lengths(rows: PairRows) -> np.ndarray:
-    """Tokens of the 2N responses of N pairs: (2N,), chosen ones first."""
-    return pair_lengths(rows)[:, 1:].T.ravel()
+    return identity.of_settings(follows_from)

@@ -377,7 +377,7 @@ def test_the_reference_reads_each_response_once_over_all_runs(
     before = kept.read_bytes()
 
     def refused(*_: Any) -> None:
-        raise AssertionError("the reference was asked")
+        raise AssertionError("a response was not known")
 
     with monkeypatch.context() as patch:
         patch.setattr(SegmentCache, "_write", refused)

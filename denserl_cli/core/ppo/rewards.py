@@ -139,9 +139,8 @@ def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divi
     """Give every token its segment's reward, over the segment's length if `divide`. (B, T)."""
     ids = segment_ids(ends, response_mask)
     inside = ids >= 0
-    index = ids.clamp_(
-        min=0
-    )  # row k of a table of at most T segments; outsiders add 0 to the first
+    # row k of a table of at most T segments; outsiders add 0 to the first
+    index = ids.clamp_(min=0)
     table = torch.zeros_like(rewards).scatter_add_(1, index, rewards)
     if divide:
         lengths = torch.zeros_like(rewards).scatter_add_(1, index, inside.to(rewards.dtype))
