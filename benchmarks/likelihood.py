@@ -5,7 +5,7 @@
 Forward and backward over random hidden states. The full-logit way is what everybody writes:
 log_softmax, exp, sum, gather over all logits at once, in float32. The bare products are those that
 nobody can do without (forward one; backward the same again, and one for each gradient), taken in
-chunks of the streamed way's size with reused buffers. Times are medians of rounds in which the ways
+tiles of the streamed way's size with reused buffers. Times are medians of rounds in which the ways
 take turns in one process, over fewer tokens. Memory is measured in a process for each case: the
 highest resident set, above that of the inputs and, with a trained head, of its gradient. Prints a
 Markdown table.
@@ -117,16 +117,22 @@ def full_logits(states: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor
 def bare_products(states: Tensor, weight: Tensor, backward: bool, trained: bool) -> None:
     """The matrix products alone."""
     states, weight = states.float(), weight.float()
-    size = max(1, likelihood.CHUNK_BYTES // (4 * len(weight)))
-    buffer = torch.empty(min(size, len(states)), len(weight))
+    tokens = min(likelihood.TILE_TOKENS, len(states))
+    width = likelihood.TILE_BYTES // (4 * max(tokens, weight.shape[1]))
+    buffer = torch.empty(tokens * width)
+    grad_states = torch.zeros_like(states)
     grad_weight = torch.zeros_like(weight) if backward and trained else None
     for turn in range(1 + backward):
-        for part in states.split(size):
-            logits = torch.mm(part, weight.T, out=buffer[: len(part)])
-            if turn:
-                logits @ weight
-                if grad_weight is not None:
-                    grad_weight.addmm_(logits.T, part)
+        for start in range(0, len(states), tokens):
+            part = states[start : start + tokens]
+            for first in range(0, len(weight), width):
+                block = weight[first : first + width]
+                logits = buffer[: len(part) * len(block)].view(len(part), len(block))
+                torch.mm(part, block.T, out=logits)
+                if turn:
+                    grad_states[start : start + tokens].addmm_(logits, block)
+                    if grad_weight is not None:
+                        grad_weight[first : first + width].addmm_(logits.T, part)
 
 
 def seconds(work: Callable[[], None]) -> float:

@@ -125,7 +125,7 @@ def work(stage: str, engine: str, shape: str, checkpointing: bool) -> None:
 def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[str, float]:
     """What the plan says of the case."""
     from denserl_cli.core import memory, phases, planning
-    from denserl_cli.core.likelihood import CHUNK_BYTES
+    from denserl_cli.core.likelihood import TILE_BYTES
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.shapes import config_shape
 
@@ -136,7 +136,7 @@ def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[st
         zero_stage=how.zero_stage,
         compute=4 if how.dtype == "float32" else 2,
         checkpointing=checkpointing,
-        chunk=CHUNK_BYTES,
+        tile=TILE_BYTES,
         on_cpu=True,
         shard_frozen=how.sharded,
     )

@@ -1,24 +1,27 @@
 """Log-probability and entropy streamed from hidden states: no (N, V) tensor is ever made.
 
-Chunk by chunk the logits are computed in float32 (bfloat16 logits err by up to 0.05 nat), reduced
-and overwritten; the backward pass computes them again. What is kept is two numbers per token.
+Tile by tile, some tokens by some of the vocabulary, the logits are computed in float32 (bfloat16
+logits err by up to 0.05 nat), reduced and overwritten while they are in the cache, relative to the
+highest logit so far; the backward pass computes them again. What is kept is two numbers per token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 32 * 2**20
-"""Size of one chunk of logits; two such buffers are in use at a time."""
-CUDA_CHUNK_BYTES = 256 * 2**20
-"""The same on CUDA, where each chunk reads the whole weight: fewer, larger chunks."""
-BLOCK_BYTES = 4 * 2**20
-"""Size of one upcast block of the weight: small enough for the cache and to be reused by malloc."""
+TILE_TOKENS = 512
+"""Tokens in a tile of logits: each reads the whole weight, so that few are slow."""
+TILE_BYTES = 4 * 2**20
+"""Most bytes of a tile, and of its block of the weight: two tiles and a block fit into a cache."""
+CUDA_TILE_TOKENS = 4096
+"""The same on CUDA, where every operation on a tile costs a kernel launch: few, large tiles."""
+CUDA_TILE_BYTES = 256 * 2**20
+"""The same on CUDA."""
 _LOWEST = -1000.0
 """Log-probabilities are raised to this before p log p: exp is 0 below, and 0 * inf is not."""
 
@@ -53,22 +56,30 @@ class _StreamedLikelihood(torch.autograd.Function):
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
         head = _Head(hidden, weight, temperature)
-        logsumexp = torch.empty(len(hidden), dtype=head.dtype, device=hidden.device)
-        logprob = torch.empty_like(logsumexp)
-        entropy = torch.empty_like(logsumexp) if with_entropy else None
-        for rows, logits, scratch in head.chunks(hidden):
-            peak = logits.amax(1, keepdim=True)
-            shifted = logits.sub_(peak)
-            target = shifted.gather(1, targets[rows, None])[:, 0]
-            weights = torch.exp(shifted, out=scratch)
-            total = weights.sum(1)
-            log_total = total.log()
-            logprob[rows] = target - log_total
-            logsumexp[rows] = peak[:, 0] + log_total
-            if entropy is not None:
-                # H = log Z - sum_j p_j z_j
-                finite = shifted.clamp_(min=_LOWEST)
-                entropy[rows] = log_total - finite.mul_(weights).sum(1) / total
+        # with m the highest logit so far: sum_j e^(z_j - m) and sum_j e^(z_j - m) (z_j - m)
+        total = torch.zeros(len(hidden), 1, dtype=head.dtype, device=hidden.device)
+        moment, target = torch.zeros_like(total), torch.zeros_like(total)
+        peak = torch.full_like(total, torch.finfo(head.dtype).min)
+        for tile in head.tiles():
+            rows, logits = tile.rows, tile.logits
+            place, inside = tile.find(targets)
+            target[rows] = torch.where(inside, logits.gather(1, place), target[rows])
+            higher = torch.maximum(peak[rows], logits.amax(1, keepdim=True))
+            drop = (peak[rows] - higher).clamp_(min=_LOWEST)
+            shrink = drop.exp()
+            peak[rows] = higher
+            shifted = logits.sub_(higher)
+            weights = torch.exp(shifted, out=tile.scratch)
+            if with_entropy:
+                moment[rows] = (moment[rows] + total[rows] * drop) * shrink
+                shifted.clamp_(min=_LOWEST).mul_(weights)
+                moment[rows] += shifted.sum(1, keepdim=True)
+            total[rows] = total[rows] * shrink + weights.sum(1, keepdim=True)
+        log_total = total.log()
+        logsumexp = (peak + log_total)[:, 0]
+        logprob = (target - peak - log_total)[:, 0]
+        # H = log Z - sum_j p_j z_j
+        entropy = (log_total - moment / total)[:, 0] if with_entropy else None
         ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
         ctx.temperature, ctx.operand = temperature, head.operand
         ctx.set_materialize_grads(False)
@@ -81,36 +92,58 @@ class _StreamedLikelihood(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, targets, logsumexp, entropy = ctx.saved_tensors
         head = _Head(hidden, weight, ctx.temperature, ctx.operand)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, dtype=head.dtype, device=weight.device)
         if grad_logprob is None:
             grad_logprob = torch.zeros_like(logsumexp)
-        grad_logprob = grad_logprob / ctx.temperature
+        # d logprob / dz_j = [j = target] - p_j;  dH / dz_j = -p_j (log p_j + H)
+        on_target = grad_logprob[:, None] / ctx.temperature
+        on_all, slope = -on_target, None
         if grad_entropy is not None:
-            grad_entropy = grad_entropy / ctx.temperature
-        for rows, logits, scratch in head.chunks(hidden):
-            log_p = logits.sub_(logsumexp[rows, None])
-            p = torch.exp(log_p, out=scratch)
-            # d logprob / dz_j = [j = target] - p_j;  dH / dz_j = -p_j (log p_j + H)
-            grad_z = p.neg_()
-            on_target = grad_logprob[rows, None]
-            if grad_entropy is None:
-                grad_z.mul_(on_target)
+            slope = -grad_entropy[:, None] / ctx.temperature
+            on_all = on_all + slope * entropy[:, None]
+        grad_hidden = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = torch.zeros(hidden.shape, dtype=head.dtype, device=hidden.device)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight)
+            block = torch.empty(head.width, weight.shape[1], dtype=head.dtype, device=hidden.device)
+        for tile in head.tiles():
+            rows = tile.rows
+            log_p = tile.logits.sub_(logsumexp[rows, None])
+            grad_z = torch.exp(log_p, out=tile.scratch)
+            if slope is None:
+                grad_z.mul_(on_all[rows])
             else:
-                slope = (
-                    log_p.clamp_(min=_LOWEST)
-                    .add_(entropy[rows, None])
-                    .mul_(grad_entropy[rows, None])
-                )
-                grad_z.mul_(slope.add_(on_target))
-            grad_z.scatter_add_(1, targets[rows, None], on_target)
-            grad_states = None if grad_hidden is None else grad_hidden[rows]
-            head.backward(grad_z, hidden[rows], grad_states, grad_weight)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
+                grad_z.mul_(log_p.clamp_(min=_LOWEST).mul_(slope[rows]).add_(on_all[rows]))
+            place, inside = tile.find(targets)
+            grad_z.scatter_add_(1, place, on_target[rows] * inside)
+            grad_z = grad_z.to(head.operand)
+            if grad_hidden is not None:
+                head.multiply(grad_z, tile.weight, grad_hidden[rows], add=True)
+            if grad_weight is not None:  # summed over the tokens before it is rounded
+                part = block[: len(tile.weight)]
+                head.multiply(grad_z.t(), tile.states, part, add=rows.start > 0)
+                if rows.stop >= len(hidden):
+                    grad_weight[tile.columns] = part
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+class _Tile(NamedTuple):
+    """Logits (n, k) of the n tokens in `rows` for the k of the vocabulary in `columns`."""
+
+    rows: slice
+    columns: slice
+    states: Tensor  # (n, H), in the operands' type
+    weight: Tensor  # (k, H), in the operands' type
+    logits: Tensor
+    scratch: Tensor  # as large as the logits
+
+    def find(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Each target's column, (n, 1), anywhere where it is outside; and whether it is inside."""
+        place = targets[self.rows, None] - self.columns.start
+        width = self.logits.shape[1]
+        return place.clamp(0, width - 1), (place >= 0) & (place < width)
 
 
 class _Head:
@@ -126,64 +159,39 @@ class _Head:
         cuda = hidden.device.type == "cuda"
         promoted = torch.promote_types(hidden.dtype, weight.dtype)
         self.dtype = torch.promote_types(promoted, torch.float32)
-        self.temperature = temperature
         self.operand = operand or (_cuda_operand(promoted) if cuda else self.dtype)
-        self.weight = weight.to(self.operand) if cuda else weight
-        self.chunk_bytes = CUDA_CHUNK_BYTES if cuda else CHUNK_BYTES
+        self.states, self.weight = hidden.to(self.operand), weight
+        self.temperature = temperature
+        tokens, size = (CUDA_TILE_TOKENS, CUDA_TILE_BYTES) if cuda else (TILE_TOKENS, TILE_BYTES)
+        self.tokens = max(1, min(tokens, len(hidden)))
+        widest = size // (self.dtype.itemsize * max(self.tokens, weight.shape[1]))
+        self.width = max(1, min(widest, len(weight)))
 
-    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield row slices with their tempered logits and a scratch buffer, both (rows, V)."""
-        count, vocabulary = len(hidden), len(self.weight)
-        size = max(1, min(count, self.chunk_bytes // (vocabulary * self.dtype.itemsize)))
-        buffer = torch.empty(size, vocabulary, dtype=self.dtype, device=hidden.device)
-        spare = torch.empty_like(buffer)
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            states = hidden[rows].to(self.operand)
-            logits, scratch = buffer[: len(states)], spare[: len(states)]
-            for columns, block in self._blocks():
-                self._multiply(states, block.t(), logits[:, columns], add=False)
-            if self.temperature != 1:
-                logits.div_(self.temperature)
-            yield rows, logits, scratch
+    def tiles(self) -> Iterator[_Tile]:
+        """Yield the tempered logits, all tokens for one block of the vocabulary after another."""
+        size = self.tokens * self.width
+        buffers = torch.empty(2, size, dtype=self.dtype, device=self.states.device)
+        for start in range(0, len(self.weight), self.width):
+            columns = slice(start, start + self.width)
+            weight = self.weight[columns].to(self.operand)
+            for first in range(0, len(self.states), self.tokens):
+                rows = slice(first, first + self.tokens)
+                states = self.states[rows]
+                n, k = len(states), len(weight)
+                logits, scratch = (buffer[: n * k].view(n, k) for buffer in buffers)
+                self.multiply(states, weight.t(), logits, add=False)
+                if self.temperature != 1:
+                    logits.div_(self.temperature)
+                yield _Tile(rows, columns, states, weight, logits, scratch)
 
-    def backward(
-        self,
-        grad_logits: Tensor,
-        states: Tensor,
-        grad_states: Tensor | None,
-        grad_weight: Tensor | None,
-    ) -> None:
-        """Write the gradient of a chunk's hidden states and add that of the weight, in place."""
-        grad_logits, states = grad_logits.to(self.operand), states.to(self.operand)
-        if grad_states is not None:
-            total = torch.zeros(states.shape, dtype=self.dtype, device=states.device)
-            for columns, block in self._blocks():
-                self._multiply(grad_logits[:, columns], block, total, add=True)
-            grad_states.copy_(total)
-        if grad_weight is not None:
-            self._multiply(grad_logits.t(), states, grad_weight, add=True)
-
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the weight in the operands' type, upcast one block of the vocabulary at a time."""
-        if self.weight.dtype == self.operand:
-            yield slice(None), self.weight
-            return
-        size = max(1, BLOCK_BYTES // (self.weight.shape[1] * self.operand.itemsize))
-        for start in range(0, len(self.weight), size):
-            columns = slice(start, start + size)
-            yield columns, self.weight[columns].to(self.operand)
-
-    def _multiply(self, left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
-        """Store left @ right in `out`, or add it; autocast leaves in-place products alone."""
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
+        """Store left @ right in `out`, or add it; autocast leaves products with `out` alone."""
         if self.operand == self.dtype:
             out.addmm_(left, right, beta=int(add))
-            return
-        product = torch.mm(left, right, out_dtype=self.dtype)  # CUDA: half operands, float32 result
-        if add:
-            out.add_(product)
+        elif add:  # CUDA: half operands, float32 result
+            out.add_(torch.mm(left, right, out_dtype=self.dtype))
         else:
-            out.copy_(product)
+            torch.mm(left, right, out_dtype=self.dtype, out=out)
 
 
 def _cuda_operand(promoted: torch.dtype) -> torch.dtype:

@@ -41,7 +41,7 @@ class Setting:
     """How a stage is spread; zero_stage 0 is plain torch in one process.
 
     bucket: weights whose gradients are reduced together. live: weights that ZeRO 3 keeps gathered;
-    prefetch: those it fetches together. chunk: bytes of one buffer of logits. on_cpu: CPU
+    prefetch: those it fetches together. tile: bytes of one tile of logits. on_cpu: CPU
     processes, which hold what they touch of a buffer and need no allowance.
     """
 
@@ -58,7 +58,7 @@ class Setting:
     bucket: int = 500_000_000
     live: int = 1_000_000_000
     prefetch: int = 50_000_000
-    chunk: int = 256 * 2**20
+    tile: int = 256 * 2**20
     on_cpu: bool = False
 
     @property
@@ -222,16 +222,16 @@ def likelihood(
 ) -> Bytes:
     """The streamed likelihood of so many response tokens (core/likelihood.py).
 
-    Two buffers of logits of `chunk` bytes and the states, w·H a token; with gradients the states'
-    gradient too and, where the head itself is trained, its gradient 4·V·H and a copy in the
-    compute type.
+    Two tiles of logits of `tile` bytes and the states, w·H a token; with gradients the states'
+    gradient too, which is summed in float32, and, where the head itself is trained, its gradient,
+    V·H in the weights' type.
     """
     w = setting.compute
     wanted = FLOAT * shape.vocabulary * tokens
-    size = 2 * min(max(setting.chunk, FLOAT * shape.vocabulary), wanted)
-    size += tokens * w * shape.hidden * (2 if trained else 1)
+    size = 2 * min(setting.tile, wanted)
+    size += tokens * shape.hidden * (w + (w + FLOAT) * trained)
     if trained and head:
-        size += shape.embedding * (FLOAT + (w if w < FLOAT else 0))
+        size += shape.embedding * (FLOAT if setting.autocast else w)
     return {"likelihood": size}
 
 

@@ -25,15 +25,16 @@ def case(count=13, vocabulary=37, width=8, dtype=torch.float32, seed=0):
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
-    """Five rows a chunk at V = 37, and blocks of 23 vocabulary rows at H = 8."""
-    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 5 * 37 * 4)
-    monkeypatch.setattr(likelihood, "BLOCK_BYTES", 23 * 8 * 4)
+def small_tiles(monkeypatch):
+    """Tiles of five tokens by eleven of the vocabulary at H = 8 in float32; none divides evenly."""
+    for device in ("", "CUDA_"):
+        monkeypatch.setattr(likelihood, f"{device}TILE_TOKENS", 5)
+        monkeypatch.setattr(likelihood, f"{device}TILE_BYTES", 11 * 8 * 4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_and_gradients_equal_the_full_logits(small_chunks, dtype, temperature):
+def test_values_and_gradients_equal_the_full_logits(small_tiles, dtype, temperature):
     hidden, weight, targets = case(dtype=dtype)
     logprob, entropy = logprob_and_entropy(hidden, weight, targets, temperature=temperature)
     assert logprob.dtype == entropy.dtype == torch.float32
@@ -51,7 +52,7 @@ def test_values_and_gradients_equal_the_full_logits(small_chunks, dtype, tempera
         torch.testing.assert_close(ours, theirs, rtol=rounding, atol=3e-5)
 
 
-def test_gradcheck_in_float64(small_chunks):
+def test_gradcheck_in_float64(small_tiles):
     hidden, weight, targets = case(dtype=torch.float64)
 
     def run(hidden, weight):
@@ -61,7 +62,7 @@ def test_gradcheck_in_float64(small_chunks):
 
 
 @pytest.mark.parametrize("output", [0, 1])
-def test_each_output_is_differentiable_alone(small_chunks, output):
+def test_each_output_is_differentiable_alone(small_tiles, output):
     hidden, weight, targets = case()
     inputs = (hidden, weight)
     ours = torch.autograd.grad(logprob_and_entropy(hidden, weight, targets)[output].sum(), inputs)
@@ -87,18 +88,23 @@ def test_no_tokens():
     assert not weight.grad.any()
 
 
-def test_impossible_and_very_unlikely_tokens_add_nothing_to_the_entropy():
+@pytest.fixture(params=[4, 2**20], ids=["a tile for each token", "one tile"])
+def tile_bytes(request, monkeypatch):
+    monkeypatch.setattr(likelihood, "TILE_BYTES", request.param)
+
+
+def test_impossible_and_very_unlikely_tokens_add_nothing_to_the_entropy(tile_bytes):
     hidden = torch.ones(1, 1)
-    weight = torch.tensor([[0.0], [0.0], [-torch.inf], [-1e30]])
-    logprob, entropy = logprob_and_entropy(hidden, weight, torch.tensor([1]))
+    weight = torch.tensor([[-torch.inf], [-1e30], [0.0], [-torch.inf], [0.0], [-1e30]])
+    logprob, entropy = logprob_and_entropy(hidden, weight, torch.tensor([4]))
     assert logprob.item() == pytest.approx(-0.6931472)
     assert entropy.item() == pytest.approx(0.6931472)
 
 
-def test_gradient_beside_very_unlikely_tokens_is_finite():
+def test_gradient_beside_very_unlikely_tokens_is_finite(tile_bytes):
     hidden = torch.ones(1, 1, requires_grad=True)
-    weight = torch.tensor([[0.0], [1.0], [-1e30]])
-    _, entropy = logprob_and_entropy(hidden, weight, torch.tensor([1]))
+    weight = torch.tensor([[-1e30], [0.0], [1.0], [-1e30]])
+    _, entropy = logprob_and_entropy(hidden, weight, torch.tensor([2]))
     (1e20 * entropy).backward()
     # Two tokens, z = (0, h): dH/dh = -h p (1 - p) with p = sigmoid(h), here at h = 1.
     assert hidden.grad.item() == pytest.approx(-1e20 * 0.1966119, rel=1e-5)
@@ -158,27 +164,29 @@ def test_a_vocabulary_of_120_000_never_makes_a_large_tensor(dtype):
     assert weight.grad is None
 
 
-def test_half_products_with_float32_results_as_on_cuda(small_chunks, monkeypatch):
+def test_half_products_with_float32_results_as_on_cuda(small_tiles, monkeypatch):
     """The CUDA path's bookkeeping, with a stand-in for its mixed-type product."""
 
-    def mixed(left, right, out_dtype):
+    def mixed(left, right, out_dtype, out=None):
         assert left.dtype == right.dtype == torch.bfloat16
-        return left.to(out_dtype) @ right.to(out_dtype)
+        product = left.to(out_dtype) @ right.to(out_dtype)
+        return product if out is None else out.copy_(product)
 
     hidden, weight, _ = case(dtype=torch.bfloat16)
     monkeypatch.setattr(torch, "mm", mixed)
     head = likelihood._Head(hidden, weight, 1.0, operand=torch.bfloat16)
     with torch.no_grad():
-        logits = torch.cat([chunk.clone() for _, chunk, _ in head.chunks(hidden)])
         expected = hidden.float() @ weight.float().T
+        logits, grad_weight = torch.empty_like(expected), torch.ones(weight.shape)
+        grad_states = torch.ones(hidden.shape)
+        for tile in head.tiles():
+            logits[tile.rows, tile.columns] = tile.logits
+            ones = torch.ones_like(tile.logits, dtype=torch.bfloat16)
+            head.multiply(ones, tile.weight, grad_states[tile.rows], add=True)
+            head.multiply(ones.t(), tile.states, grad_weight[tile.columns], add=True)
         torch.testing.assert_close(logits, expected)
-
-        grad_logits = torch.ones_like(logits)
-        grad_states, grad_weight = torch.empty_like(hidden), torch.ones(weight.shape)
-        head.backward(grad_logits, hidden, grad_states, grad_weight)
-        exact = (grad_logits @ weight.float()).to(torch.bfloat16)
-        torch.testing.assert_close(grad_states, exact)
-        torch.testing.assert_close(grad_weight, 1 + grad_logits.T @ hidden.float())
+        torch.testing.assert_close(grad_states, 1 + torch.ones_like(logits) @ weight.float())
+        torch.testing.assert_close(grad_weight, 1 + torch.ones_like(logits).T @ hidden.float())
 
 
 def test_cuda_multiplies_in_autocasts_type_where_it_is_on(monkeypatch):
@@ -191,9 +199,8 @@ def test_cuda_multiplies_in_autocasts_type_where_it_is_on(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_equals_cpu(monkeypatch, dtype):
+def test_cuda_equals_cpu(small_tiles, dtype):
     hidden, weight, targets = case(dtype=dtype)
-    monkeypatch.setattr(likelihood, "CUDA_CHUNK_BYTES", 5 * 37 * 4)
     here = logprob_and_entropy(hidden, weight, targets)
     there = logprob_and_entropy(hidden.cuda(), weight.cuda(), targets.cuda())
     for ours, theirs in zip(there, here, strict=True):
