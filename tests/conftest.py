@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: there is a worker for each core
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before its library: no test waits for a network
 from tests import tiny
 
 LONGEST = ("test_processes.py", "test_processes_errors.py", "test_deepspeed_engine.py")

@@ -26,7 +26,7 @@ def case(count=13, vocabulary=37, width=8, dtype=torch.float32, seed=0):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tiles of five tokens by eleven of the vocabulary at H = 8 in float32; none divides evenly."""
+    """Tiles of five tokens by at most eleven of the vocabulary at H = 8; none divides evenly."""
     for device in ("", "CUDA_"):
         monkeypatch.setattr(likelihood, f"{device}TILE_TOKENS", 5)
         monkeypatch.setattr(likelihood, f"{device}TILE_BYTES", 11 * 8 * 4)
@@ -53,7 +53,7 @@ def test_values_and_gradients_equal_the_full_logits(small_tiles, dtype, temperat
 
 
 def test_gradcheck_in_float64(small_tiles):
-    hidden, weight, targets = case(dtype=torch.float64)
+    hidden, weight, targets = case(7, 13, 3, torch.float64)
 
     def run(hidden, weight):
         return logprob_and_entropy(hidden, weight, targets, temperature=1.3)
