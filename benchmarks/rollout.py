@@ -6,8 +6,8 @@ A Llama of random weights writes responses of skewed lengths (log-normal, median
 length of its own, so that all engines write the same number of tokens) to prompts of 10 to 100
 tokens, on CUDA (bfloat16, SDPA) where there is one. `generate` has no length for each row: it cuts
 every row at the longest, and what it writes beyond does not count. Continuous batching starts its
-manager anew for each batch, as a rollout engine would whose weights change between iterations; its
-start is shown apart. Prints response tokens a second, medians of rounds in turns.
+manager anew for each batch, as a rollout engine would whose weights change between iterations.
+Prints response tokens a second, medians of rounds in turns.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     ContinuousBatchingConfig,
     GenerationConfig,
@@ -60,7 +61,6 @@ def main() -> None:
     for name, seconds in taken.items():
         ratio = taken["transformers, generate"] / seconds
         print(f"| {name} | {tokens / seconds:.0f} | {ratio:.2f} |")
-    print(f"\nstart of the continuous batching manager: {statistics.median(engines.starts):.2f} s")
 
 
 class Engines:
@@ -88,7 +88,6 @@ class Engines:
             rng.integers(3, VOCABULARY, rng.integers(10, 100)).astype(np.int32) for _ in self.limits
         ]
         self.uniform = noise([(0, row) for row in range(asked.responses)], max(self.limits))
-        self.starts: list[float] = []
 
     def denserl(self) -> float:
         """Rows that have ended leave the batch."""
@@ -100,13 +99,9 @@ class Engines:
     @torch.no_grad()
     def generate(self) -> float:
         """All rows go on to the longest."""
-        width = max(map(len, self.prompts))
-        ids = torch.zeros(len(self.prompts), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(self.prompts):
-            ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        rows = [torch.from_numpy(prompt).long() for prompt in self.prompts]
+        ids = pad_sequence(rows, batch_first=True, padding_side="left").to(self.model.device)
+        mask = (ids != 0).long()
         settings = self._settings(max(self.limits))
         return seconds(
             lambda: self.model.generate(ids, attention_mask=mask, generation_config=settings)
@@ -124,14 +119,12 @@ class Engines:
         )
 
         def run() -> None:
-            began = time.perf_counter()
             manager = self.model.continuous_batching_context_manager(
                 generation_config=self._settings(max(self.limits)),
                 continuous_batching_config=config,
                 warmup=False,
             )
             with manager as running:
-                self.starts.append(time.perf_counter() - began)
                 for prompt, limit in zip(self.prompts, self.limits, strict=True):
                     running.add_request(prompt.tolist(), max_new_tokens=limit, eos_token_id=-1)
                 written = 0

@@ -117,7 +117,8 @@ def test_known_figures_in_gibibytes():
     assert cache == 4 * 2048 * 128 * 1024 * 33 / 32
     # 12 + 4 + 2 bytes a weight on the CPU with ZeRO 2, wherever the processes are
     assert memory.offloaded(10, Setting(gpus=8, zero_stage=2, offload_optimizer=True)) == 180
-    # the head's gradient: 128,256 × 4096 in float32, its copy in bfloat16; two chunks; the states
+    # the head's gradient: 128,256 × 4096 in float32; two tiles; the states, their gradient and its
+    # sum in float32
     found = memory.likelihood(shape(LLAMA3), 2048, Setting(), trained=True, head=True)
     by_hand = 128_256 * 4096 * 4 + 2 * 256 * 2**20 + 2048 * 4096 * (2 + 2 + 4)
     assert found["likelihood"] == by_hand
