@@ -2,7 +2,7 @@
 
 Tile by tile, some tokens by some of the vocabulary, the logits are computed in float32 (bfloat16
 logits err by up to 0.05 nat), reduced and overwritten while they are in the cache, relative to the
-highest logit so far; the backward pass computes them again. What is kept is two numbers per token.
+highest logit so far; the backward pass computes them again. Three numbers per token are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUDA_TILE_TOKENS = 4096
 CUDA_TILE_BYTES = 256 * 2**20
 """The same on CUDA."""
 _LOWEST = -1000.0
-"""Log-probabilities are raised to this before p log p: exp is 0 below, and 0 * inf is not."""
+"""Shifted logits z are raised to this before e^z z: exp is 0 below, and 0 * inf is not."""
 
 
 def logprob_and_entropy(
@@ -39,8 +39,9 @@ def logprob_and_entropy(
     hidden: (N, H), the states that predict the targets. lm_head_weight: (V, H), no bias; logits are
     z = hidden @ weight.T. targets: (N,) int64. Returns (N,) log-probabilities and (N,) entropies
     (None without `with_entropy`), nats, float32 (float64 from float64 inputs). Differentiable in
-    hidden and weight, once. The logits are float32 whatever the inputs: on CUDA the products are
-    taken in the inputs' type (autocast's, where it is on), elsewhere in float32.
+    hidden and weight, once. A target outside the vocabulary has the log-probability NaN. The logits
+    are float32 whatever the inputs: on CUDA the products are taken in the inputs' type (autocast's,
+    where it is on), elsewhere in float32.
     """
     return _StreamedLikelihood.apply(hidden, lm_head_weight, targets, temperature, with_entropy)
 
@@ -58,7 +59,7 @@ class _StreamedLikelihood(torch.autograd.Function):
         head = _Head(hidden, weight, temperature)
         # with m the highest logit so far: sum_j e^(z_j - m) and sum_j e^(z_j - m) (z_j - m)
         total = torch.zeros(len(hidden), 1, dtype=head.dtype, device=hidden.device)
-        moment, target = torch.zeros_like(total), torch.zeros_like(total)
+        moment, target = torch.zeros_like(total), torch.full_like(total, torch.nan)
         peak = torch.full_like(total, torch.finfo(head.dtype).min)
         for tile in head.tiles():
             rows, logits = tile.rows, tile.logits
@@ -76,11 +77,10 @@ class _StreamedLikelihood(torch.autograd.Function):
                 moment[rows] += shifted.sum(1, keepdim=True)
             total[rows] = total[rows] * shrink + weights.sum(1, keepdim=True)
         log_total = total.log()
-        logsumexp = (peak + log_total)[:, 0]
         logprob = (target - peak - log_total)[:, 0]
         # H = log Z - sum_j p_j z_j
         entropy = (log_total - moment / total)[:, 0] if with_entropy else None
-        ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
+        ctx.save_for_backward(hidden, weight, targets, peak, total, entropy)
         ctx.temperature, ctx.operand = temperature, head.operand
         ctx.set_materialize_grads(False)
         return logprob, entropy
@@ -90,16 +90,17 @@ class _StreamedLikelihood(torch.autograd.Function):
     def backward(
         ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, targets, logsumexp, entropy = ctx.saved_tensors
+        hidden, weight, targets, peak, total, entropy = ctx.saved_tensors
         head = _Head(hidden, weight, ctx.temperature, ctx.operand)
         if grad_logprob is None:
-            grad_logprob = torch.zeros_like(logsumexp)
+            grad_logprob = torch.zeros_like(total[:, 0])
         # d logprob / dz_j = [j = target] - p_j;  dH / dz_j = -p_j (log p_j + H)
+        # with p_j = e^(z_j - m) / total, log p_j = z_j - m - log total
         on_target = grad_logprob[:, None] / ctx.temperature
-        on_all, slope = -on_target, None
+        on_all, slope = -on_target / total, None
         if grad_entropy is not None:
-            slope = -grad_entropy[:, None] / ctx.temperature
-            on_all = on_all + slope * entropy[:, None]
+            slope = -grad_entropy[:, None] / ctx.temperature / total
+            on_all = on_all + slope * (entropy[:, None] - total.log())
         grad_hidden = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_hidden = torch.zeros(hidden.shape, dtype=head.dtype, device=hidden.device)
@@ -108,12 +109,12 @@ class _StreamedLikelihood(torch.autograd.Function):
             block = torch.empty(head.width, weight.shape[1], dtype=head.dtype, device=hidden.device)
         for tile in head.tiles():
             rows = tile.rows
-            log_p = tile.logits.sub_(logsumexp[rows, None])
-            grad_z = torch.exp(log_p, out=tile.scratch)
+            shifted = tile.logits.sub_(peak[rows])
+            grad_z = torch.exp(shifted, out=tile.scratch)
             if slope is None:
                 grad_z.mul_(on_all[rows])
             else:
-                grad_z.mul_(log_p.clamp_(min=_LOWEST).mul_(slope[rows]).add_(on_all[rows]))
+                grad_z.mul_(shifted.clamp_(min=_LOWEST).mul_(slope[rows]).add_(on_all[rows]))
             place, inside = tile.find(targets)
             grad_z.scatter_add_(1, place, on_target[rows] * inside)
             grad_z = grad_z.to(head.operand)

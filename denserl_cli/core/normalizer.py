@@ -44,7 +44,9 @@ class LocationNormalizer:
     def __post_init__(self) -> None:
         if self.min_std is None:
             object.__setattr__(self, "min_std", 0.1 * self.b_std)
-        for name, value in asdict(self).items():
+        for name, number in asdict(self).items():
+            value = float(number)  # numpy's and torch's numbers cannot be written as JSON
+            object.__setattr__(self, name, value)
             if not math.isfinite(value):
                 raise DenserlError(f"normalizer: {name} is {value}", hint="fit it again")
             if name in ("b_std", "min_std") and value <= 0:
@@ -209,6 +211,8 @@ def _minimize_huber(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[flo
 
 def _finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
     """Return `values` as float64; DenserlError unless all are finite."""
+    if isinstance(values, Tensor):  # numpy has no bfloat16
+        values = values.detach().double().cpu().numpy()
     array = np.asarray(values, dtype=np.float64)
     bad = int(np.count_nonzero(~np.isfinite(array)))
     if bad:

@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.files import write_text
 from denserl_cli.core.policy import compute_dtype, hidden_states, load_weights
+from denserl_cli.core.precision import at_least_float32
 from denserl_cli.core.recipe.schema import SegmentationConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def aggregate_segments(
     token_values: (B, T), the reward head at every token. ends: (B, T) bool. Returns (B,), at least
     float32; a row without ends scores 0, with gradient 0. Raises DenserlError for an unknown `how`.
     """
-    values = token_values.to(torch.promote_types(token_values.dtype, torch.float32))
+    values = at_least_float32(token_values)
     if how == "last":
         ends = ends & (ends.cumsum(1) == ends.sum(1, keepdim=True))
     elif how not in ("mean", "sum"):
@@ -50,12 +51,13 @@ def preference_loss(
 ) -> Tensor:
     """Bradley-Terry loss -log σ(chosen - rejected - margin), mean over pairs (method §3).
 
-    chosen_score, rejected_score, margin: (pairs,). Returns a scalar.
+    chosen_score, rejected_score, margin: (pairs,). Returns a scalar, at least float32; 0 of no
+    pairs.
     """
-    difference = chosen_score - rejected_score
+    difference = at_least_float32(chosen_score) - rejected_score
     if margin is not None:
         difference = difference - margin
-    return -logsigmoid(difference).mean()
+    return -logsigmoid(difference).sum() / max(len(difference), 1)
 
 
 def check_finite(score: float, origin: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.precision import at_least_float32
 
 
 def segment_ends(
@@ -44,7 +45,7 @@ def segment_ends(
             f"granularity segment needs a cutoff in nats, not {cutoff}",
             hint="choose one by hand, or with `denserl segment --calibrate LENGTH`",
         )
-    return _closed(entropy > cutoff, number, closing, response_mask)
+    return _closed(at_least_float32(entropy) > cutoff, number, closing, response_mask)
 
 
 def ends_after(cuts: Tensor, response_mask: Tensor, terminated: Tensor | None = None) -> Tensor:
@@ -102,6 +103,6 @@ def token_numbers(response_mask: Tensor, terminated: Tensor | None) -> tuple[Ten
     number = response_mask.cumsum(1)
     length = number[:, -1:]
     if terminated is None:
-        terminated = torch.ones_like(length[:, 0], dtype=torch.bool)
+        terminated = response_mask.new_ones(len(response_mask))
     excluded = terminated[:, None] & (length > 1)  # a lone token is its own segment
     return number, length - excluded.long()

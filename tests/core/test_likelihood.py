@@ -211,3 +211,24 @@ def test_cuda_equals_cpu(small_tiles, dtype):
     ]
     rounding = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(*gradients, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("offset", [100.0, -1000.0])
+@pytest.mark.parametrize("output", [0, 1])
+def test_logits_far_from_0_cost_the_gradient_no_digits(small_tiles, offset, output):
+    """A normaliser rounded to the logits' size would leave probabilities that do not sum to 1."""
+    hidden, weight, targets = case()
+    ones, offsets = torch.ones(len(hidden), 1), torch.full((len(weight), 1), offset)
+    hidden = torch.cat((hidden.detach(), ones), 1).requires_grad_()
+    weight = torch.cat((weight.detach(), offsets), 1)
+    losses = (f(hidden, weight, targets)[output].sum() for f in (logprob_and_entropy, full))
+    ours, plain = (torch.autograd.grad(loss, hidden)[0] for loss in losses)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=5e-6 * abs(offset))
+
+
+def test_a_target_outside_the_vocabulary_is_no_number(small_tiles):
+    hidden, weight, targets = case()
+    targets[2], targets[7] = -100, len(weight)
+    logprob, entropy = logprob_and_entropy(hidden, weight, targets)
+    assert logprob.isnan().nonzero().flatten().tolist() == [2, 7]
+    assert entropy.isfinite().all()

@@ -101,6 +101,16 @@ def test_whole_numbers_are_numbers(tmp_path):
     assert LocationNormalizer.load(path) == LocationNormalizer(0, 0, 0.5, 2.0, 0.2)
 
 
+def test_numbers_and_samples_of_numpy_and_torch_are_taken(tmp_path):
+    made = LocationNormalizer(np.float32(0.5), 0, torch.tensor(1.0), np.float64(2))
+    made.save(tmp_path / "n.json")
+    assert LocationNormalizer.load(tmp_path / "n.json") == made
+    places, rewards = [0.5, 1.0, 0.5, 1.0], [1.0, 2.0, 3.0, 5.0]
+    halves = torch.tensor(rewards, requires_grad=True).bfloat16()
+    expected = fit_location_normalizer(places, rewards)
+    assert fit_location_normalizer(torch.tensor(places), halves) == expected
+
+
 def test_location_table_by_hand():
     # 1/3 and 333/1000 meet at 0.333; 1/5000 is raised to 0.001; 1/400 = 0.0025 rounds up, as text.
     locations = [1 / 3, 1.0, 333 / 1000, 1 / 5000, 1 / 400]

@@ -62,6 +62,10 @@ def test_preference_loss_by_hand():
     assert loss.item() == pytest.approx(0.6931472)
 
 
+def test_preference_loss_of_no_pairs_is_0():
+    assert preference_loss(torch.zeros(0), torch.zeros(0)).item() == 0
+
+
 def test_preference_loss_of_a_hopeless_pair_stays_finite():
     chosen = torch.tensor([-1e4], requires_grad=True)
     loss = preference_loss(chosen, torch.zeros(1))

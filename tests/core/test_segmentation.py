@@ -123,3 +123,17 @@ def test_calibration_refuses_what_it_cannot_do():
             calibrate_cutoff(ENTROPY, ALL, length)
     with pytest.raises(DenserlError, match="no response tokens"):
         calibrate_cutoff(ENTROPY, ~ALL, 2)
+
+
+def test_a_cutoff_is_not_rounded_to_half_precision():
+    entropy = torch.tensor([[2.0, 1.0, 0.5]]).bfloat16()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    ends = segment_ends(entropy, mask, granularity="segment", cutoff=1.9999)
+    assert ends.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("granularity", ["segment", "token", "bandit"])
+def test_a_batch_without_columns_has_no_ends(granularity):
+    nothing = torch.zeros(2, 0)
+    ends = segment_ends(nothing, nothing.bool(), granularity=granularity, cutoff=1.0)
+    assert ends.shape == segment_ids(ends, nothing.bool()).shape == (2, 0)

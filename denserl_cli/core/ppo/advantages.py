@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from denserl_cli.core.precision import at_least_float32
+
 
 def generalized_advantages(
     rewards: Tensor, values: Tensor, response_mask: Tensor, *, gamma: float, lam: float
@@ -14,14 +16,14 @@ def generalized_advantages(
     rewards, values: (B, T); the value of token j is the critic's before it, in the state in which
     j is chosen. response_mask: (B, T) bool; masked rewards and values count as 0 and the recursion
     passes through them, so that a hole has an advantage although nothing should use it. Nothing is
-    bootstrapped after the last token. Returns (advantages, returns), (B, T) each.
+    bootstrapped after the last token. Returns (advantages, returns), (B, T) each, at least float32.
     """
-    rewards = rewards.masked_fill(~response_mask, 0)
-    values = values.masked_fill(~response_mask, 0)
+    rewards = at_least_float32(rewards).masked_fill(~response_mask, 0)
+    values = at_least_float32(values).masked_fill(~response_mask, 0)
     next_values = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), dim=1)
     deltas = rewards + gamma * next_values - values
     advantages = torch.zeros_like(deltas)
-    running = torch.zeros_like(deltas[:, 0])
+    running = deltas.new_zeros(len(deltas))
     for t in reversed(range(deltas.shape[1])):
         running = deltas[:, t] + gamma * lam * running  # A_t = delta_t + gamma*lam*A_{t+1}
         advantages[:, t] = running
@@ -31,10 +33,10 @@ def generalized_advantages(
 def whiten(values: Tensor, response_mask: Tensor) -> Tensor:
     """Shift and scale to mean 0 and population std 1 over all tokens that count.
 
-    values: (B, T). response_mask: (B, T) bool. Returns (B, T), 0 where masked; a single token, or
-    values that are all the same, become 0.
+    values: (B, T). response_mask: (B, T) bool. Returns (B, T), at least float32, 0 where
+    masked; a single token, or values that are all the same, become 0.
     """
-    count = response_mask.sum().clamp(min=1)
+    values, count = at_least_float32(values), response_mask.sum().clamp(min=1)
     centred = values - values.masked_fill(~response_mask, 0).sum() / count
     centred = centred.masked_fill(~response_mask, 0)
     variance = centred.square().sum() / count

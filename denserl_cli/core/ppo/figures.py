@@ -12,8 +12,8 @@ from torch import Tensor
 
 from denserl_cli.core.ppo.rewards import (
     locations,
+    normalize,
     replace_penalized,
-    segment_rewards,
     spread_rewards,
 )
 from denserl_cli.core.reward_model import aggregate_segments
@@ -139,7 +139,7 @@ def location_figures(
     bins = ((LOCATIONS * order - 1) // count)[ends]  # ceil(LOCATIONS p) - 1, exactly
     segments = torch.bincount(bins, minlength=LOCATIONS)
     figures: dict[str, Tensor] = {"location_segments": segments}
-    rewards = segment_rewards(token_values.double(), ends, normalizer)
+    rewards = normalize(token_values.double(), ends, normalizer)
     for name, values in (("value", token_values.double()[ends]), ("reward", rewards[ends])):
         mean = torch.bincount(bins, values, LOCATIONS) / segments
         square = torch.bincount(bins, (values - mean[bins]).square(), LOCATIONS) / segments

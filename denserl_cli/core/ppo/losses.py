@@ -6,10 +6,15 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.precision import at_least_float32
 
 Reduce = Literal["sequence", "token"]
+
+_HIGHEST = 80.0
+"""Log-ratios are lowered to this: the ratio is finite, and 0 times it, in a clipped gradient, 0."""
 
 
 class LossOutput(NamedTuple):
@@ -23,10 +28,10 @@ def masked_mean(values: Tensor, mask: Tensor, reduce: Reduce) -> Tensor:
     """Mean over the tokens that count; 0, with gradient 0, where none does.
 
     values: (B, T). mask: (B, T) bool. reduce: `sequence` takes each row's mean and then the mean of
-    the rows that are not empty, `token` the mean of all tokens. Returns a scalar. Raises
-    DenserlError for an unknown reduce.
+    the rows that are not empty, `token` the mean of all tokens. Returns a scalar, at
+    least float32. Raises DenserlError for an unknown reduce.
     """
-    values = values.masked_fill(~mask, 0)
+    values = at_least_float32(values).masked_fill(~mask, 0)
     if reduce == "token":
         return values.sum() / mask.sum().clamp(min=1)
     if reduce != "sequence":
@@ -48,10 +53,11 @@ def clipped_policy_loss(
 
     All tensors (B, T), nats, response_mask bool. Metrics over all tokens: clip_fraction (share with
     |r - 1| > clip), approx_kl (KL of the old policy to the new: mean of r - 1 - log r, never
-    negative), ratio_max.
+    negative), ratio_max (0 where no token counts).
     """
     # Masked columns may hold anything: emptied first, they cannot put inf * 0 into the gradient.
-    log_ratio = (logprobs - old_logprobs).masked_fill(~response_mask, 0)
+    log_ratio = (at_least_float32(logprobs) - old_logprobs).masked_fill(~response_mask, 0)
+    log_ratio = log_ratio.clamp(max=_HIGHEST)
     advantages = advantages.masked_fill(~response_mask, 0)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -60,7 +66,7 @@ def clipped_policy_loss(
         metrics = {
             "clip_fraction": masked_mean(clipped, response_mask, "token"),
             "approx_kl": masked_mean(ratio - 1 - log_ratio, response_mask, "token"),
-            "ratio_max": ratio.max(),
+            "ratio_max": pad(ratio.masked_fill(~response_mask, 0).flatten(), (0, 1)).max(),
         }
     return LossOutput(-masked_mean(surrogate, response_mask, reduce), metrics)
 
@@ -79,7 +85,7 @@ def clipped_value_loss(
     All tensors (B, T), response_mask bool. Metric: clip_fraction (share of tokens whose value moved
     by more than `clip`).
     """
-    values = values.masked_fill(~response_mask, 0)
+    values = at_least_float32(values).masked_fill(~response_mask, 0)
     old_values = old_values.masked_fill(~response_mask, 0)
     returns = returns.masked_fill(~response_mask, 0)
     move = values - old_values

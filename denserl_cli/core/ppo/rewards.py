@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.segmentation import segment_ids
+from denserl_cli.core.precision import at_least_float32
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
@@ -36,15 +37,16 @@ def spread_rewards(
     `repeat` the whole reward, `end` gives it to the last token. Returns (B, T), at least float32,
     0 outside every segment. Raises DenserlError for an unknown interpolation or segment_total.
     """
-    values = token_values.to(torch.promote_types(token_values.dtype, torch.float32))
-    rewards = segment_rewards(values, ends, normalizer)
+    rewards = normalize(at_least_float32(token_values), ends, normalizer)
     if segment_total == "mean":
-        rewards.div_(ends.sum(1, keepdim=True).clamp(min=1))
+        rewards = rewards / ends.sum(1, keepdim=True).clamp(min=1)
     elif segment_total != "sum":
         raise DenserlError(f"unknown segment_total {segment_total!r}", hint="use sum or mean")
     if interpolation in ("even", "repeat"):
         rewards = _fill_segments(rewards, ends, response_mask, divide=interpolation == "even")
-    elif interpolation != "end":
+    elif interpolation == "end":
+        rewards = rewards.masked_fill(~ends, 0)
+    else:
         raise DenserlError(
             f"unknown interpolation {interpolation!r}", hint="use even, repeat or end"
         )
@@ -63,9 +65,9 @@ def penalize_kl(
     """Subtract kl_coef * (log π - log π_ref), k1, from every response token's reward (method §5).
 
     All tensors (B, T), nats, response_mask bool. Masked columns keep their reward; a negative
-    kl_coef counts as 0. Returns (B, T).
+    kl_coef counts as 0. Returns (B, T), at least float32.
     """
-    log_ratio = (logprobs - reference_logprobs).masked_fill(~response_mask, 0)
+    log_ratio = (at_least_float32(logprobs) - reference_logprobs).masked_fill(~response_mask, 0)
     return rewards - max(kl_coef, 0.0) * log_ratio
 
 
@@ -121,12 +123,12 @@ class AdaptiveKL:
             self.coef *= 1 + error * responses / self.horizon
 
 
-def segment_rewards(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
-    """Normalise each segment's value by its location, method §4. (B, T), 0 off the ends."""
-    if normalizer is not None:
-        location = locations(ends, values.dtype)
-        values = (values - normalizer.mean(location)) / normalizer.std(location)
-    return values.masked_fill(~ends, 0)
+def normalize(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
+    """Normalise each segment's value by its location, method §4. (B, T), of use at the ends."""
+    if normalizer is None:
+        return values
+    location = locations(ends, values.dtype)
+    return (values - normalizer.mean(location)) / normalizer.std(location)
 
 
 def locations(ends: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,13 +138,15 @@ def locations(ends: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divide: bool) -> Tensor:
-    """Give every token its segment's reward, over the segment's length if `divide`. (B, T)."""
-    ids = segment_ids(ends, response_mask)
-    inside = ids >= 0
-    # row k of a table of at most T segments; outsiders add 0 to the first
-    index = ids.clamp_(min=0)
-    table = torch.zeros_like(rewards).scatter_add_(1, index, rewards)
+    """Give every token what stands at its segment's end, over the length if `divide`. (B, T)."""
+    columns = ends.shape[1]
+    # the nearest end at or after each token, as its distance from the right; 0 where none is
+    distance = torch.arange(columns, 0, -1, dtype=torch.int32, device=ends.device)
+    inside = response_mask.int()
+    nearest = (ends * distance).flip(1).cummax(1).values.flip(1).mul_(inside)
+    end = (columns - nearest).long()
+    rewards = pad(rewards, (0, 1))  # a column of zeros for the tokens of no segment
     if divide:
-        lengths = torch.zeros_like(rewards).scatter_add_(1, index, inside.to(rewards.dtype))
-        table.div_(lengths.clamp_(min=1))
-    return table.gather(1, index).masked_fill_(~inside, 0)
+        lengths = torch.zeros_like(rewards, dtype=torch.int32).scatter_add_(1, end, inside)
+        rewards.div_(lengths.clamp_(min=1))
+    return rewards.gather(1, end)

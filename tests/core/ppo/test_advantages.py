@@ -51,3 +51,26 @@ def test_whiten_by_hand():
 def test_whiten_of_values_without_spread_is_0(tokens):
     mask = (torch.arange(3) < tokens)[None]
     assert torch.equal(whiten(torch.full((1, 3), 2.5), mask), torch.zeros(1, 3))
+
+
+def test_half_precision_is_summed_in_float32():
+    values = torch.randn(100, 1000).half()
+    mask = torch.ones_like(values, dtype=torch.bool)
+    ours = whiten(values, mask)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, whiten(values.float(), mask))
+    large = whiten(torch.tensor([[3e4, 6e4]]).half(), mask[:1, :2])
+    torch.testing.assert_close(large, torch.tensor([[-1.0, 1.0]]))
+    half = values.bfloat16()
+    for ours, plain in zip(
+        generalized_advantages(half, half, mask, gamma=1.0, lam=0.95),
+        generalized_advantages(half.float(), half.float(), mask, gamma=1.0, lam=0.95),
+        strict=True,
+    ):
+        assert torch.equal(ours, plain)
+
+
+def test_a_batch_without_columns_has_no_advantages():
+    nothing, mask = torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)
+    advantages, returns = generalized_advantages(nothing, nothing, mask, gamma=1.0, lam=0.9)
+    assert advantages.shape == returns.shape == (2, 0)

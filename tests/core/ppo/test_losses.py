@@ -103,3 +103,37 @@ def test_micro_batches_weighted_by_their_share_make_the_batch(reduce):
         loss = clipped_policy_loss(*(t[rows] for t in tensors), part, clip=0.2, reduce=reduce).loss
         parts = parts + share * loss
     torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("old", [-100.0, -math.inf])
+def test_a_ratio_that_overflows_has_the_gradient_of_a_clipped_one(old):
+    output, gradient = policy([0.0, 0.0], [old, 0.0], [1.0, 1.0])
+    assert output.loss.item() == pytest.approx(-1.1) and gradient == [0, -0.5]
+    output, gradient = policy([0.0, 0.0], [old, 0.0], [0.0, 1.0])
+    assert output.loss.item() == -0.5 and gradient == [0, -0.5]
+
+
+def test_masked_columns_have_no_ratio():
+    mask = torch.tensor([[True, False]])
+    output, _ = policy([-2.0, 0.0], [-1.0, 0.0], [1.0, 1.0], mask)
+    assert output.metrics["ratio_max"].item() == pytest.approx(math.exp(-1))
+
+
+def test_half_precision_is_summed_in_float32():
+    mask = torch.ones(2, 1000, dtype=torch.bool)
+    zeros, twelve = torch.zeros(2, 1000).half(), torch.full((2, 1000), 12.0).half()
+    for reduce in ("sequence", "token"):
+        output = clipped_value_loss(zeros, zeros, twelve, mask, clip=0.25, reduce=reduce)
+        assert output.loss.item() == 72
+    new, old, advantages = (torch.randn(2, 1000).bfloat16() for _ in range(3))
+    ours = clipped_policy_loss(new, old, advantages, mask, clip=0.2).loss
+    plain = clipped_policy_loss(new.float(), old.float(), advantages.float(), mask, clip=0.2).loss
+    assert ours == plain
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_a_batch_without_tokens_costs_nothing(shape):
+    nothing = torch.zeros(shape, requires_grad=True)
+    policy_loss = clipped_policy_loss(nothing, nothing, nothing, nothing.bool(), clip=0.2)
+    value_loss = clipped_value_loss(nothing, nothing, nothing, nothing.bool(), clip=0.2)
+    assert policy_loss.loss == value_loss.loss == policy_loss.metrics["ratio_max"] == 0

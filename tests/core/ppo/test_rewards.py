@@ -167,3 +167,29 @@ def test_without_a_target_the_coefficient_is_fixed():
     kl = AdaptiveKL(0.1)
     kl.update(100.0, 100)
     assert kl.coef == 0.1
+
+
+@pytest.mark.parametrize("interpolation", ["even", "repeat", "end"])
+def test_spreading_is_what_a_loop_over_the_tokens_does(interpolation):
+    """Masks with holes on either side, empty rows, no columns, and anything off the ends."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        columns = seed % 11
+        mask = torch.rand(6, columns, generator=generator) < (0.9 if seed % 2 else 0.4)
+        ends = mask & (torch.rand(6, columns, generator=generator) < 0.4)
+        values = torch.randn(6, columns, generator=generator).masked_fill(~ends, math.nan)
+        found = spread_rewards(values, ends, mask, interpolation=interpolation)
+        expected = torch.zeros(6, columns)
+        for row in range(6):
+            segment = []
+            for column in mask[row].nonzero().flatten().tolist():
+                segment.append(column)
+                if ends[row, column]:
+                    value = values[row, column]
+                    if interpolation == "end":
+                        segment = [column]
+                    elif interpolation == "even":
+                        value = value / len(segment)
+                    expected[row, segment] = value
+                    segment = []
+        torch.testing.assert_close(found, expected)
