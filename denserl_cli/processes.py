@@ -37,6 +37,8 @@ WORKER = "denserl_cli.worker"
 """The module that each process runs."""
 _PATIENCE = 900
 """Seconds that a machine waits for the others."""
+_TWICE = 5
+"""Seconds within which a signal that comes again is the same one."""
 _LINES = 20
 """How much of a process's own words is shown when it ended without leaving a report."""
 
@@ -316,14 +318,20 @@ def _unexplained(rank: int, failure: ProcessFailure, place: Path) -> DenserlErro
 
 @contextmanager
 def _signals_to_workers(place: Path) -> Iterator[Callable[[], int | None]]:
-    """Hand Ctrl-C and the scheduler's signals on to the processes; a second Ctrl-C kills them.
+    """Hand Ctrl-C and the scheduler's signals on to the processes; insisting kills them.
 
-    Yields a function that returns the first such signal, if there was one.
+    A second Ctrl-C insists, and so does any signal that comes a while after the first: a scheduler
+    may send its own twice at once. Yields a function that returns the first signal, if any.
     """
     asked: list[int] = []
+    first = 0.0
 
     def hand_on(number: int, _: FrameType | None) -> None:
-        how = signal.SIGKILL if asked and number == signal.SIGINT else number
+        nonlocal first
+        now = time.monotonic()
+        first = first if asked else now
+        insists = asked and (number == signal.SIGINT or now - first > _TWICE)
+        how = signal.SIGKILL if insists else number
         asked.append(number)
         write_text(place / SIGNAL, str(how))  # for those that are just starting
         for file in place.glob("worker-*.pid"):

@@ -276,6 +276,16 @@ def test_one_bad_row_stops_strict_data_and_data_with_nothing_else(
     assert "1 rows cannot be used" in message and f"1 x {reason}: rows.jsonl:21" in message
 
 
+def test_rows_that_fail_in_reading_and_in_encoding_are_reported_together(
+    refused, mine: Path, here: Path
+):
+    unknown = {"prompt": "write words", "chosen": "zzz", "rejected": "yyy"}  # to the tokenizer
+    (here / "rows.jsonl").write_bytes(b"\n".join(map(line, [b"{", unknown])))
+    message = refused("train-rm", "-r", mine, "--data", "rows.jsonl", "-o", "x")
+    assert "1 x broken JSON: rows.jsonl:1" in message
+    assert "1 x identical answers: rows.jsonl:2" in message
+
+
 # models
 
 
@@ -393,6 +403,13 @@ def test_other_settings(refused, mine: Path, run: Path):
 def test_a_damaged_run(refused, mine: Path, run: Path):
     (run / "run.json").write_text("{")
     assert "run.json is damaged" in refused("train-rm", "-r", mine, "-o", run)
+
+
+def test_a_damaged_sandbox(refused, mine: Path, run: Path):
+    (run / "sandbox").mkdir(exist_ok=True)
+    (run / "sandbox" / "settings.json").write_text("")
+    message = refused("train-rm", "-r", mine, "-o", run, "--fresh", "--set", "sandbox={pairs: 40}")
+    assert "settings.json is damaged" in message and "it is made again" in message
 
 
 def test_a_failed_fresh_start_loses_nothing(refused, mine: Path, run: Path, here: Path):

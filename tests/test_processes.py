@@ -176,3 +176,5 @@ def test_shards_of_another_job_are_refused():
     DeepSpeedEngine.restore(now, {"processes": 2, "zero_stage": 3})
     with pytest.raises(DenserlError, match="processes was 4, is 2"):
         DeepSpeedEngine.restore(now, {"processes": 4, "zero_stage": 3})
+    with pytest.raises(DenserlError, match="of one process without DeepSpeed, this job has 2"):
+        DeepSpeedEngine.restore(now, {"model": {}, "optimizer": {}, "schedule": {}})

@@ -141,3 +141,20 @@ def test_a_killed_process_is_the_reason_why_others_were_stopped(tmp_path: Path):
     report(tmp_path, 0, "interrupted", 1.0, 75)
     error = first_error(tmp_path, {0: failure(75), 1: failure(-9)})
     assert error.message == "process 1 was killed by SIGKILL"
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_signal_that_comes_again_later_kills_what_does_not_answer(
+    later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if later:
+        monkeypatch.setattr(processes, "_TWICE", -1)
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        worker.send_signal(signal.SIGSTOP)  # a stopped process hears nothing but SIGKILL
+        (tmp_path / "worker-1.pid").write_text(str(worker.pid))
+        with processes._signals_to_workers(tmp_path) as asked:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+        assert asked() == signal.SIGTERM
+        worker.send_signal(signal.SIGCONT)
+        assert worker.wait(10) == -(signal.SIGKILL if later else signal.SIGTERM)

@@ -81,5 +81,7 @@ def copy(
         hint = "choose another path, or remove it first"
         raise DenserlError(f"{target} exists already", hint=hint) from error
     except OSError as error:
+        if error.filename is None:  # it was made, and the disk is full
+            target.unlink(missing_ok=True)
         raise DenserlError(f"cannot write {target}: {error.strerror}") from error
     typer.echo(f"copied to {target}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from denserl_cli.core.comparing import View
+    from denserl_cli.core.cutoffs import Calibration
     from denserl_cli.core.inspection import Answer
     from denserl_cli.core.recipe import Recipe
     from denserl_cli.core.segment_statistics import CutStatistics
@@ -116,8 +117,7 @@ def segment(
         pairs = _pairs(limit, html, stats or calibrate is not None)
         answers = _answers(settled, text, file, prompt, pairs, observer)
         if calibrate is not None:
-            cutoff = inspector.calibrate(answers, calibrate)
-            _report_cutoff(cutoff, calibrate, len(answers), as_json)
+            _report_cutoff(inspector.calibrate(answers, calibrate), len(answers), as_json)
             return
         views = [View.of(loaded.name, inspector, answers, observer)]
         del inspector  # two models need not fit into memory together
@@ -248,7 +248,8 @@ def _answers(
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DenserlError(f"--file {file}: {error}", hint="name a UTF-8 text file") from error
+            what = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise DenserlError(f"--file {file}: {what}", hint="name a UTF-8 text file") from error
     if text is None:
         return answers_of(recipe, limit, observer)
     if not text.strip():
@@ -258,12 +259,12 @@ def _answers(
     return [Answer(label, turns)]
 
 
-def _report_cutoff(cutoff: float, length: float, responses: int, as_json: bool) -> None:
+def _report_cutoff(found: Calibration, responses: int, as_json: bool) -> None:
     if as_json:
-        found = {"cutoff": cutoff, "segment_length": length, "responses": responses}
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps({**found._asdict(), "responses": responses}))
         return
     typer.echo(
-        f"cutoff {cutoff:.4f} nats gives segments of about {length:g} tokens "
-        f"({responses} responses); use it with --set segmentation.cutoff={cutoff:.4f}"
+        f"cutoff {found.cutoff:.4f} nats gives segments of {found.segment_length:.1f} tokens on "
+        f"average ({responses} responses); use it with "
+        f"--set segmentation.cutoff={found.cutoff:.4f}"
     )

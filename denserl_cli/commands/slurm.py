@@ -17,7 +17,7 @@ EXAMPLE = "Example: denserl slurm --recipe sandbox-segment --stage train-rm --to
 
 Stage = Literal["train-rm", "fit-function", "train-ppo"]
 
-_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+_TIME = re.compile(r"((?P<days>\d+)-)?(?P<clock>\d+(:\d+){0,2})")
 _SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
@@ -74,7 +74,10 @@ def slurm(
     notice: Annotated[
         int,
         typer.Option(
-            min=1, metavar="SECONDS", help="Checkpoint so long before the limit; exceeds a step."
+            min=1,
+            max=65_535,  # Slurm's own limit
+            metavar="SECONDS",
+            help="Checkpoint so long before the limit; exceeds a step.",
         ),
     ] = 120,
     to: Annotated[
@@ -89,7 +92,7 @@ def slurm(
 
     loaded = read_recipe(stage, recipe, overrides)
     check_batches(stage, loaded, nodes * gpus)
-    _check(time, partition)
+    _check(time, partition, notice)
     folder = (out or Path("runs") / loaded.name).absolute()
     words = [sys.executable, "-m", "denserl_cli.app", stage, "--recipe", recipe]
     words += ["--out", str(folder), *(w for line in overrides or () for w in ("--set", line))]
@@ -122,8 +125,23 @@ def script(name: str, words: list[str], job: Job) -> str:
     )
 
 
-def _check(time: str | None, partition: str | None) -> None:
-    if time is not None and not _TIME.fullmatch(time):
-        raise DenserlError(f"--time {time}: no time limit", hint="write HH:MM:SS or D-HH:MM:SS")
+def _check(time: str | None, partition: str | None, notice: int) -> None:
+    if time is not None and _seconds(time) <= notice:
+        raise DenserlError(
+            f"--time {time} leaves nothing before the checkpoint, {notice} s from its end",
+            hint="raise --time, or lower --notice",
+        )
     if partition is not None and not re.fullmatch(r"[\w.,-]+", partition):
         raise DenserlError(f"--partition {partition}: no name", hint="see: sinfo")
+
+
+def _seconds(time: str) -> int:
+    """A time limit as Slurm reads it: M, M:S or H:M:S; with days D-H, D-H:M or D-H:M:S."""
+    found = _TIME.fullmatch(time)
+    if found is None:
+        raise DenserlError(f"--time {time}: no time limit", hint="write HH:MM:SS or D-HH:MM:SS")
+    numbers = [int(number) for number in found["clock"].split(":")]
+    if found["days"] is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # the first one is minutes
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

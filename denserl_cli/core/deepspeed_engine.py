@@ -151,6 +151,12 @@ class DeepSpeedEngine:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Raise DenserlError where the shards do not fit this job."""
         now = self.state()
+        if "model" in state:
+            raise DenserlError(
+                "the checkpoint is of one process without DeepSpeed, this job has "
+                f"{now['processes']} under ZeRO {now['zero_stage']}",
+                hint="go on with as many processes and the engine as before",
+            )
         wrong = [f"{name} was {state.get(name)}, is {now[name]}" for name in now
                  if state.get(name) != now[name]]  # fmt: skip
         if wrong:

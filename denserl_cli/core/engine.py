@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import OptimizerConfig
 
 T = TypeVar("T")
@@ -149,7 +150,13 @@ class TorchEngine:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned. Raises DenserlError for a checkpoint of DeepSpeed's."""
+        if "model" not in state:
+            raise DenserlError(
+                f"the checkpoint's shards are of {state['processes']} processes under ZeRO "
+                f"{state['zero_stage']}, this job is one process without DeepSpeed",
+                hint="go on with as many processes and the engine as before",
+            )
         with torch.no_grad():
             for name, weight in self.trained.items():
                 weight.copy_(state["model"][name])

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+_ROOM = "make room on the disk, then run the command again; a stage goes on with --resume"
+_ELSEWHERE = "name a place that can be written, or change its permissions"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+}
 
 
 class DenserlError(Exception):
@@ -30,7 +41,7 @@ class RecipeError(DenserlError):
 def read_os_error(error: OSError) -> DenserlError:
     """What the user can mend of an OSError: a full disk, a folder that cannot be written."""
     place = f"{error.filename}: " if error.filename else ""
-    return DenserlError(f"{place}{error.strerror or error}")
+    return DenserlError(f"{place}{error.strerror or error}", hint=_REMEDIES.get(error.errno or 0))
 
 
 class Interrupted(DenserlError):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Part = Literal["policy", "policy-best", "reward-model"]
 
+_MADE_BY = "Made by denserl"
 _STAGE_OF = {"policy": "train-ppo", "policy-best": "train-ppo", "reward-model": "train-rm"}
 _CLASS_OF = {
     "policy": "AutoModelForCausalLM",
@@ -34,7 +35,7 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
     """Write one part of a finished run to `target`, which transformers loads without denserl.
 
     Raises DenserlError when the part is not trained yet, or under other settings, and when `target`
-    holds something: `replace` allows a model there, which an earlier export may have left.
+    holds something: `replace` allows what an earlier export has left there.
     """
     stage = _STAGE_OF[part]
     source = run.path / part.replace("-", "_")
@@ -46,8 +47,9 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
             hint=f"run: denserl {stage} --recipe {recipe.name} --out {run.path}",
         )
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        if not (target / "config.json").exists():
-            raise DenserlError(f"{target} holds no model", hint="name another folder with --to")
+        if not _is_export(target):
+            hint = "name another folder with --to"
+            raise DenserlError(f"{target} holds something else than an earlier export", hint=hint)
         if not replace:
             hint = "name another folder with --to, or pass --fresh"
             raise DenserlError(f"{target} is not empty", hint=hint)
@@ -61,6 +63,14 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
         ignored = shutil.ignore_patterns(*FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         (folder / "README.md").write_text(model_card(part, recipe, summary), encoding="utf-8")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether an export has made a folder; models that trained or came from elsewhere are none."""
+    try:
+        return _MADE_BY in (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _write_merged(part: Part, recipe: Recipe, source: Path, target: Path) -> None:
@@ -85,7 +95,7 @@ tags: [denserl, rlhf, {part}]
 
 # {recipe.name}: {part.replace("-", " ")}
 
-{_purpose(part, recipe)} Made by denserl {__version__}.
+{_purpose(part, recipe)} {_MADE_BY} {__version__}.
 
 ```python
 from transformers import {_CLASS_OF[part]}, AutoTokenizer

@@ -12,7 +12,7 @@ import torch
 from denserl_cli.core import sandbox
 from denserl_cli.core.adapters import load_reference
 from denserl_cli.core.adopting import load_reward_model, open_reward_model
-from denserl_cli.core.cutoffs import calibrate, sample_pairs, settled
+from denserl_cli.core.cutoffs import Calibration, calibrate, sample_pairs, settled
 from denserl_cli.core.data import collate_sequences, micro_batches
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.fitting import load_normalizer
@@ -129,8 +129,8 @@ class Inspector:
         observer.end()
         return [trace for trace in traces if trace is not None]
 
-    def calibrate(self, answers: Sequence[Answer], length: float) -> float:
-        """The cutoff that cuts these answers into segments of `length` tokens on average."""
+    def calibrate(self, answers: Sequence[Answer], length: float) -> Calibration:
+        """The cutoff that cuts these answers into segments of about `length` tokens on average."""
         encoded = [self.encode(answer) for answer in answers]
         return calibrate(
             self.scorer,
@@ -139,7 +139,7 @@ class Inspector:
             [self._terminated(one.response) for one in encoded],
             length=length,
             pad_id=self.chat.pad_id,
-        ).cutoff
+        )
 
     def encode(self, answer: Answer) -> EncodedAnswer:
         """Ids within the limits. Raises DenserlError for what the chat template cannot write."""

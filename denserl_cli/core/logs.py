@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denserl_cli.core.files import sync, write_text
+from denserl_cli.core.files import full_disk_named, sync, write_text
 from denserl_cli.core.trackers import STAGES, Trackers
 from denserl_cli.core.tracking import Observer
 
@@ -35,7 +35,7 @@ class Logs:
         """
         self._observer = observer
         if stage in STAGES:
-            logged = max((line["step"] for line in self.lines("metrics.jsonl", stage)), default=-1)
+            logged = self.last_step(stage)
             self._trackers = Trackers(recipe, self._folder, stage, kept, logged, observer.notice)
 
     def replay(self, stage: str) -> None:
@@ -49,7 +49,8 @@ class Logs:
         """Append one line to a log."""
         known = {name: _null_if_nan(value) for name, value in figures.items()}
         line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
-        with (self._folder / file).open("a", encoding="utf-8") as out:
+        path = self._folder / file
+        with full_disk_named(path), path.open("a", encoding="utf-8") as out:
             out.write(line + "\n")
         if file == "samples.jsonl":
             self._observer.sample(step, known)
@@ -70,6 +71,10 @@ class Logs:
                 continue  # the end of the file, or a line torn by a kill
             if stage in (None, found["stage"]):
                 yield found
+
+    def last_step(self, stage: str) -> int:
+        """The last step of a stage whose figures are there; -1 without any."""
+        return max((line["step"] for line in self.lines("metrics.jsonl", stage)), default=-1)
 
     def drop(self, stage: str, after: int) -> None:
         """Forget what a stage logged after a step: the steps that are about to be done again."""

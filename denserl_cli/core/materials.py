@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
         return recipe
     folder, settings = run.path / "sandbox", {"seed": recipe.seed, **asdict(recipe.sandbox)}
     made = sandbox.Slots.of(folder).settings
-    if made.exists() and json.loads(made.read_text(encoding="utf-8")) != settings:
+    if made.exists() and _read_settings(made) != settings:
         raise DenserlError(
             f"the sandbox in {folder} was made with other settings or another seed",
             hint="name another folder with --out",
@@ -97,6 +98,14 @@ def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
             prompts=data.prompts or (Source(str(slots.prompts)),),
         ),
     )
+
+
+def _read_settings(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        hint = f"remove {file.parent}; it is made again"
+        raise DenserlError(f"{file} is damaged: {error}", hint=hint) from error
 
 
 def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:

@@ -52,9 +52,9 @@ def mixed(
     notes.tell(observer.notice)
     batches = [batch for entry in entries for batch in entry.batches]
     found = encoding.stored(batches, np.concatenate([np.empty(0, np.int64), *order]))
-    check_usable(len(found), failed, strict=strict)
-    truncated = int(found.numbers("truncated").sum())
-    return Mixture(found, [*notes.skipped, *failed], truncated)
+    skipped = [*notes.skipped, *failed]
+    check_usable(len(found), skipped, strict=strict)
+    return Mixture(found, skipped, int(found.numbers("truncated").sum()))
 
 
 def _generator(entry: cache.Entry, seed: Sequence[int]) -> np.random.Generator:

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from denserl_cli.core.book import new_book, read_book
 from denserl_cli.core.checkpoints import Checkpoint, Checkpoints
 from denserl_cli.core.distributed import is_first, wait_for_all, world_size
 from denserl_cli.core.environment import device_name, versions
@@ -89,15 +90,11 @@ class RunFolder:
                     f"{self.path} is not empty and not a denserl run",
                     hint="name a new folder with --out",
                 )
-            return {"schema": 1, "recipe": self.recipe.name, "stages": {}}
-        try:
-            book = json.loads(file.read_text(encoding="utf-8"))
-            owner, _ = book["recipe"], book["stages"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise DenserlError(f"{file} is damaged: {error}", hint="name another --out") from error
-        if owner != self.recipe.name:
+            return new_book(self.recipe.name)
+        book = read_book(file)
+        if book["recipe"] != self.recipe.name:
             raise DenserlError(
-                f"{self.path} holds a run of recipe {owner}, not of {self.recipe.name}",
+                f"{self.path} holds a run of recipe {book['recipe']}, not of {self.recipe.name}",
                 hint="name another folder with --out",
             )
         return book
@@ -218,16 +215,18 @@ class RunFolder:
         they belong to the work that is being replaced.
         """
         latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
+        if mode == "resume" and latest is None and self.interrupted(stage):
+            observer.notice(f"no checkpoint of {stage} to go on from; it starts again")
         wait_for_all()  # nothing is changed before all processes have read it
         if is_first():
             kept = latest.step if latest else None
             self.logs.follow(self.recipe, stage, kept, observer)  # first: a tracker may refuse
-            self._begin(stage, latest)
+            self._begin(stage, latest, observer)
             self.logs.replay(stage)
         wait_for_all()
         return latest
 
-    def _begin(self, stage: str, latest: Checkpoint | None) -> None:
+    def _begin(self, stage: str, latest: Checkpoint | None, observer: Observer) -> None:
         """Put a stage's start on record and move aside what it replaces."""
         replaced = [stage, *_after(stage)] if latest is None else []
         for name in replaced:
@@ -243,10 +242,16 @@ class RunFolder:
         self._book["stages"][stage] = entry
         self._write_book()  # before the results go, or a kill could leave a finished stage without
         self.claim()
-        self._move_aside(replaced)
+        if moved := self._move_aside(replaced):
+            observer.notice(f"earlier results were moved to {self.path / 'replaced'}: {moved}")
         if latest is not None:
             self._checkpoints(stage).drop_after(latest.step)
         self.logs.drop(stage, after=latest.step if latest else -1)
+        if latest is not None and (last := self.logs.last_step(stage)) < latest.step:
+            observer.notice(
+                f"{self.path / 'metrics.jsonl'} has lost what {stage} logged after step {last}, "
+                f"up to step {latest.step}; curves and tables will lack it"
+            )
 
     def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
         """Record that a stage is finished and what it reports; its checkpoints go."""
@@ -303,7 +308,9 @@ class RunFolder:
             gigabytes=kept.keep_gigabytes,
         )
 
-    def _move_aside(self, stages: list[str]) -> None:
+    def _move_aside(self, stages: list[str]) -> str:
+        """Move the results of stages to `replaced`; returns their names there."""
+        moved = []
         for name in stages:
             for result in RESULTS[name]:
                 old = self.path / result
@@ -311,6 +318,8 @@ class RunFolder:
                     place = _unused(self.path / "replaced" / result)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     old.rename(place)
+                    moved.append(str(place.relative_to(self.path / "replaced")))
+        return ", ".join(moved)
 
     def _write_book(self) -> None:
         write_text(self.path / "run.json", json.dumps(self._book, indent=2) + "\n")

@@ -90,8 +90,9 @@ def calibrate_cutoff(
     values = entropy[response_mask & (number < closing)].sort().values
     candidates = torch.cat((values.new_zeros(1), values)).unique()
     above = len(values) - torch.searchsorted(values, candidates, right=True)
-    mean_length = tokens / (rows + above)  # one segment per row, one more per token above
-    return float(candidates[(mean_length - length).abs().argmin()])
+    mean_length = tokens.double() / (rows + above)  # one segment per row, one more per token above
+    wanted = min(length, float(tokens))  # a longer one would be as far from all
+    return float(candidates[(mean_length - wanted).abs().argmin()])
 
 
 def _closed(cuts: Tensor, number: Tensor, closing: Tensor, response_mask: Tensor) -> Tensor:

@@ -265,7 +265,9 @@ def _load(source: Source) -> Dataset | Mapping[str, Dataset]:
             return load_from_disk(str(folder))
         return load_dataset(str(folder) if folder.is_dir() else source.path, source.subset)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise DenserlError(f"cannot read {source.path}: {error}", hint=_advice(error)) from error
+        cause = error.__cause__ if isinstance(error, DatasetsError) else None  # it says more
+        hint = _advice(error)
+        raise DenserlError(f"cannot read {source.path}: {cause or error}", hint=hint) from error
 
 
 def _advice(error: Exception) -> str:

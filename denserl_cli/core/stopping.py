@@ -74,6 +74,10 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             if asked and asked[0] in _FROM_SCHEDULERS:
                 error.exit_code = REQUEUE
             raise
+        except Stopped:
+            raise
+        except KeyboardInterrupt:  # the second one, for the first was remembered
+            raise stopped_at_once(signal.SIGINT) from None
 
 
 def _stop_now(number: int, _: FrameType | None) -> None:

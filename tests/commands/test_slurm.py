@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
+from denserl_cli.commands.slurm import _seconds
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.stopping import REQUEUE
 from tests import tiny
@@ -78,6 +79,9 @@ def test_a_script_is_not_overwritten_unless_that_is_wanted(here: Path):
     ("words", "message"),
     [
         (("--time", "soon"), "--time soon"),
+        (("--time", "00:01:00", "--notice", "3600"), "--time 00:01:00 leaves nothing"),
+        (("--time", "2", "--notice", "120"), "--time 2 leaves nothing"),
+        (("--time", "0:00:00"), "--time 0:00:00 leaves nothing"),
         (("--partition", "a\n#SBATCH --x"), "--partition a"),
         (("--gpus-per-node", "3"), "not a multiple"),
         (("--set", "reward_model.batch=1"), "unknown key"),
@@ -121,3 +125,14 @@ def test_the_script_runs_a_stage_that_has_not_begun(here: Path, tmp_path: Path):
     assert job.returncode == 0, job.stderr
     book = json.loads((here / "my run" / "run.json").read_text())
     assert book["stages"]["train-rm"]["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        *(("90", 5400), ("1:30", 90), ("01:02:03", 3723)),
+        *(("2-03", 183_600), ("2-03:04", 183_840), ("2-03:04:05", 183_845)),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time: str, seconds: int):
+    assert _seconds(time) == seconds

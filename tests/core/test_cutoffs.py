@@ -70,7 +70,7 @@ def test_the_number_is_that_of_segment_calibrate(recipe: MakeRecipe, calibrated:
     asked = recipe("segmentation.cutoff=0.0")
     inspector = Inspector(asked, RunFolder(calibrated, asked), Observer(), rewards=False)
     answers = answers_of(asked, cutoffs.PAIRS, Observer())
-    assert inspector.calibrate(answers, 3.0) == recorded(calibrated)
+    assert inspector.calibrate(answers, 3.0).cutoff == recorded(calibrated)
     found = json.loads((calibrated / "cutoff.json").read_text())
     at_number = recipe(f"segmentation.cutoff={found['cutoff']}")
     other = Inspector(at_number, RunFolder(calibrated, at_number), Observer(), rewards=False)

@@ -15,6 +15,7 @@ from denserl_cli.core.engine import (
     seed_everything,
     step,
 )
+from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import OptimizerConfig
 
 CPU = torch.device("cpu")
@@ -116,6 +117,11 @@ def test_a_restored_engine_goes_on_to_the_same_bits():
             step(one)
     assert torch.equal(whole.model.weight, restored.model.weight)
     assert whole.learning_rate == restored.learning_rate
+
+
+def test_shards_of_several_processes_are_refused():
+    with pytest.raises(DenserlError, match="of 2 processes under ZeRO 3, this job is one"):
+        engine().restore({"processes": 2, "zero_stage": 3})
 
 
 def test_only_what_asks_for_gradients_is_trained():

@@ -109,11 +109,12 @@ def test_a_folder_that_is_not_empty_is_refused_without_replace(finished: Path, t
     AutoModelForCausalLM.from_pretrained(target)
 
 
-def test_only_a_model_is_ever_replaced(finished: Path, tmp_path: Path):
+def test_only_an_export_is_ever_replaced(finished: Path, tmp_path: Path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("the work of years")
-    for target in (tmp_path / "thesis", finished, tmp_path / "thesis" / "chapter.txt"):
-        with pytest.raises(DenserlError, match="holds no model"):
+    papers = (tmp_path / "thesis" / "chapter.txt", tmp_path / "thesis")
+    for target in (*papers, finished, finished / "policy", finished / "reward_model"):
+        with pytest.raises(DenserlError, match="something else than an earlier export"):
             write(finished, "policy", target, replace=True)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "the work of years"
     assert (finished / "run.json").exists()

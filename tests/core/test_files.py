@@ -129,3 +129,16 @@ def test_a_full_disk_has_one_name_and_leaves_nothing_aside(error: Exception, tmp
 def test_other_errors_keep_their_kind(tmp_path: Path):
     with pytest.raises(PermissionError), replaced_folder(tmp_path / "folder"):
         raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_file_that_cannot_be_written_goes_by_its_own_name(tmp_path: Path, monkeypatch):
+    (tmp_path / "file.txt").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "file.txt" / ("x" * 250), "text")  # its aside's name is too long
+    assert caught.value.filename == str(tmp_path / "file.txt" / ("x" * 250))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "new.txt", "text")
+    assert caught.value.filename == str(tmp_path / "new.txt")
+    assert names(tmp_path) == ["file.txt"]

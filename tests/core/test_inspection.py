@@ -132,7 +132,7 @@ def test_batches_do_not_matter(scored: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_calibrated_cutoff_gives_about_that_length_on_other_data(length: float, tmp_path: Path):
     inspect = inspector(tmp_path / "run")
     given = answers(inspect, 60)
-    cutoff = inspect.calibrate(given[:60], length)
+    cutoff = inspect.calibrate(given[:60], length).cutoff
     other = inspector(tmp_path / "run", f"segmentation.cutoff={cutoff}")
     segments = [s for response in other.segment(given[60:]) for s in response.segments]
     found = np.mean([s.end + 1 - s.start for s in segments])

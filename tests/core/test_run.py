@@ -142,13 +142,25 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[]", b"{}", b'{"recipe": "sandbox-segment"}', b"\xff\xfe", b""]
+    "content",
+    [
+        *(b"{", b"[]", b"{}", b'{"recipe": "sandbox-segment"}', b"\xff\xfe", b""),
+        b'{"schema": 1, "recipe": "sandbox-segment", "stages": []}',
+        b'{"schema": 1, "recipe": "sandbox-segment", "stages": {"train-rm": 3}}',
+    ],
 )
 def test_a_damaged_book_is_one_error(tmp_path: Path, content: bytes):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(DenserlError, match=r"run\.json is damaged"):
         run_in(tmp_path)
     assert files(tmp_path) == {"run.json": content}
+
+
+def test_a_book_of_another_version_is_refused(tmp_path: Path):
+    content = '{"schema": 99, "recipe": "sandbox-segment", "stages": {}}'
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(DenserlError, match="schema 99, this version reads 1"):
+        run_in(tmp_path)
 
 
 # one job at a time
@@ -309,8 +321,15 @@ def test_lost_checkpoints_mean_a_new_start(interrupted: RunFolder):
         (folder / "state.pt").unlink()
     ears = Ears()
     assert interrupted.started(STAGE, "resume", ears) is None
-    assert len(ears.notices) == 2
+    assert len(ears.notices) == 3 and "no checkpoint of train-rm" in ears.notices[-1]
     assert interrupted.metrics(STAGE) == []
+
+
+def test_lost_lines_are_told(interrupted: RunFolder):
+    log, ears = interrupted.path / "metrics.jsonl", Ears()
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:1]))
+    assert interrupted.started(STAGE, "resume", ears).step == 3
+    assert [notice for notice in ears.notices if "logged after step 1, up to step 3" in notice]
 
 
 def test_a_half_written_checkpoint_is_none(interrupted: RunFolder):

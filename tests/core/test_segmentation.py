@@ -101,7 +101,8 @@ def test_calibration_by_hand():
     # Five tokens before the terminator; the first four may end a segment.
     assert calibrate_cutoff(ENTROPY, ALL, 2.5) == pytest.approx(0.3)  # only 3.0 is above: 5/2
     assert calibrate_cutoff(ENTROPY, ALL, 1) == 0.0
-    assert calibrate_cutoff(ENTROPY, ALL, 100) == 3.0
+    for length in (100, 1e9, 1e300, math.inf):  # never is a segment longer than all
+        assert calibrate_cutoff(ENTROPY, ALL, length) == 3.0
 
 
 @pytest.mark.parametrize("cut", [False, True])

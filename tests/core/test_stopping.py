@@ -89,6 +89,15 @@ def test_the_second_signal_of_a_scheduler_stops_the_steps_at_once():
     assert caught.value.exit_code == REQUEUE
 
 
+def test_the_second_ctrl_c_stops_the_steps_at_once():
+    with pytest.raises(Interrupted, match="at once by SIGINT") as caught, stoppable("work"):
+        with stop_requested() as stopping:
+            signal.raise_signal(signal.SIGINT)
+            assert stopping()
+            signal.raise_signal(signal.SIGINT)
+    assert caught.value.exit_code == 130 and "--resume" in caught.value.hint
+
+
 def test_ctrl_c_outside_the_steps_stays_what_it_is():
     with pytest.raises(KeyboardInterrupt), stoppable("work"):
         signal.raise_signal(signal.SIGINT)

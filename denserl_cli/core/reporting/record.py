@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from denserl_cli.core.book import read_book
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
 
@@ -106,9 +107,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 def read_run(folder: Path, label: str) -> RunRecord:
     """Read one run folder. Raises DenserlError when it is none, or its run.json is damaged."""
     book, notes = _read_book(folder), list[str]()
-    stages = {
-        name: _stage(entry) for name, entry in book["stages"].items() if isinstance(entry, dict)
-    }
+    stages = {name: _stage(entry) for name, entry in book["stages"].items()}
     lines = _read_lines(folder / "metrics.jsonl", notes) if stages else []
     metrics = {name: _in_order(lines, name) for name in stages}
     samples = _read_lines(folder / "samples.jsonl", notes) if "train-ppo" in stages else []
@@ -154,15 +153,7 @@ def _read_book(folder: Path) -> dict[str, Any]:
         raise DenserlError(
             f"{folder} {what}", hint="name a run folder, such as runs/sandbox-segment"
         )
-    try:
-        book = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(book["recipe"], str) or not isinstance(book["stages"], dict):
-            raise TypeError("recipe or stages of another kind")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DenserlError(
-            f"{file} is damaged: {error}", hint="name the folder of another run"
-        ) from error
-    return book
+    return read_book(file)
 
 
 def _stage(entry: Mapping[str, Any]) -> StageRecord:
