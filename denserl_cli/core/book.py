@@ -28,8 +28,9 @@ def read_book(file: Path) -> dict[str, Any]:
         owner, stages = book["recipe"], book["stages"]
         if not isinstance(owner, str) or not isinstance(stages, dict):
             raise TypeError("recipe or stages of another kind")
-        if not all(isinstance(entry, dict) for entry in stages.values()):
-            raise TypeError("a stage of another kind")
+        for name, entry in stages.items():
+            if not isinstance(entry["status"], str) or not isinstance(entry["settings"], dict):
+                raise TypeError(f"{name} of another kind")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DenserlError(f"{file} is damaged: {error}", hint=hint) from error
     if book.get("schema", SCHEMA) != SCHEMA:
