@@ -21,6 +21,7 @@ MATHS = {
     for name in (
         "segmentation",
         "likelihood",
+        "precision",
         "normalizer",
         "ppo.rewards",
         "ppo.advantages",
