@@ -80,22 +80,19 @@ def test_outside_the_steps_a_scheduler_stops_the_work_at_once(number: signal.Sig
     assert caught.value.hint and "--resume" in caught.value.hint
 
 
-def test_the_second_signal_of_a_scheduler_stops_the_steps_at_once():
-    with pytest.raises(Interrupted, match="at once by SIGTERM") as caught, stoppable("work"):
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [(signal.SIGUSR1, signal.SIGTERM, REQUEUE), (signal.SIGINT, signal.SIGINT, 130)],
+)
+def test_the_second_signal_stops_the_steps_at_once(
+    first: signal.Signals, second: signal.Signals, code: int
+):
+    with pytest.raises(Interrupted, match=f"at once by {second.name}") as caught, stoppable("work"):
         with stop_requested() as stopping:
-            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(first)
             assert stopping()
-            signal.raise_signal(signal.SIGTERM)
-    assert caught.value.exit_code == REQUEUE
-
-
-def test_the_second_ctrl_c_stops_the_steps_at_once():
-    with pytest.raises(Interrupted, match="at once by SIGINT") as caught, stoppable("work"):
-        with stop_requested() as stopping:
-            signal.raise_signal(signal.SIGINT)
-            assert stopping()
-            signal.raise_signal(signal.SIGINT)
-    assert caught.value.exit_code == 130 and "--resume" in caught.value.hint
+            signal.raise_signal(second)
+    assert caught.value.exit_code == code and "--resume" in caught.value.hint
 
 
 def test_ctrl_c_outside_the_steps_stays_what_it_is():
