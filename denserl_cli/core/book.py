@@ -22,7 +22,7 @@ def read_book(file: Path) -> dict[str, Any]:
 
     Raises DenserlError when it is damaged or of another version.
     """
-    hint = "name the folder of another run"
+    hint = "name another folder"
     try:
         book = json.loads(file.read_text(encoding="utf-8"))
         owner, stages = book["recipe"], book["stages"]
