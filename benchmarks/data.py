@@ -103,11 +103,12 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
     """One case, in a process of its own."""
     from transformers import AutoTokenizer
 
-    from denserl_cli.core import data, mixture
-    from denserl_cli.core.chat import ChatFormat
-    from denserl_cli.core.encoded import pair_lengths, side_lengths
+    from denserl_cli.core.chat.format import ChatFormat
+    from denserl_cli.core.data import encoding as data
+    from denserl_cli.core.data import mixture
+    from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
+    from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Source
-    from denserl_cli.core.tracking import Observer
 
     chat = ChatFormat.of(AutoTokenizer.from_pretrained(tokenizer))
     sources = [Source(file)]

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from denserl_cli.core.tracking import TIMES
+from denserl_cli.core.observer import TIMES
 
 TOLERANCE = 1e-5
 """Of a figure, relative to its size or to 1, whichever is larger."""
@@ -159,9 +159,9 @@ def main() -> None:
 
 def make_task(folder: Path) -> list[str]:
     """Make model, tokenizer and data once; returns the settings of every run on them."""
-    from denserl_cli.core import sandbox
+    from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import SandboxConfig
-    from denserl_cli.core.tracking import Observer
+    from denserl_cli.core.sandbox import task as sandbox
 
     task = SandboxConfig(
         phrases=4,
@@ -207,10 +207,10 @@ def run_jobs(jobs: Sequence[tuple[str, str, list[str]]], processes: int) -> None
 
 def work(jobs: Sequence[tuple[str, str, list[str]]]) -> None:
     """Be one of the processes."""
-    from denserl_cli.core import distributed
+    from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.core.tracking import Observer
-    from denserl_cli.worker import evaluate, run_stage
+    from denserl_cli.core.system import distributed
+    from denserl_cli.launch.worker import evaluate, run_stage
 
     distributed.join()
     for stage, folder, settings in jobs:

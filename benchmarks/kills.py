@@ -30,7 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from denserl_cli.core.tracking import TIMES
+from denserl_cli.core.observer import TIMES
 
 STAGES = ("train-rm", "train-ppo")
 SETTINGS = (
@@ -159,7 +159,7 @@ def strike(process: subprocess.Popen[str], kill: Kill) -> str:
     if number is not None and process.poll() is None:
         with suppress(psutil.NoSuchProcess):
             started = psutil.Process(process.pid).children()
-            working = [child for child in started if "denserl_cli.worker" in child.cmdline()]
+            working = [child for child in started if "denserl_cli.launch.worker" in child.cmdline()]
             if number < len(working):
                 sorted(working, key=lambda child: child.pid)[number].kill()
                 return f"process {number}"

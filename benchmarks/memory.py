@@ -110,7 +110,7 @@ def row(stage: str, engine: str, shape: str, checkpointing: bool) -> str:
 
 def work(stage: str, engine: str, shape: str, checkpointing: bool) -> None:
     """Train for two steps in this process; the first process prints what it found."""
-    from denserl_cli.core import distributed
+    from denserl_cli.core.system import distributed
 
     distributed.join()
     train(stage, engine, "small", steps=1, checkpointing=False)  # loads every library
@@ -124,10 +124,12 @@ def work(stage: str, engine: str, shape: str, checkpointing: bool) -> None:
 
 def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[str, float]:
     """What the plan says of the case."""
-    from denserl_cli.core import memory, phases, planning
     from denserl_cli.core.likelihood import TILE_BYTES
+    from denserl_cli.core.planning import feasibility as planning
+    from denserl_cli.core.planning import memory_terms as memory
+    from denserl_cli.core.planning import stage_memory as phases
+    from denserl_cli.core.planning.model_shape import config_shape
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.core.shapes import config_shape
 
     how = ENGINES[engine]
     recipe = load_recipe("sandbox-segment", settings(how))
@@ -190,7 +192,7 @@ def tiny_model(shape: str, dtype: str) -> Callable[..., Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from denserl_cli.core.policy import StreamedHead
+    from denserl_cli.core.models.causal_lm import StreamedHead
 
     def make(*, scalar: bool = False, trained: bool = True, checkpointing: bool = False) -> Any:
         kind: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
@@ -232,7 +234,7 @@ def make_engine(model: Any, engine: str) -> Any:
     """The engine of a case around a model."""
     import torch
 
-    from denserl_cli.core.engine import TorchEngine
+    from denserl_cli.core.engine.base import TorchEngine
     from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
 
     zero, dtype = ENGINES[engine].zero_stage, ENGINES[engine].dtype
@@ -244,14 +246,14 @@ def make_engine(model: Any, engine: str) -> Any:
     }
     if zero == 0:
         return TorchEngine(model, **common)
-    from denserl_cli.core.deepspeed_engine import DeepSpeedEngine
+    from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(model, engine=EngineConfig(zero_stage=zero), **common)  # type: ignore[arg-type]
 
 
 def learnt(engine: str, reference: Any, *, scalar: bool = True) -> Any:
     """A model of adapters over the reference's weights, where the case trains such."""
-    from denserl_cli.core.adapters import new_policy, new_scalar_model
+    from denserl_cli.core.models.lora import new_policy, new_scalar_model
     from denserl_cli.core.recipe import load_recipe
 
     how = ENGINES[engine]
@@ -265,7 +267,7 @@ def shard(scorer: Any, engine: str) -> None:
     """Spread the frozen models over the processes where the case does."""
     import torch
 
-    from denserl_cli.core.deepspeed_engine import Sharded
+    from denserl_cli.core.engine.deepspeed_engine import Sharded
     from denserl_cli.core.recipe.schema import EngineConfig
 
     how = ENGINES[engine]
@@ -278,11 +280,11 @@ def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any],
     """Steps of train-rm: the reference segments, the reward model learns."""
     import torch
 
-    from denserl_cli.core.batches import collate_sequences
-    from denserl_cli.core.engine import step as engine_step
+    from denserl_cli.core.data.batches import collate_sequences
+    from denserl_cli.core.engine.base import step as engine_step
     from denserl_cli.core.recipe.schema import SegmentationConfig
-    from denserl_cli.core.reward_model import aggregate_segments, preference_loss, token_values
-    from denserl_cli.core.scoring import Scorer
+    from denserl_cli.core.reward_model.loss import aggregate_segments, preference_loss, token_values
+    from denserl_cli.core.scoring.scorer import Scorer
 
     dtype = getattr(torch, ENGINES[engine].dtype)
     reference = make(trained=False).eval()
@@ -307,15 +309,15 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
     """Iterations of train-ppo: sample, score with all four models, learn."""
     import torch
 
-    from denserl_cli.core.batches import collate_sequences
-    from denserl_cli.core.engine import autocast
-    from denserl_cli.core.engine import step as engine_step
-    from denserl_cli.core.policy import response_logprobs
+    from denserl_cli.core.data.batches import collate_sequences
+    from denserl_cli.core.engine.base import autocast
+    from denserl_cli.core.engine.base import step as engine_step
+    from denserl_cli.core.models.causal_lm import response_logprobs
     from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
     from denserl_cli.core.ppo.rollout import Sampling, noise, sample
     from denserl_cli.core.recipe.schema import SegmentationConfig
-    from denserl_cli.core.reward_model import token_values
-    from denserl_cli.core.scoring import Scorer
+    from denserl_cli.core.reward_model.loss import token_values
+    from denserl_cli.core.scoring.scorer import Scorer
 
     dtype = getattr(torch, ENGINES[engine].dtype)
     reference = make(trained=False).eval()

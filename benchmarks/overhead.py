@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from denserl_cli.core.checkpoints import Checkpoints
 from denserl_cli.core.recipe import load_recipe
-from denserl_cli.core.run import RunFolder
-from denserl_cli.dashboard import make_observer
-from denserl_cli.worker import run_stage
+from denserl_cli.core.runs.checkpoints import Checkpoints
+from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.launch.worker import run_stage
+from denserl_cli.terminal.dashboard import make_observer
 
 WEIGHTS = (1_000_000, 40_000_000)
 """Of which the checkpoints are: 12 bytes for each."""

@@ -32,11 +32,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from denserl_cli.core.chat import ChatFormat
-from denserl_cli.core.data import encode_pairs, read_pairs
+from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.data.encoding import encode_pairs, read_pairs
 from denserl_cli.core.recipe.schema import Source
-from denserl_cli.core.sandbox import fit_language_model
-from denserl_cli.dashboard import make_observer
+from denserl_cli.core.sandbox.task import fit_language_model
+from denserl_cli.terminal.dashboard import make_observer
 
 FAMILIES = {"phi3": (Phi3Config, Phi3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 SEGMENT_LENGTH = 6

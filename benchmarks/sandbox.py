@@ -20,7 +20,7 @@ import numpy as np
 
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import SandboxConfig
-from denserl_cli.core.sandbox import Task, boundary_agreement
+from denserl_cli.core.sandbox.task import Task, boundary_agreement
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 LAST = 10

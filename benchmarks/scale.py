@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denserl_cli.core.batches import (
+from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
+from denserl_cli.core.data.batches import (
     EncodedPairRow,
     collate_sides,
     global_batches,
     pair_batches,
     passes,
 )
-from denserl_cli.core.encoded import PairRows, pair_lengths, side_lengths
-from denserl_cli.core.reward_model import preference_loss, token_values
+from denserl_cli.core.reward_model.loss import preference_loss, token_values
 
 BATCHES, LENGTH = (4, 8, 16, 32, 64), 128
 DATA, STEPS = (1_000, 10_000, 100_000, 700_000), 100

@@ -295,9 +295,9 @@ def _named(settings: Sequence[str]) -> str:
 
 def _prepare(what: str, out: Path, arm: Arm, preferences: Path | None) -> str:
     """Make what several arms share, unless it is there."""
-    from denserl_cli.core.materials import with_sandbox
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.core.tracking import Observer
+    from denserl_cli.core.data.loading import with_sandbox
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.runs.folder import RunFolder
 
     start, folder = sandbox_of(out, arm), reward_model_of(out, arm)
     if what == "sandbox_of":
@@ -343,8 +343,8 @@ def recipe_of(out: Path, arm: Arm, blocks: Iterable[str] | None = None) -> Any:
 def _stage(stage: str, recipe: Any, folder: Path) -> None:
     import torch
 
-    from denserl_cli.core.tracking import Observer
-    from denserl_cli.worker import run_stage
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.launch.worker import run_stage
 
     torch.set_num_threads(1)
     run_stage(stage, recipe, folder, "resume", Observer())
@@ -387,7 +387,7 @@ def result_of(recipe: Any, arm: Arm, folder: Path, seconds: float) -> dict[str, 
 
 def best_possible(recipe: Any) -> float:
     """The highest true reward there is: of the best phrase alone, or of plain sentences alone."""
-    from denserl_cli.core.sandbox import Task as SandboxTask
+    from denserl_cli.core.sandbox.task import Task as SandboxTask
 
     return 1.0 if recipe.sandbox is None else SandboxTask(recipe.sandbox, recipe.seed).best
 

@@ -24,10 +24,10 @@ def make(pairs_file: Path, folder: Path, seed: int) -> None:
     """Write model, tokenizer, preference pairs and prompts to a folder, unless they are there."""
     import torch
 
-    from denserl_cli.core.chat import ChatFormat
-    from denserl_cli.core.files import replaced_folder, write_text
+    from denserl_cli.core.chat.format import ChatFormat
     from denserl_cli.core.recipe.schema import SandboxConfig
-    from denserl_cli.core.sandbox import build_model, fit_language_model
+    from denserl_cli.core.sandbox.task import build_model, fit_language_model
+    from denserl_cli.core.system.files import replaced_folder, write_text
 
     if folder.is_dir():
         return
@@ -54,7 +54,7 @@ def make(pairs_file: Path, folder: Path, seed: int) -> None:
 
 def read_rows(file: Path) -> list[dict[str, str]]:
     """Short prompts with the beginnings of two answers that have at least two sentences each."""
-    from denserl_cli.core.data import read_pairs
+    from denserl_cli.core.data.encoding import read_pairs
     from denserl_cli.core.recipe.schema import Source
 
     rows = []
@@ -94,7 +94,7 @@ def fit_tokenizer(texts: Sequence[str]) -> Any:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from denserl_cli.core.sandbox import TEMPLATE
+    from denserl_cli.core.sandbox.task import TEMPLATE
 
     specials = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|other|>", "<|end|>"]
     backend = ByteLevelBPETokenizer()

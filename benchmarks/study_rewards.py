@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from denserl_cli.core.cutting import SENTENCE
-from denserl_cli.core.sandbox import MOODS, STRAY_WORTH, Task
+from denserl_cli.core.sandbox.task import MOODS, STRAY_WORTH, Task
+from denserl_cli.core.segmentation_rules import SENTENCE
 
 
 def phrase_worth(prompts: Sequence[str], segments: Sequence[Any], recipe: Any) -> list[list[float]]:

@@ -26,8 +26,8 @@ from denserl_cli.commands import (
     train_rm,
     validate,
 )
-from denserl_cli.core.distributed import first_to_fail
 from denserl_cli.core.errors import DenserlError, read_os_error
+from denserl_cli.core.system.distributed import first_to_fail
 
 app = typer.Typer(
     name="denserl",
@@ -80,7 +80,7 @@ def main() -> None:
     try:
         app(prog_name="denserl")
     except (DenserlError, OSError) as error:
-        from denserl_cli.console import print_error
+        from denserl_cli.terminal.console import print_error
 
         if isinstance(error, OSError):
             error = read_os_error(error)

@@ -11,11 +11,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: there is a worker for each core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before its library: no test waits for a network
-from tests import tiny
+from tests import SHARED, tiny
 
-LONGEST = ("test_processes.py", "test_processes_errors.py", "test_deepspeed_engine.py")
+LONGEST = ("test_torchrun.py", "test_errors_of_processes.py", "test_deepspeed_engine.py")
 """Few tests that start processes: pytest-xdist would keep these files for the end."""
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 
-from denserl_cli import worker
-from denserl_cli.core import distributed
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.system import distributed
+from denserl_cli.launch import worker
 
 
 def fail(*_: object) -> None:

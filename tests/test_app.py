@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 
 from denserl_cli import __version__, app
 from denserl_cli.core.errors import DenserlError, Interrupted
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
 
 
 def denserl(*words: str, cwd: Path) -> subprocess.CompletedProcess:

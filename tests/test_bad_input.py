@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from denserl_cli.app import main
-from denserl_cli.core import sandbox
+from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import SandboxConfig
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.sandbox import task as sandbox
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 TASK = SandboxConfig(
@@ -113,7 +113,7 @@ normalizer: {{pairs: 8}}
 def finished(slots: sandbox.Slots, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `mine` whose reward model is trained."""
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.worker import run_stage
+    from denserl_cli.launch.worker import run_stage
 
     words = [
         "name=mine", "sandbox=null", "segmentation.cutoff=1.0", "data.eval_pairs=2",

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
+
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "denserl_cli").rglob("*.py")
 }
 CORE = [name for name in FILES if name.startswith("denserl_cli.core")]
-GROUND = {"denserl_cli.core.errors", "denserl_cli.core.files"}
+GROUND = {"denserl_cli.core.errors", "denserl_cli.core.system.files"}
 MATHS = {
     f"denserl_cli.core.{name}"
     for name in (

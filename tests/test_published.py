@@ -19,11 +19,12 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from denserl_cli.core.policy import load_tokenizer
+from denserl_cli.core.models.causal_lm import load_tokenizer
+from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import Recipe
-from denserl_cli.core.tracking import Observer
-from denserl_cli.worker import run_stage
+from denserl_cli.launch.worker import run_stage
+from tests import SHARED
 
 SHAPE = {
     "hidden_size": 16,
@@ -63,14 +64,14 @@ LOADED = lru_cache(load_tokenizer)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes longest here: a tokenizer is read once for all stages, nothing is plotted."""
-    monkeypatch.setattr("denserl_cli.core.materials.load_tokenizer", LOADED)
-    monkeypatch.setattr("denserl_cli.core.fitting.plot", lambda *_: None)
+    monkeypatch.setattr("denserl_cli.core.data.loading.load_tokenizer", LOADED)
+    monkeypatch.setattr("denserl_cli.core.stages.fit_function.plot", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few real preference pairs."""
-    source = Path(__file__).resolve().parents[2] / "shared" / "data" / "preferences" / "train.jsonl"
+    source = SHARED / "data" / "preferences" / "train.jsonl"
     if not source.exists():
         pytest.skip(f"no shared fixtures at {source}")
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
@@ -83,7 +84,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the hub has it: the architecture with tiny random weights, the real tokenizer."""
     name = BACKBONES[request.param]
-    tokenizers = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
+    tokenizers = SHARED / "tokenizers"
     if not tokenizers.exists():
         pytest.skip(f"no shared fixtures at {tokenizers}")
     folder = tmp_path_factory.mktemp("hub") / request.param

@@ -11,9 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
-from tests import tiny
+from tests import ROOT, tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 OTHERS = ("make", "pip", "git", "cd", "python", "python3")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import study, study_english, study_rewards
 from benchmarks.study_report import comparison, interval, report, table
-from denserl_cli.core.sandbox import Task
+from denserl_cli.core.sandbox.task import Task
 from tests import tiny
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from denserl_cli.core.models.causal_lm import StreamedHead
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.policy import StreamedHead
+from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
-from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
-from denserl_cli.worker import run_stage
+from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.launch.worker import run_stage
 
 SETTINGS = (
     "sandbox.phrases=4",

@@ -20,7 +20,7 @@ from denserl_cli.commands.common import (
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
-    from denserl_cli.core.benchmarks.job import Job
+    from denserl_cli.core.answers.job import Job
 
 EXAMPLE = "Example: denserl answer -r phi3-segment -b mt-bench --questions mt.jsonl"
 
@@ -80,13 +80,13 @@ def answer(
     dry_run: DryRunOption = False,
 ) -> None:
     """Answer a benchmark's questions in the format that its judge reads."""
-    from denserl_cli.core.benchmarks.formats import BENCHMARKS
-    from denserl_cli.core.benchmarks.job import Job
-    from denserl_cli.core.benchmarks.questions import read_questions
-    from denserl_cli.core.choosing import choose_policy
+    from denserl_cli.core.answers.formats import BENCHMARKS
+    from denserl_cli.core.answers.job import Job
+    from denserl_cli.core.answers.questions import read_questions
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.dashboard import make_observer
+    from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.runs.policies import choose_policy
+    from denserl_cli.terminal.dashboard import make_observer
 
     loaded = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / loaded.name
@@ -111,8 +111,8 @@ def answer(
     if dry_run:
         typer.echo(_plan(job))
         return
-    from denserl_cli.core.benchmarks.answering import answer as write
-    from denserl_cli.worker import quiet_libraries
+    from denserl_cli.core.answers.generate import answer as write
+    from denserl_cli.launch.worker import quiet_libraries
 
     quiet_libraries()
     with make_observer() as observer:

@@ -14,7 +14,7 @@ from denserl_cli.core.errors import DenserlError
 if TYPE_CHECKING:
     from denserl_cli.core.recipe import Recipe
     from denserl_cli.core.recipe.loader import Override
-    from denserl_cli.launch import Mode
+    from denserl_cli.launch.launcher import Mode
 
 RecipeOption = Annotated[
     str,
@@ -124,7 +124,7 @@ def read_recipe(
 
 def check_writable(option: str, file: Path) -> None:
     """Raise DenserlError for a file that an option names and that could not be written."""
-    from denserl_cli.core.files import is_stream
+    from denserl_cli.core.system.files import is_stream
 
     if file.is_dir():
         raise DenserlError(f"{option} {file} is a folder", hint="name a file in it")

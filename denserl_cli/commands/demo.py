@@ -16,8 +16,8 @@ from denserl_cli.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe import Recipe
-    from denserl_cli.core.tracking import Observer
 
 EXAMPLE = "Example: denserl demo --out runs/demo"
 RECIPE = "sandbox-segment"
@@ -36,12 +36,12 @@ def demo(
     recipe = load_recipe(RECIPE, overrides or ())
     folder = out or Path("runs/demo")
     if dry_run:
-        from denserl_cli.launch import dry_run_text
+        from denserl_cli.launch.launcher import dry_run_text
 
         typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
         return
-    from denserl_cli.dashboard import make_observer
-    from denserl_cli.worker import run_stage
+    from denserl_cli.launch.worker import run_stage
+    from denserl_cli.terminal.dashboard import make_observer
 
     with make_observer() as observer:
         for stage in STAGES:
@@ -51,12 +51,12 @@ def demo(
 
 def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     """Show a segmentation, export both models, say what was learned and where everything is."""
-    from denserl_cli.console import print_table
-    from denserl_cli.core.exporting import export
-    from denserl_cli.core.inspection import Inspector, answers_of, phrase_agreement
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.core.sandbox import Task
-    from denserl_cli.segment_view import print_segments
+    from denserl_cli.core.inspection.inspector import Inspector, answers_of, phrase_agreement
+    from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.sandbox.task import Task
+    from denserl_cli.core.stages.export import export
+    from denserl_cli.terminal.console import print_table
+    from denserl_cli.terminal.segments import print_segments
 
     assert recipe.sandbox is not None
     run = RunFolder(folder, recipe)

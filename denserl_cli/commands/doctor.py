@@ -22,14 +22,14 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """What this machine has of what denserl needs, to paste into a bug report; nothing private."""
-    from denserl_cli.core.diagnosis import diagnose
+    from denserl_cli.core.doctor.checks import diagnose
     from denserl_cli.core.recipe.catalog import list_recipes
 
     found = diagnose(list_recipes() if recipe is None else [recipe])
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
     else:
-        from denserl_cli.console import print_table
+        from denserl_cli.terminal.console import print_table
 
         for title, facts in found.sections.items():
             print_table("", [title, ""], [[name, value] for name, value in facts.items()])

@@ -116,15 +116,15 @@ def _evaluate(
     stage: str, recipe: Recipe, folder: Path, count: int | None, options: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Run an evaluation in so many processes; the figures, where this process is to show them."""
-    from denserl_cli.launch import launch_evaluation
-    from denserl_cli.processes import read_processes
+    from denserl_cli.launch.launcher import launch_evaluation
+    from denserl_cli.launch.torchrun import read_processes
 
     processes = read_processes(count, 1, None, None)
     return launch_evaluation(stage, recipe, folder, processes, options)
 
 
 def _print(result: dict[str, Any], tables: Sequence[Table], as_json: bool) -> None:
-    from denserl_cli.console import print_table
+    from denserl_cli.terminal.console import print_table
 
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))

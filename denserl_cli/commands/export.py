@@ -41,7 +41,7 @@ def export(
 ) -> None:
     """Write the policy or the reward model as a plain Hugging Face folder with a model card."""
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.core.run import RunFolder
+    from denserl_cli.core.runs.folder import RunFolder
 
     loaded = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / loaded.name
@@ -49,8 +49,8 @@ def export(
     if dry_run:
         typer.echo(f"would write the {part.value} of {folder} to {target}")
         return
-    from denserl_cli.core.exporting import export as write
-    from denserl_cli.worker import quiet_libraries
+    from denserl_cli.core.stages.export import export as write
+    from denserl_cli.launch.worker import quiet_libraries
 
     quiet_libraries()
     write(part.value, loaded, RunFolder(folder, loaded), target, replace=resume is False)

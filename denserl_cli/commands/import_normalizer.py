@@ -27,11 +27,11 @@ def import_normalizer(
 ) -> None:
     """Take the normaliser of a run's reward model from the authors' coefficient file."""
     from denserl_cli.core.errors import DenserlError
-    from denserl_cli.core.importing import import_normalizer as write
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.dashboard import make_observer
-    from denserl_cli.worker import quiet_libraries
+    from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.stages.import_normalizer import import_normalizer as write
+    from denserl_cli.launch.worker import quiet_libraries
+    from denserl_cli.terminal.dashboard import make_observer
 
     loaded = load_recipe(recipe, overrides or ())
     run = RunFolder(out or Path("runs") / loaded.name, loaded)

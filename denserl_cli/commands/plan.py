@@ -9,9 +9,9 @@ import typer
 from denserl_cli.commands.common import ModelOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
-    from denserl_cli.core.memory import Setting
-    from denserl_cli.core.phases import Plan
-    from denserl_cli.core.planning import Outlook
+    from denserl_cli.core.planning.feasibility import Outlook
+    from denserl_cli.core.planning.memory_terms import Setting
+    from denserl_cli.core.planning.stage_memory import Plan
     from denserl_cli.core.recipe import Recipe
 
 EXAMPLE = "Example: denserl plan --recipe sandbox-segment --gpus 8 --gpu-memory 80"
@@ -31,12 +31,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what each stage needs on each GPU, and the first setting that fits."""
-    from denserl_cli.core.memory import GIB
-    from denserl_cli.core.phases import STAGES
-    from denserl_cli.core.planning import outlook
+    from denserl_cli.core.planning.feasibility import outlook
+    from denserl_cli.core.planning.memory_terms import GIB
+    from denserl_cli.core.planning.model_shape import recipe_shape
+    from denserl_cli.core.planning.stage_memory import STAGES
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.recipe.loader import Override
-    from denserl_cli.core.shapes import recipe_shape
 
     named = [] if model is None else [Override(f"--model {model}", "model.path", model)]
     loaded = load_recipe(recipe, [*named, *(overrides or ())])
@@ -60,7 +60,7 @@ def plan(
 
 def _show_settings(outlooks: list[Outlook]) -> None:
     """One table: the peak of every stage under every setting."""
-    from denserl_cli.console import print_table
+    from denserl_cli.terminal.console import print_table
 
     rows = []
     for place, first in enumerate(outlooks[0].plans):
@@ -79,8 +79,8 @@ def _size(found: Outlook, plan: Plan) -> str:
 
 def _show_stage(recipe: Recipe, found: Outlook) -> None:
     """A stage: its work, what to set, and where the memory goes."""
-    from denserl_cli.console import print_table
-    from denserl_cli.core.memory import TERMS, total
+    from denserl_cli.core.planning.memory_terms import TERMS, total
+    from denserl_cli.terminal.console import print_table
 
     plan = found.shown
     for line in [*_work(recipe, plan), *_verdict(recipe, found)]:
@@ -96,7 +96,7 @@ def _show_stage(recipe: Recipe, found: Outlook) -> None:
 
 def _work(recipe: Recipe, plan: Plan) -> list[str]:
     """The batches of a stage, its steps and tokens."""
-    from denserl_cli.core.workload import iterations, workload
+    from denserl_cli.core.planning.workload import iterations, workload
 
     work = workload(recipe, plan.stage, plan.setting.ranks)
     batch = f"{work.batch} {work.what} = micro {work.micro_batch} × {work.rounds} × {work.ranks}"
@@ -112,7 +112,7 @@ def _work(recipe: Recipe, plan: Plan) -> list[str]:
 
 def _verdict(recipe: Recipe, found: Outlook) -> list[str]:
     """What fits and the words that choose it; else what is missing and what would do."""
-    from denserl_cli.core.planning import chosen_by
+    from denserl_cli.core.planning.feasibility import chosen_by
 
     plan = found.shown
     need = f"{_name(plan.setting)}: {_gib(plan.peak):.1f} of {_gib(found.budget):.1f} GiB"
@@ -133,8 +133,8 @@ def _verdict(recipe: Recipe, found: Outlook) -> list[str]:
 
 def _record(recipe: Recipe, found: Outlook) -> dict[str, Any]:
     """A stage as JSON; all sizes in bytes."""
-    from denserl_cli.core.planning import chosen_by
-    from denserl_cli.core.workload import workload
+    from denserl_cli.core.planning.feasibility import chosen_by
+    from denserl_cli.core.planning.workload import workload
 
     stage = found.stage
     return {
@@ -154,7 +154,7 @@ def _record(recipe: Recipe, found: Outlook) -> dict[str, Any]:
 
 
 def _plan(recipe: Recipe, plan: Plan, budget: float) -> dict[str, Any]:
-    from denserl_cli.core.planning import chosen_by
+    from denserl_cli.core.planning.feasibility import chosen_by
 
     return {
         **_plain(plan.setting),
@@ -191,6 +191,6 @@ def _words(settings: list[str]) -> str:
 
 
 def _gib(size: float) -> float:
-    from denserl_cli.core.memory import GIB
+    from denserl_cli.core.planning.memory_terms import GIB
 
     return size / GIB

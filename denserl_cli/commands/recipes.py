@@ -27,9 +27,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Recipe name o
 @app.command("list", epilog="Example: denserl recipes list")
 def list_() -> None:
     """List the shipped recipes."""
-    from denserl_cli.console import print_table
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.recipe.catalog import list_recipes
+    from denserl_cli.terminal.console import print_table
 
     print_table("", _COLUMNS, [_row(load_recipe(name)) for name in list_recipes()])
     typer.echo(_LEGEND)

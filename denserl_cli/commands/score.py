@@ -48,10 +48,10 @@ def score(
     _check_target(to, fresh)
     with _opened(data) as lines:
         from denserl_cli.core.evaluation.responses import score_lines
-        from denserl_cli.core.inspection import Inspector
-        from denserl_cli.core.run import RunFolder
-        from denserl_cli.dashboard import make_observer
-        from denserl_cli.worker import quiet_libraries
+        from denserl_cli.core.inspection.inspector import Inspector
+        from denserl_cli.core.runs.folder import RunFolder
+        from denserl_cli.launch.worker import quiet_libraries
+        from denserl_cli.terminal.dashboard import make_observer
 
         quiet_libraries()
         with make_observer() as observer:
@@ -84,7 +84,7 @@ def _opened(data: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _target(to: str) -> Iterator[BinaryIO]:
-    from denserl_cli.core.files import replaced_file
+    from denserl_cli.core.system.files import replaced_file
 
     if to == "-":
         yield sys.stdout.buffer

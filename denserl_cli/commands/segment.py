@@ -26,12 +26,12 @@ from denserl_cli.core.errors import DenserlError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from denserl_cli.core.comparing import View
-    from denserl_cli.core.cutoffs import Calibration
-    from denserl_cli.core.inspection import Answer
+    from denserl_cli.core.inspection.compare import View
+    from denserl_cli.core.inspection.inspector import Answer
+    from denserl_cli.core.inspection.statistics import CutStatistics
+    from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe import Recipe
-    from denserl_cli.core.segment_statistics import CutStatistics
-    from denserl_cli.core.tracking import Observer
+    from denserl_cli.core.scoring.calibration import Calibration
 
 EXAMPLE = "Example: denserl segment --recipe sandbox-segment --limit 2"
 SHOWN, ON_A_PAGE = 2, 100
@@ -101,12 +101,12 @@ def segment(
     if dry_run:
         print_plan("segment", loaded, folder)
         return
-    from denserl_cli.core.comparing import Other, View
-    from denserl_cli.core.inspection import Inspector
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.core.segment_statistics import statistics
-    from denserl_cli.dashboard import make_observer
-    from denserl_cli.worker import quiet_libraries
+    from denserl_cli.core.inspection.compare import Other, View
+    from denserl_cli.core.inspection.inspector import Inspector
+    from denserl_cli.core.inspection.statistics import statistics
+    from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.launch.worker import quiet_libraries
+    from denserl_cli.terminal.dashboard import make_observer
 
     quiet_libraries()
     with make_observer() as observer:
@@ -171,7 +171,7 @@ def _levels(cutoffs: str | None, stats: bool) -> list[float]:
 
 def _pairs(limit: int | None, html: Path | None, many: bool) -> int:
     """How many pairs of the data are read."""
-    from denserl_cli.core.cutoffs import PAIRS
+    from denserl_cli.core.scoring.calibration import PAIRS
 
     if limit is not None:
         return limit
@@ -187,7 +187,7 @@ def _write_page(
     views: Sequence[View],
     found: Sequence[CutStatistics],
 ) -> None:
-    from denserl_cli.core.files import write_text
+    from denserl_cli.core.system.files import write_text
     from denserl_cli.pages.inspector import inspector_page
 
     first = views[0]
@@ -202,8 +202,8 @@ def _write_page(
 
 def _document(views: Sequence[View], found: Sequence[CutStatistics]) -> dict[str, Any]:
     """What --json prints."""
-    from denserl_cli.core.comparing import agreement
-    from denserl_cli.core.inspection import as_document
+    from denserl_cli.core.inspection.compare import agreement
+    from denserl_cli.core.inspection.inspector import as_document
 
     if found:
         return {"responses": len(views[0].traces), "cutoffs": [one.document() for one in found]}
@@ -220,7 +220,7 @@ def _document(views: Sequence[View], found: Sequence[CutStatistics]) -> dict[str
 
 
 def _print(views: Sequence[View], found: Sequence[CutStatistics]) -> None:
-    from denserl_cli.segment_view import print_comparison, print_segments, print_statistics
+    from denserl_cli.terminal.segments import print_comparison, print_segments, print_statistics
 
     first = views[0]
     if found:
@@ -240,7 +240,7 @@ def _answers(
     limit: int,
     observer: Observer,
 ) -> list[Answer]:
-    from denserl_cli.core.inspection import Answer, answers_of
+    from denserl_cli.core.inspection.inspector import Answer, answers_of
 
     if text is not None and file is not None:
         raise DenserlError("--text and --file exclude each other", hint="give one of them")

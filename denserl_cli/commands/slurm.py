@@ -87,8 +87,8 @@ def slurm(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a batch script that runs a stage under Slurm and goes on after every time limit."""
-    from denserl_cli.core.files import write_text
-    from denserl_cli.plan import check_batches
+    from denserl_cli.core.planning.dry_run import check_batches
+    from denserl_cli.core.system.files import write_text
 
     loaded = read_recipe(stage, recipe, overrides)
     check_batches(stage, loaded, nodes * gpus)
@@ -110,7 +110,7 @@ def slurm(
 
 def script(name: str, words: list[str], job: Job) -> str:
     """The batch script that runs a command line of one stage."""
-    from denserl_cli.core.stopping import REQUEUE
+    from denserl_cli.core.system.signals import REQUEUE
 
     limits = {"time": job.time, "partition": job.partition}
     return _SCRIPT.format(

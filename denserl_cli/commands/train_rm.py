@@ -37,8 +37,8 @@ def train_rm(
     hostfile: HostfileOption = None,
 ) -> None:
     """Train a recipe's reward model on preference pairs."""
-    from denserl_cli.launch import launch
-    from denserl_cli.processes import read_processes
+    from denserl_cli.launch.launcher import launch
+    from denserl_cli.launch.torchrun import read_processes
 
     loaded = read_recipe("train-rm", recipe, overrides, data=data, model=model)
     launch(

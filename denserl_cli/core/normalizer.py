@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.files import write_text
+from denserl_cli.core.system.files import write_text
 
 SCHEMA = 1
 """Version of the normaliser file."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denserl_cli.core.comparing import View
-from denserl_cli.core.segment_statistics import CutStatistics
-from denserl_cli.core.traces import Cut, Trace, in_pairs
+from denserl_cli.core.inspection.compare import View
+from denserl_cli.core.inspection.statistics import CutStatistics
+from denserl_cli.core.inspection.traces import Cut, Trace, in_pairs
 from denserl_cli.pages import render
 
 GRID = 10_000

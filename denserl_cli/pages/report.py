@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from denserl_cli.core.files import replaced_folder, write_text
 from denserl_cli.core.reporting.drawing import css
 from denserl_cli.core.reporting.report import Report
 from denserl_cli.core.reporting.samples import Segment
+from denserl_cli.core.system.files import replaced_folder, write_text
 from denserl_cli.pages import render
 
 

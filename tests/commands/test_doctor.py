@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
-from denserl_cli.core import diagnosis
+from denserl_cli.core.doctor import checks as diagnosis
 from denserl_cli.core.errors import DenserlError
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from denserl_cli.app import app
 from denserl_cli.core.errors import DenserlError
-from tests import tiny
+from tests import ROOT, tiny
 
 PROMPT = "write calm words about rivers"
 
@@ -146,7 +146,7 @@ def test_real_pairs(scored: Path, shared: Path, tmp_path: Path):
 
 
 def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+    page = ROOT / "docs" / "evaluation.md"
     monkeypatch.chdir(tmp_path)
     for name in ("pairs", "reward-bench", "prompts"):
         Path(f"{name}.jsonl").touch()

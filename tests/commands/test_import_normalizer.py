@@ -7,11 +7,11 @@ from typer.testing import CliRunner
 
 from denserl_cli.app import app
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.fitting import load_normalizer
-from denserl_cli.core.importing import choose, read_entries, to_normalizer
 from denserl_cli.core.recipe import load_recipe
-from denserl_cli.core.reward_model import RewardRecord
-from denserl_cli.core.run import RunFolder
+from denserl_cli.core.reward_model.loss import RewardRecord
+from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.stages.fit_function import load_normalizer
+from denserl_cli.core.stages.import_normalizer import choose, read_entries, to_normalizer
 from tests import tiny
 
 FOUR = [0.5, 0.25, -1.0, 2.0]

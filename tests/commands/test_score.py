@@ -80,7 +80,9 @@ def test_an_interrupted_command_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("denserl_cli.core.inspection.Inspector.segment_encoded", interrupted)
+    monkeypatch.setattr(
+        "denserl_cli.core.inspection.inspector.Inspector.segment_encoded", interrupted
+    )
     result = score(scored, "--data", str(responses), "--to", str(tmp_path / "out.jsonl"))
     assert result.exit_code != 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "scored"]

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from denserl_cli.app import app
 from denserl_cli.commands.slurm import _seconds
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.stopping import REQUEUE
-from tests import tiny
+from denserl_cli.core.system.signals import REQUEUE
+from tests import ROOT, tiny
 
 ASK = ("slurm", "--recipe", "sandbox-segment", "--stage", "train-rm", "--gpus-per-node", "1")
 
@@ -45,7 +45,7 @@ def stand_in(place: Path, srun: str) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{place}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NNODES": "1",

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from denserl_cli import launch
 from denserl_cli.app import app
 from denserl_cli.commands.common import read_recipe
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.recipe.schema import Source
-from denserl_cli.processes import Processes
+from denserl_cli.launch import launcher as launch
+from denserl_cli.launch.torchrun import Processes
 
 ONE = {"processes": Processes()}
 TEXT = """\

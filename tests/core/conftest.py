@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from denserl_cli.core import sandbox
+from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.schema import SandboxConfig
-from denserl_cli.core.tracking import Observer
-from denserl_cli.worker import run_stage
+from denserl_cli.core.sandbox import task as sandbox
+from denserl_cli.launch.worker import run_stage
 
 TASK = SandboxConfig(
     phrases=5,

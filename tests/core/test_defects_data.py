@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from denserl_cli.core.chat import ChatFormat, encode_pair, encode_prompt
-from denserl_cli.core.data import Pair, collate_sides, encode_pairs
+from denserl_cli.core.chat.format import ChatFormat, encode_pair, encode_prompt
+from denserl_cli.core.data.encoding import Pair, collate_sides, encode_pairs
 from denserl_cli.core.errors import DenserlError
 from tests.core.fake_tokenizers import byte_tokenizer, ids
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from denserl_cli.core import fitting, reward_training
 from denserl_cli.core.errors import DenserlError, Interrupted
-from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
-from denserl_cli.worker import run_stage
+from denserl_cli.core.observer import Observer
+from denserl_cli.core.reward_model import trainer as reward_training
+from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.stages import fit_function as fitting
+from denserl_cli.launch.worker import run_stage
 from tests.core.conftest import Ears, MakeRecipe
-from tests.core.test_reward_training import STEPS, metrics, train, weights
+from tests.core.reward_model.test_trainer import STEPS, metrics, train, weights
 
 
 def stops_after(step: int, number: signal.Signals = signal.SIGTERM) -> Ears:

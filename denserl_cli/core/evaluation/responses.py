@@ -9,12 +9,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from denserl_cli.core.data.row_formats import UnusableRow, conversations_of
+from denserl_cli.core.data.sources import Row, Skipped, check_usable, read_lines, skipped_report
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.inspection import Answer, EncodedAnswer, Inspector, SegmentedResponse
-from denserl_cli.core.rows import UnusableRow, conversations_of
-from denserl_cli.core.run import RunFolder
-from denserl_cli.core.sources import Row, Skipped, check_usable, read_lines, skipped_report
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.inspection.inspector import (
+    Answer,
+    EncodedAnswer,
+    Inspector,
+    SegmentedResponse,
+)
+from denserl_cli.core.observer import Observer
+from denserl_cli.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe

@@ -10,16 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data import by_length, collate_sequences, micro_batches
-from denserl_cli.core.distributed import from_all_ranks, rank, share, sum_over_ranks, world_size
-from denserl_cli.core.engine import Engine, Frozen, autocast
-from denserl_cli.core.policy import response_logprobs
+from denserl_cli.core.data.encoding import by_length, collate_sequences, micro_batches
+from denserl_cli.core.engine.base import Engine, Frozen, autocast
+from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.observer import timed
 from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise, sample
-from denserl_cli.core.reward_model import token_values
-from denserl_cli.core.tracking import timed
+from denserl_cli.core.reward_model.loss import token_values
+from denserl_cli.core.system.distributed import (
+    from_all_ranks,
+    rank,
+    share,
+    sum_over_ranks,
+    world_size,
+)
 
 if TYPE_CHECKING:
-    from denserl_cli.core.scoring import Scorer
+    from denserl_cli.core.scoring.scorer import Scorer
 
 
 class Collector:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from denserl_cli.core.data import Prompt
+from denserl_cli.core.data.encoding import Prompt
 
 Judge = Callable[[str, str], float]
 """The task's true reward of (prompt text, response text), where the task knows it."""

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from denserl_cli.core.distributed import any_rank, from_all_ranks, from_first_rank, rank, world_size
-from denserl_cli.core.engine import NonFiniteError, random_state, restore_random_state
+from denserl_cli.core.engine.base import NonFiniteError, random_state, restore_random_state
 from denserl_cli.core.errors import Interrupted
-from denserl_cli.core.guards import NonFiniteGuard
+from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
-from denserl_cli.core.ppo.figures import (
+from denserl_cli.core.ppo.metrics import (
     dense_rewards,
     explained_variance,
     reward_figures,
@@ -26,19 +25,26 @@ from denserl_cli.core.ppo.figures import (
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.functions import short_name
-from denserl_cli.core.stopping import stop_requested
-from denserl_cli.core.tracking import throughput, timed
+from denserl_cli.core.runs.failures import NonFiniteGuard
+from denserl_cli.core.system.distributed import (
+    any_rank,
+    from_all_ranks,
+    from_first_rank,
+    rank,
+    world_size,
+)
+from denserl_cli.core.system.signals import stop_requested
 
 if TYPE_CHECKING:
-    from denserl_cli.core.checkpoints import Checkpoint
     from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.observer import Observer
     from denserl_cli.core.ppo.collect import Collector
-    from denserl_cli.core.ppo.own_rewards import Earned, OwnRewards
     from denserl_cli.core.ppo.prompts import Judge, PromptBatch, PromptPlan
+    from denserl_cli.core.ppo.reward_functions import Earned, OwnRewards
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
-    from denserl_cli.core.run import RunFolder
-    from denserl_cli.core.tracking import Observer
+    from denserl_cli.core.runs.checkpoints import Checkpoint
+    from denserl_cli.core.runs.folder import RunFolder
 
 STAGE = "train-ppo"
 HEADLINE = (

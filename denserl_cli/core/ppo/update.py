@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data import SequenceBatch, collate_sequences, micro_batches
-from denserl_cli.core.distributed import max_over_ranks, share, sum_over_ranks
-from denserl_cli.core.engine import step
-from denserl_cli.core.policy import response_logprobs
+from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.engine.base import step
+from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
-from denserl_cli.core.reward_model import token_values
+from denserl_cli.core.reward_model.loss import token_values
+from denserl_cli.core.system.distributed import max_over_ranks, share, sum_over_ranks
 
 if TYPE_CHECKING:
-    from denserl_cli.core.engine import Engine
+    from denserl_cli.core.engine.base import Engine
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import PPOConfig
 

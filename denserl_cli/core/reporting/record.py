@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from denserl_cli.core.book import read_book
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.runs.run_json import read_book
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 """In the order in which they run."""

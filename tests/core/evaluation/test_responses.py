@@ -12,9 +12,9 @@ import pytest
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import score_responses
 from denserl_cli.core.evaluation.responses import score_lines
-from denserl_cli.core.inspection import Answer, Inspector
-from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import Observer
+from denserl_cli.core.inspection.inspector import Answer, Inspector
+from denserl_cli.core.observer import Observer
+from denserl_cli.core.runs.folder import RunFolder
 from tests import tiny
 from tests.core.conftest import Ears
 
@@ -82,7 +82,7 @@ def test_rows_stay_in_order_over_chunks(scored: Path, monkeypatch: pytest.Monkey
     rows.insert(4, b"{broken")
     together = scored_rows(inspect, rows)
     monkeypatch.setattr("denserl_cli.core.evaluation.responses.CHUNK", 3)
-    monkeypatch.setattr("denserl_cli.core.inspection.BATCH", 1)
+    monkeypatch.setattr("denserl_cli.core.inspection.inspector.BATCH", 1)
     apart = scored_rows(inspect, rows)
     assert [row.get("id") for row in apart] == [*range(4), None, *range(4, 11)]
     for left, right in zip(together, apart, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from denserl_cli.core.evaluation.policies import compare
+from denserl_cli.core.evaluation.policy import compare
 from denserl_cli.core.evaluation.tables import equivalence
 
 

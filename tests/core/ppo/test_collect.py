@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.engine import Frozen
+from denserl_cli.core.engine.base import Frozen
 from denserl_cli.core.ppo.collect import Collector, evaluating
 from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise
 from denserl_cli.core.recipe.schema import SegmentationConfig
-from denserl_cli.core.scoring import Scorer
+from denserl_cli.core.scoring.scorer import Scorer
 from tests import tiny
 from tests.core.ppo.conftest import PROMPTS
 

@@ -14,9 +14,9 @@ import torch
 
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.ppo import collect
-from tests.core.ppo.test_stage import StopAfter, copied, lines, outcome, train
+from tests.core.stages.test_train_ppo import StopAfter, copied, lines, outcome, train
 from tests.core.test_surviving import changed, older, reseeded
-from tests.test_worker import Ears
+from tests.launch.test_worker import Ears
 
 SETTINGS = ("ppo.iterations=3", "ppo.kl_target=0.01", "ppo.eval_every=1", "run.nonfinite=skip")
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.data import Prompt
-from denserl_cli.core.engine import NonFiniteError
+from denserl_cli.core.data.encoding import Prompt
+from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.ppo.figures import dense_rewards
+from denserl_cli.core.observer import TIMES, Observer
+from denserl_cli.core.ppo.metrics import dense_rewards
 from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
-from denserl_cli.core.run import RunFolder
-from denserl_cli.core.tracking import TIMES, Observer
+from denserl_cli.core.runs.folder import RunFolder
 
 NORMALIZER = LocationNormalizer(0.5, 0.1, 0.3, 2.0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.engine import NonFiniteError, TorchEngine
+from denserl_cli.core.engine.base import NonFiniteError, TorchEngine
 from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.update import Updater

@@ -3,8 +3,9 @@ from pathlib import Path
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.building import known_keys
 from denserl_cli.core.recipe.reference import reference
+from tests import ROOT
 
-DOCS = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
+DOCS = ROOT / "docs" / "recipes.md"
 
 
 def test_the_written_reference_is_current():

@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
-from denserl_cli.core.chat import ChatFormat
+from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.catalog import list_recipes, recipes_folder
 from denserl_cli.core.recipe.schema import Coefficients, Source
+from tests import ROOT
 from tests.core.fake_tokenizers import load
 
-ROOT = Path(__file__).resolve().parents[3]
 BACKBONES = {
     "phi3": ("microsoft/Phi-3-mini-4k-instruct", "phi3-mini", [32007, 32000]),
     "llama3.1": ("meta-llama/Llama-3.1-8B-Instruct", "llama3.1", [128009, 128001, 128008]),

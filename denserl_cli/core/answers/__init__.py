@@ -1,0 +1,1 @@
+"""A policy's answers to benchmark questions, written in each benchmark's own format."""

@@ -1,0 +1,214 @@
+"""answer: a policy's answers to a benchmark's questions."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from denserl_cli.core.answers.answers_file import AnswersFile
+from denserl_cli.core.answers.formats import Answer, Identity, Question
+from denserl_cli.core.answers.job import Job
+from denserl_cli.core.answers.questions import refuse
+from denserl_cli.core.data.batches import by_length
+from denserl_cli.core.data.loading import load_chat, with_sandbox
+from denserl_cli.core.engine.base import autocast
+from denserl_cli.core.errors import DenserlError, Interrupted
+from denserl_cli.core.models.causal_lm import compute_dtype
+from denserl_cli.core.models.lora import load_policy
+from denserl_cli.core.ppo.rollout import Response, Sampling, noise, sample
+from denserl_cli.core.system.signals import stop_requested
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import Mode, RunFolder
+
+
+def answer(recipe: Recipe, run: RunFolder, job: Job, mode: Mode, observer: Observer) -> bool:
+    """Answer the questions of a job; returns False when that was done before.
+
+    Raises Interrupted after Ctrl-C, with the answers of every finished batch kept.
+    """
+    file = AnswersFile(job.target, job.benchmark, job.questions, job.settings(recipe))
+    if not file.admit(mode):
+        return False
+    answerer = Answerer(with_sandbox(recipe, run, observer), job)
+    if run.path in job.target.parents and not (run.path / "run.json").exists():
+        run.claim()
+    answers = file.begin(mode)
+    observer.begin(f"answer {job.benchmark.name}", len(job.questions), len(answers))
+    with stop_requested() as stopping:
+        for batch in answerer.batches():
+            if all(question.id in answers for question in batch):
+                continue
+            new = {name: a for name, a in answerer(batch).items() if name not in answers}
+            file.add(new)
+            answers |= new
+            tokens = sum(answer.tokens for answer in new.values()) / len(new)
+            observer.advance(len(new), tokens=tokens)
+            if stopping() and len(answers) < len(job.questions):
+                raise Interrupted(
+                    f"stopped after {len(answers)} of {len(job.questions)} answers; they are in "
+                    f"{file.progress}",
+                    hint="go on with --resume",
+                )
+    observer.end()
+    answerer.report(observer)
+    file.finish(answers, job.generator)
+    return True
+
+
+class Answerer:
+    """A frozen policy and the encoded questions.
+
+    Batches depend on the questions alone and not on what is answered already, so a resumed file is
+    that of a run that was never interrupted.
+    """
+
+    def __init__(self, recipe: Recipe, job: Job) -> None:
+        self.job, self.seed = job, recipe.seed
+        self.tokenizer, self.chat = load_chat(recipe)
+        self.openings = self._openings()
+        path = job.policy or recipe.model.path
+        self.policy = load_policy(recipe, path)
+        self.dtype = compute_dtype(recipe.model)
+        self.context = getattr(self.policy.config, "max_position_embeddings", None)
+        self.shortened = self.unfinished = self.refused = 0
+        self._check(path)
+
+    def batches(self) -> Iterator[list[Question]]:
+        """Questions of one temperature and similar length, the longest first."""
+        questions = self.job.questions
+        groups: dict[float, list[int]] = {}
+        for place, question in enumerate(questions):
+            groups.setdefault(self._temperature(question), []).append(place)
+        for places in groups.values():
+            lengths = [len(self.openings[questions[place].id]) for place in places]
+            for part in by_length(lengths, np.array(places), self.job.batch_size):
+                yield [questions[place] for place in part]
+
+    def __call__(self, batch: Sequence[Question]) -> dict[Identity, Answer]:
+        """Answer questions of one temperature, turn by turn."""
+        turns: list[list[str]] = [[] for _ in batch]
+        tokens = [0] * len(batch)
+        for turn in range(self.job.benchmark.turns):
+            prompts = [self._prompt(q, said) for q, said in zip(batch, turns, strict=True)]
+            open_rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
+            asked = [(batch[row], prompts[row]) for row in open_rows]
+            drawn = dict(zip(open_rows, self._sample(asked, turn), strict=True)) if asked else {}
+            for row, said in enumerate(turns):
+                response = drawn.get(row)
+                said.append("" if response is None else self._text(response))
+                tokens[row] += 0 if response is None else len(response.ids) - response.terminated
+        now = time.time()
+        return {
+            question.id: Answer(tuple(said), count, now)
+            for question, said, count in zip(batch, turns, tokens, strict=True)
+        }
+
+    def report(self, observer: Observer) -> None:
+        """Say what was cut."""
+        if self.shortened:
+            observer.notice(
+                f"{self.shortened} prompts were cut on the left to fit the model's context of "
+                f"{self.context} tokens"
+            )
+        if self.unfinished:
+            observer.notice(f"{self.unfinished} answers were cut at their length limit")
+        if self.refused:
+            observer.notice(
+                f"{self.refused} later turns have an empty answer: the chat template cannot write "
+                "the answer before them"
+            )
+
+    def _temperature(self, question: Question) -> float:
+        given = self.job.temperature
+        return self.job.benchmark.temperature(question) if given is None else given
+
+    def _openings(self) -> dict[Identity, list[int]]:
+        """Ids of the first turn of each question."""
+        layouts, problems = [], []
+        for question in self.job.questions:
+            try:
+                turn = {"role": "user", "content": question.turns[0]}
+                layouts.append(self.chat.prompt_layout([turn]))
+            except DenserlError as error:
+                problems.append(f"{question.origin}: {error.message}")
+        refuse(problems, "mend the question, or name another tokenizer in model.tokenizer")
+        encoded = self.chat.tokenize(layouts)
+        return {q.id: ids for q, ids in zip(self.job.questions, encoded, strict=True)}
+
+    def _prompt(self, question: Question, said: Sequence[str]) -> np.ndarray | None:
+        """Ids of the conversation so far, cut on the left where it leaves no room for an answer.
+
+        None where the template rewrites an earlier answer.
+        """
+        ids = self.openings[question.id]
+        if said:
+            turns = [{"role": "user", "content": question.turns[0]}]
+            for answer, following in zip(said, question.turns[1:], strict=False):
+                turns.append({"role": "assistant", "content": answer})
+                turns.append({"role": "user", "content": following})
+            try:
+                ids = self.chat.encode_prompt(turns)
+            except DenserlError:
+                self.refused += 1
+                return None
+        if self.context is not None:
+            longest = self.context - min(self.job.max_new_tokens, self.context // 4)
+            self.shortened += len(ids) > longest
+            ids = ids[-longest:]
+        return np.array(ids, np.int32)
+
+    def _sample(self, asked: Sequence[tuple[Question, Any]], turn: int) -> list[Response]:
+        most = self.job.max_new_tokens
+        prompts = [prompt for _, prompt in asked]
+        limits = [
+            most if self.context is None else min(most, self.context - len(prompt))
+            for prompt in prompts
+        ]
+        temperature = self._temperature(asked[0][0])
+        uniform = noise([(self.seed, _number(q.id), turn) for q, _ in asked], most)
+        sampling = Sampling(most, self.chat.stop_ids, temperature)
+        with autocast(self.policy.device, self.dtype):
+            return sample(self.policy, prompts, sampling, uniform, self.chat.pad_id, limits=limits)
+
+    def _text(self, response: Response) -> str:
+        """An answer's text: without its terminator, and without white space around it."""
+        self.unfinished += not response.terminated
+        ids = response.ids[:-1] if response.terminated else response.ids
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text).strip()
+
+    @torch.no_grad()
+    def _check(self, path: str) -> None:
+        """Raise DenserlError when the tokenizer does not fit the policy, or its logits are NaN."""
+        rows = len(cast("Tensor", self.policy.get_input_embeddings().weight))
+        highest = max(self.chat.token_ids())
+        if highest >= rows:
+            raise DenserlError(
+                f"{path}: the tokenizer has ids up to {highest}, the policy {rows} embeddings",
+                hint="name the policy's own tokenizer: --set model.tokenizer=FOLDER",
+            )
+        ids = next(iter(self.openings.values()))
+        start = torch.tensor([ids[:16]], device=self.policy.device)
+        with autocast(self.policy.device, self.dtype):
+            logits = self.policy(input_ids=start, use_cache=False).logits
+        if logits.isnan().any():
+            raise DenserlError(
+                f"{path}: the policy's logits are NaN", hint="its weights are damaged; name another"
+            )
+
+
+def _number(name: Identity) -> int:
+    """A number that stands for a question wherever it is in the file."""
+    return int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:8])

@@ -1,0 +1,37 @@
+"""Whether a tokenizer fits a checkpoint; read from the configuration, before any weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.system.hub import readable_errors
+
+if TYPE_CHECKING:
+    from denserl_cli.core.chat.format import ChatFormat
+
+
+def check_vocabulary(
+    chat: ChatFormat, path: str, revision: str | None = None, *, what: str = "model"
+) -> None:
+    """Raise DenserlError when conversations may hold ids that a model has no embedding for.
+
+    An embedding with more rows than the tokenizer has tokens is fine: many are padded. So are
+    special tokens beyond the embedding that neither the template nor generation uses. what: the
+    kind of model, for errors.
+    """
+    from transformers import AutoConfig
+
+    with readable_errors(path, what):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    config = config.get_text_config()
+    rows = config.vocab_size
+    tokenizer = chat.template.tokenizer
+    beyond = sorted(i for i in chat.token_ids() if i >= rows)
+    if beyond:
+        first = tokenizer.convert_ids_to_tokens(beyond[0])
+        raise DenserlError(
+            f"the tokenizer {tokenizer.name_or_path} does not fit the {what} {path}: {len(beyond)} "
+            f"of its ids, from {beyond[0]} ({first!r}) on, are beyond the {rows} embeddings",
+            hint="name the model's own tokenizer in model.tokenizer, or leave that out",
+        )

@@ -1,0 +1,1 @@
+"""Preference pairs and prompts: read, checked, encoded once, cached and batched."""

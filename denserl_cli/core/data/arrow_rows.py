@@ -1,0 +1,231 @@
+"""Encoded rows in Arrow record batches, mostly of memory-mapped files.
+
+A row is made when it is asked for; until then it costs a few bytes, however long it is. What is
+wanted of all rows, such as their lengths, comes as arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from hashlib import blake2b
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from xxhash import xxh3_128
+
+from denserl_cli.core.data.batches import EncodedPairRow
+from denserl_cli.core.data.conversations import Prompt
+
+Item = TypeVar("Item", EncodedPairRow, Prompt)
+Self = TypeVar("Self", bound="Rows[Any]")
+
+_IDS = pa.list_(pa.int32())
+_DIGEST = 16
+_SIDES = ("prompt", "chosen", "rejected")
+
+
+class Batch(NamedTuple):
+    """A part of the rows. name: of their source, which their origins leave out."""
+
+    name: str
+    columns: pa.RecordBatch
+
+
+class Rows(Sequence[Item], ABC, Generic[Item]):
+    """Rows in some order, made one by one."""
+
+    schema: ClassVar[pa.Schema]
+
+    def __init__(self, batches: Sequence[Batch], order: np.ndarray | None = None) -> None:
+        """order: row numbers, counted over all batches; default: all rows as they come."""
+        self._batches = batches
+        self._starts = np.cumsum([0, *(batch.columns.num_rows for batch in batches)]).tolist()
+        self._columns = [batch.columns.columns for batch in batches]
+        self._known: dict[str, np.ndarray] = {}
+        self.order = np.arange(self._starts[-1]) if order is None else order
+
+    @classmethod
+    def of(cls: type[Self], rows: Iterable[Any]) -> Self:
+        """Rows that are held in memory."""
+        return cls([Batch("", cls.batch(list(rows)))])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self: Self, place: slice) -> Self: ...
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return self.take(np.arange(len(self))[place])
+        number = int(self.order[place])
+        part = bisect_right(self._starts, number) - 1
+        name, columns = self._batches[part].name, self._columns[part]
+        at = number - self._starts[part]
+        return self._made(name, [column[at] for column in columns])
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[place] for place in range(len(self)))
+
+    def take(self: Self, places: np.ndarray) -> Self:
+        """The rows at some places of these; nothing is read."""
+        taken = copy(self)
+        taken.order = self.order[places]
+        return taken
+
+    def followed_by(self: Self, others: Self) -> Self:
+        """These rows, then others."""
+        if others._batches is self._batches:
+            both = copy(self)
+            both.order = np.concatenate([self.order, others.order])
+            return both
+        order = np.concatenate([self.order, others.order + self._starts[-1]])
+        return type(self)([*self._batches, *others._batches], order)
+
+    def identity(self) -> str:
+        """Digest of the ids of all rows, in their order."""
+        found = xxh3_128(self.order.tobytes())
+        for batch in self._batches:
+            for column in batch.columns.columns:
+                for buffer in column.buffers() if column.type == _IDS else ():
+                    found.update(memoryview(buffer or b""))
+        return found.hexdigest()
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers, or the lengths of a column of ids: (N,)."""
+        if name not in self._known:
+            column = self._column(name)
+            if column.type == _IDS:
+                column = pc.list_value_length(column)
+            self._known[name] = column.to_numpy()
+        return self._known[name][self.order]
+
+    def groups(self) -> np.ndarray:
+        """The number of each row's prompt: (N,), equal for equal prompts, from 0 by first use."""
+        if "group" not in self._known:
+            parts = self._column("group").dictionary_encode().chunks
+            self._known["group"] = np.concatenate([part.indices.to_numpy() for part in parts])
+        found = self._known["group"][self.order]
+        _, first, numbers = np.unique(found, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[numbers]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        parts = [batch.columns.column(name) for batch in self._batches]
+        return pa.chunked_array(parts, self.schema.field(name).type)
+
+    @classmethod
+    @abstractmethod
+    def batch(cls, rows: Sequence[Item], name: str = "") -> pa.RecordBatch:
+        """The columns of some rows. name: with which their origins begin."""
+
+    @abstractmethod
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> Item:
+        """A row from its values, in the schema's order. name: of its source."""
+
+
+class PairRows(Rows[EncodedPairRow]):
+    """Encoded preference pairs."""
+
+    schema = pa.schema(
+        [
+            ("prompt", _IDS),
+            ("chosen", _IDS),
+            ("rejected", _IDS),
+            ("margin", pa.float64()),
+            ("origin", pa.string()),
+            ("group", pa.binary(_DIGEST)),
+            ("subset", pa.string()),
+            ("truncated", pa.bool_()),
+        ]
+    )
+
+    @classmethod
+    def batch(cls, rows: Sequence[EncodedPairRow], name: str = "") -> pa.RecordBatch:
+        """The columns of some pairs."""
+        columns: dict[str, Any] = {
+            field: [getattr(row, field) for row in rows] for field in cls.schema.names
+        }
+        for side in _SIDES:
+            columns[side] = _lists(columns[side])
+        columns["origin"] = [row.origin.removeprefix(name) for row in rows]
+        columns["group"] = [row.group or digest(row.prompt) for row in rows]
+        return pa.RecordBatch.from_pydict(columns, cls.schema)
+
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> EncodedPairRow:
+        prompt, chosen, rejected = map(_ids, values[:3])
+        margin, origin, group, subset, truncated = (value.as_py() for value in values[3:])
+        origin = name + origin
+        return EncodedPairRow(
+            prompt, chosen, rejected, margin, origin, group, subset=subset, truncated=truncated
+        )
+
+
+class PromptRows(Rows[Prompt]):
+    """Encoded prompts; the other columns of a row are kept as JSON."""
+
+    schema = pa.schema(
+        [
+            ("ids", _IDS),
+            ("messages", pa.string()),
+            ("row", pa.string()),
+            ("origin", pa.string()),
+            ("group", pa.binary(_DIGEST)),
+            ("truncated", pa.bool_()),
+        ]
+    )
+
+    @classmethod
+    def batch(cls, rows: Sequence[Prompt], name: str = "") -> pa.RecordBatch:
+        """The columns of some prompts."""
+        columns = {
+            "ids": _lists([prompt.ids for prompt in rows]),
+            "messages": [json.dumps(prompt.messages) for prompt in rows],
+            "row": [json.dumps(prompt.row, default=str) for prompt in rows],
+            "origin": [prompt.origin.removeprefix(name) for prompt in rows],
+            "group": [digest(prompt.ids) for prompt in rows],
+            "truncated": [prompt.truncated for prompt in rows],
+        }
+        return pa.RecordBatch.from_pydict(columns, cls.schema)
+
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> Prompt:
+        messages, row, origin, _, truncated = (value.as_py() for value in values[1:])
+        texts = json.loads(messages), name + origin, json.loads(row)
+        return Prompt(*texts, _ids(values[0]), truncated)
+
+
+def digest(ids: np.ndarray | Sequence[int]) -> bytes:
+    """What tells apart prompts: 16 bytes of their ids."""
+    return blake2b(np.array(ids, np.int32).tobytes(), digest_size=_DIGEST).digest()
+
+
+def pair_lengths(rows: Sequence[EncodedPairRow]) -> np.ndarray:
+    """Tokens of each pair's prompt, chosen and rejected response: (N, 3); no row is read."""
+    if isinstance(rows, PairRows):
+        return np.stack([rows.numbers(side) for side in _SIDES], axis=1)
+    return np.array([[len(getattr(row, side)) for side in _SIDES] for row in rows]).reshape(-1, 3)
+
+
+def side_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Tokens of the 2N sequences of N pairs, (2N,), chosen ones first. lengths: (N, 3)."""
+    return (lengths[:, :1] + lengths[:, 1:]).T.ravel()
+
+
+def _lists(rows: Sequence[np.ndarray]) -> pa.ListArray:
+    """A column of ids."""
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    ids = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32, copy=False)
+    return pa.ListArray.from_arrays(offsets, ids)
+
+
+def _ids(value: pa.Scalar) -> np.ndarray:
+    """A copy, so that nothing holds on to the file."""
+    return value.values.to_numpy().copy()

@@ -1,0 +1,248 @@
+"""Which rows make a batch, and the tensors of a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.system.distributed import world_size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    Ids = np.ndarray | Sequence[int]
+
+
+PASS_TOKENS = {"cpu": 64, "cuda": 1024}
+"""What one more forward pass costs, in tokens of padding (docs/performance.md)."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPairRow:
+    """A pair as int32 ids, cut to the length limits; responses end with the terminator."""
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    margin: float | None
+    origin: str
+    group: bytes = b""
+    """Digest of the whole prompt: the same for all pairs of one prompt, however they were cut."""
+    subset: str | None = None
+    """The part of a benchmark that the pair belongs to."""
+    truncated: bool = False
+    """Whether prompt or responses were cut."""
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """R sequences [prompt, response, padding]; they all start in column 0.
+
+    A causal model needs no mask for them: no token sees what comes after it. Tensors of responses,
+    (R, T), have every response from column 0 on, too. Masks come from lengths, so ids may equal
+    `pad_id` anywhere.
+    """
+
+    input_ids: Tensor
+    """(R, S) int64."""
+    responses: Tensor
+    """(R, T) int64, the responses alone, terminators included."""
+    response_mask: Tensor
+    """(R, T) bool, True on the response."""
+    places: Tensor
+    """(N,) int64, where the N response tokens, row by row, are in the flattened `input_ids`."""
+
+    def window(self, values: Tensor) -> Tensor:
+        """Values of the N response tokens as an (R, T) tensor, 0 where masked."""
+        empty = values.new_zeros(self.response_mask.shape)
+        return empty.masked_scatter(self.response_mask, values)
+
+
+def step_count(count: int, batch_size: int, *, epochs: float, field: str) -> int:
+    """Number of full batches in some passes over the rows.
+
+    field: recipe field of the batch size, for the error. Raises DenserlError when the rows do not
+    make one batch.
+    """
+    total = round(epochs * count)
+    if min(count, total) < batch_size:
+        raise DenserlError(
+            f"not enough data for one batch: {min(count, total)} rows, {field} is {batch_size}",
+            hint=f"lower {field} or give more data",
+        )
+    return total // batch_size
+
+
+def global_batches(
+    count: int,
+    batch_size: int,
+    *,
+    epochs: float = 1.0,
+    seed: int,
+    field: str = "reward_model.batch_size",
+) -> list[np.ndarray]:
+    """Row numbers of each optimizer step; every epoch is a new permutation of all rows.
+
+    What is left at the end of an epoch goes into the first batch of the next, so that every step is
+    full; what is left at the very end is dropped. field: recipe field of the batch size, for the
+    error. Raises DenserlError when the rows do not make one batch.
+    """
+    steps = step_count(count, batch_size, epochs=epochs, field=field)
+    order = np.concatenate(
+        [
+            np.random.default_rng([seed, epoch]).permutation(count)
+            for epoch in range(math.ceil(epochs))
+        ]
+    )
+    return list(order[: steps * batch_size].reshape(steps, batch_size))
+
+
+def by_length(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """Cut a batch into parts of `size` rows of similar length, the longest first.
+
+    lengths: (N,) of the rows in `indices` (N,), in the same order. For what generates: its cost is
+    the number of calls, whatever the prompts' lengths.
+    """
+    ordered = _longest_first(lengths, indices)[1]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def micro_batches(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """Cut a batch into parts of at most `size` rows with the least padding, the longest first.
+
+    lengths: (N,) of the rows in `indices` (N,), in the same order. With several processes, every
+    one of them gets a part of each turn (`distributed.share`), and a turn takes as long as its
+    longest part.
+    """
+    ordered_lengths, ordered = _longest_first(lengths, indices)
+    ranks = world_size()
+    turns = _cheapest_cut(ordered_lengths[::ranks], size)
+    return _dealt(ordered, [slice(turn.start * ranks, turn.stop * ranks) for turn in turns])
+
+
+def pair_batches(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """Cut a batch of pairs into as few parts of at most `size` pairs as there can be.
+
+    Arguments as in `micro_batches`. Padding is left to `passes`, which cuts within a part.
+    """
+    ordered = _longest_first(lengths, indices)[1]
+    turn = size * world_size()
+    return _dealt(ordered, [slice(at, at + turn) for at in range(0, len(ordered), turn)])
+
+
+def passes(lengths: np.ndarray, *beside: np.ndarray) -> list[np.ndarray]:
+    """Cut sequences into the passes that take least time, the longest first: their row numbers.
+
+    lengths: (R,). beside: those that other processes have in this turn. All make equally many
+    passes, for each is a collective call where weights are sharded: a single one where they have
+    not equally many sequences.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    if any(len(theirs) != len(lengths) for theirs in beside):
+        return [order]
+    slowest = np.max([-np.sort(-theirs) for theirs in (lengths, *beside)], axis=0)
+    return [order[part] for part in _cheapest_cut(slowest, len(order))]
+
+
+def _cheapest_cut(lengths: np.ndarray, size: int) -> list[slice]:
+    """Cut rows into passes of at most `size`, each padded to its longest row, at the least cost.
+
+    lengths: (N,), the longest first. Each further pass has a cost of its own (`PASS_TOKENS`).
+    """
+    count = len(lengths)
+    pass_cost = PASS_TOKENS[_device_type()]
+    cheapest = np.zeros(count + 1)  # of the rows from each place on
+    rows = np.ones(count, int)  # of the pass that begins there
+    for place in range(count - 1, -1, -1):
+        most = min(size, count - place)
+        costs = lengths[place] * np.arange(1, most + 1) + cheapest[place + 1 : place + most + 1]
+        rows[place] = costs.argmin() + 1
+        cheapest[place] = costs.min() + pass_cost
+    cuts, place = [], 0
+    while place < count:
+        cuts.append(slice(place, place + rows[place]))
+        place += rows[place]
+    return cuts
+
+
+def _dealt(ordered: np.ndarray, turns: Sequence[slice]) -> list[np.ndarray]:
+    """Deal the rows of each turn to the processes one by one, so that all get alike ones."""
+    parts: list[np.ndarray] = []
+    for turn in turns:
+        rows = ordered[turn]
+        ranks = min(world_size(), len(rows))
+        parts += [rows[rank::ranks] for rank in range(ranks)]
+    return parts
+
+
+def _longest_first(
+    lengths: Sequence[int] | np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return np.asarray(lengths)[order], np.asarray(indices)[order]
+
+
+def _device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def collate_sequences(
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    pad_id: int,
+    device: torch.device | str | None = None,
+) -> SequenceBatch:
+    """Tensors of R prompts and their responses."""
+    import torch
+
+    starts, lengths = (np.array([*map(len, ids)]) for ids in (prompts, responses))
+    input_ids = np.full((len(prompts), (starts + lengths).max()), pad_id, np.int64)
+    windows = np.full((len(prompts), lengths.max()), pad_id, np.int64)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        start, length = starts[row], lengths[row]
+        input_ids[row, :start] = prompt
+        input_ids[row, start : start + length] = windows[row, :length] = response
+    mask = np.arange(windows.shape[1]) < lengths[:, None]
+    row_starts = np.arange(len(prompts)) * input_ids.shape[1] + starts
+    places = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
+    arrays = (input_ids, windows, mask, places)
+    return SequenceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def collate_sides(
+    rows: Sequence[EncodedPairRow],
+    numbers: Iterable[int],
+    pad_id: int,
+    device: torch.device | str | None = None,
+) -> SequenceBatch:
+    """Tensors of some of the 2N sequences of N pairs.
+
+    numbers: of the sequences; n is the chosen side of pair n, N + n its rejected side.
+    """
+    count = len(rows)
+    pairs = [(rows[int(n) % count], n < count) for n in numbers]
+    responses = [row.chosen if chosen else row.rejected for row, chosen in pairs]
+    return collate_sequences([row.prompt for row, _ in pairs], responses, pad_id, device)
+
+
+def margins(rows: Sequence[EncodedPairRow], device: torch.device) -> Tensor | None:
+    """(B,) float32, 0 for a pair without margin; None where no pair has one."""
+    import torch
+
+    if all(row.margin is None for row in rows):
+        return None
+    return torch.tensor([row.margin or 0.0 for row in rows], device=device)

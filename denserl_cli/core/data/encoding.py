@@ -1,0 +1,236 @@
+"""Conversations become encoded rows: a few at a time, whether they are kept in memory or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from denserl_cli.core.chat.format import (
+    ChatFormat,
+    EncodedPair,
+    Layout,
+    check_limits,
+    truncate_pair,
+)
+from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, digest
+from denserl_cli.core.data.batches import (
+    EncodedPairRow,
+    SequenceBatch,
+    by_length,
+    collate_sequences,
+    collate_sides,
+    global_batches,
+    margins,
+    micro_batches,
+    pair_batches,
+    passes,
+)
+from denserl_cli.core.data.conversations import (
+    Item,
+    Notes,
+    Pair,
+    PairSet,
+    Prompt,
+    PromptSet,
+    as_pair,
+    as_prompt,
+    parsed,
+    read_pairs,
+    read_prompts,
+)
+from denserl_cli.core.data.sources import Row, Skipped, check_usable, skipped_report, write_skipped
+from denserl_cli.core.data.splitting import split_pairs, split_prompts
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.observer import CHUNK, Observer, with_progress
+
+__all__ = [
+    "EncodedPairRow",
+    "EncodedPairs",
+    "EncodedPrompts",
+    "Pair",
+    "PairEncoding",
+    "PairRows",
+    "PairSet",
+    "Prompt",
+    "PromptEncoding",
+    "PromptRows",
+    "PromptSet",
+    "SequenceBatch",
+    "Skipped",
+    "by_length",
+    "check_usable",
+    "collate_sequences",
+    "collate_sides",
+    "encode_pairs",
+    "encode_prompts",
+    "global_batches",
+    "margins",
+    "micro_batches",
+    "pair_batches",
+    "passes",
+    "read_pairs",
+    "read_prompts",
+    "skipped_report",
+    "split_pairs",
+    "split_prompts",
+    "write_skipped",
+]
+
+
+class EncodedPairs(NamedTuple):
+    """Encoded pairs, those that the chat template cannot write, and how many were cut."""
+
+    rows: Sequence[EncodedPairRow]
+    skipped: list[Skipped]
+    truncated: int
+
+
+class EncodedPrompts(NamedTuple):
+    """Encoded prompts, those that the chat template cannot write, and how many were cut."""
+
+    prompts: Sequence[Prompt]
+    skipped: list[Skipped]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class PairEncoding:
+    """How rows of a source become encoded preference pairs, cut as method §3 has it."""
+
+    chat: ChatFormat
+    max_length: int
+    max_prompt_length: int
+    stored = PairRows
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Limits to the number of ids."""
+        return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
+
+    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Pair]:
+        """The preference pairs of the usable rows."""
+        return parsed(rows, as_pair, notes)
+
+    def encode(self, pairs: Iterable[Pair]) -> Iterator[EncodedPairRow | Skipped]:
+        """Each pair encoded, or why it cannot be.
+
+        Raises DenserlError when the limits leave no room for a response.
+        """
+        check_limits(self.max_length, self.max_prompt_length)
+        chat = self.chat
+        for pair, ids in _encoded(chat, pairs, lambda p: chat.pair_layouts(p.chosen, p.rejected)):
+            yield ids if isinstance(ids, Skipped) else self._cut(pair, EncodedPair(*ids))
+
+    def _cut(self, pair: Pair, whole: EncodedPair) -> EncodedPairRow | Skipped:
+        cut = truncate_pair(whole, self.max_length, self.max_prompt_length, self.chat.terminator_id)
+        if cut.chosen_ids == cut.rejected_ids:
+            detail = "after the template's trimming and the cut to max_length"
+            return Skipped(pair.origin, "identical answers", detail)
+        prompt, chosen, rejected = (np.array(part, np.int32) for part in cut)
+        return EncodedPairRow(
+            *(prompt, chosen, rejected, pair.margin),
+            origin=pair.origin,
+            group=digest(whole.prompt_ids),
+            subset=pair.subset,
+            truncated=cut != whole,
+        )
+
+
+@dataclass(frozen=True)
+class PromptEncoding:
+    """How rows of a source become encoded prompts, cut on the left."""
+
+    chat: ChatFormat
+    max_prompt_length: int
+    stored = PromptRows
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Limits to the number of ids."""
+        return {"max_prompt_length": self.max_prompt_length}
+
+    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Prompt]:
+        """The prompts of the usable rows."""
+        return parsed(rows, as_prompt, notes)
+
+    def encode(self, prompts: Iterable[Prompt]) -> Iterator[Prompt | Skipped]:
+        """Each prompt encoded, or why it cannot be."""
+        chat, limit = self.chat, self.max_prompt_length
+        for prompt, ids in _encoded(chat, prompts, lambda p: [chat.prompt_layout(p.messages)]):
+            if isinstance(ids, Skipped):
+                yield ids
+                continue
+            kept = np.array(ids[0][-limit:], np.int32)
+            yield replace(prompt, ids=kept, truncated=len(ids[0]) > limit)
+
+
+def encode_pairs(
+    chat: ChatFormat,
+    pairs: Sequence[Pair],
+    *,
+    max_length: int,
+    max_prompt_length: int,
+    strict: bool = False,
+    observer: Observer | None = None,
+) -> EncodedPairs:
+    """Encode and cut pairs as method §3 has it, all of them in memory.
+
+    Raises DenserlError when the limits leave no room for a response, when no pair can be encoded
+    and, with `strict`, when one cannot.
+    """
+    encoding = PairEncoding(chat, max_length, max_prompt_length)
+    return EncodedPairs(*_kept(encoding.encode, pairs, strict, observer))
+
+
+def encode_prompts(
+    chat: ChatFormat,
+    prompts: Sequence[Prompt],
+    max_prompt_length: int,
+    *,
+    strict: bool = False,
+    observer: Observer | None = None,
+) -> EncodedPrompts:
+    """Encode prompts and cut them on the left to `max_prompt_length` tokens, all in memory.
+
+    Raises DenserlError when no prompt can be encoded and, with `strict`, when one cannot.
+    """
+    encoding = PromptEncoding(chat, max_prompt_length)
+    return EncodedPrompts(*_kept(encoding.encode, prompts, strict, observer))
+
+
+def _kept(
+    encode: Callable[[Iterable[Item]], Iterator[Any]],
+    items: Sequence[Item],
+    strict: bool,
+    observer: Observer | None,
+) -> tuple[list[Any], list[Skipped], int]:
+    """Encoded items, those that cannot be encoded, and how many were cut."""
+    watched = with_progress(items, observer or Observer(), "tokenise", len(items))
+    rows: list[Any] = []
+    skipped: list[Skipped] = []
+    for one in encode(watched):
+        (skipped if isinstance(one, Skipped) else rows).append(one)
+    check_usable(len(rows), skipped, strict=strict)
+    return rows, skipped, sum(row.truncated for row in rows)
+
+
+def _encoded(
+    chat: ChatFormat, items: Iterable[Item], layouts: Callable[[Item], Sequence[Layout]]
+) -> Iterator[tuple[Item, Any]]:
+    """Yield each item with the ids of its layouts, or with the reason why it has none."""
+    source = iter(items)
+    while chunk := list(islice(source, CHUNK)):
+        laid: list[Sequence[Layout] | Skipped] = []
+        for item in chunk:
+            try:
+                laid.append(layouts(item))
+            except DenserlError as error:
+                laid.append(Skipped(item.origin, error.message, error.hint or ""))
+        usable = [parts for parts in laid if not isinstance(parts, Skipped)]
+        ids = iter(chat.tokenize([layout for parts in usable for layout in parts]))
+        for item, parts in zip(chunk, laid, strict=True):
+            yield item, parts if isinstance(parts, Skipped) else [next(ids) for _ in parts]

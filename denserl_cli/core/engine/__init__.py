@@ -1,0 +1,1 @@
+"""One model in training, in plain torch or under DeepSpeed; frozen models beside it."""

@@ -1,0 +1,306 @@
+"""One model in training or frozen under DeepSpeed: ZeRO 1 to 3, offload, several processes."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from denserl_cli.core.engine.base import NonFiniteError, cosine_schedule
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.system.distributed import join_alone, sum_over_ranks, world_size
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
+
+T = TypeVar("T")
+
+_TAG = "shards"
+
+
+class Whole(nn.Module):
+    """A root around a model: ZeRO 3 counts one forward of the root as one pass over the weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function` of the model."""
+        return function(self.model, *inputs, **options)
+
+
+class DeepSpeedEngine:
+    """Trains one model, sharded over the processes; float32 master weights.
+
+    DeepSpeed's bfloat16 keeps float32 masters in the optimizer. Its interface is `Engine`'s.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        learning_rate: float,
+        settings: OptimizerConfig,
+        total_steps: int,
+        compute_dtype: torch.dtype,
+        engine: EngineConfig,
+    ) -> None:
+        self.zero_stage = engine.zero_stage
+        self.compute_dtype = compute_dtype
+        self.norm = torch.zeros(())
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = _optimizer(parameters, learning_rate, settings, engine)
+        self.schedule = cosine_schedule(optimizer, settings, total_steps)
+        self.engine = initialize(
+            model,
+            configuration(engine, settings.clip_norm, compute_dtype),
+            optimizer=optimizer,
+            lr_scheduler=self.schedule,
+        )
+        self.engine.checkpoint_engine.save = _save
+        self.device = self.engine.device
+        self.loss = torch.zeros((), device=self.device)
+
+    @property
+    def model(self) -> Any:
+        """The model; under ZeRO 3 its weights are there only inside `self(...)` and `gathered`."""
+        return self.engine.module.model
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function(model, *inputs)` with the weights at hand, in the compute type."""
+        return self.engine(function, *inputs, **options)
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add this loss and its gradient to the accumulated ones; all processes' together count."""
+        self.loss = self.loss + loss.detach()
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * world_size())  # DeepSpeed takes the mean over the processes
+
+    def check(self) -> None:
+        """Raise NonFiniteError, on all processes, when loss or gradient of one is not finite."""
+        loss = sum_over_ranks(self.loss.float())
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss:g}")
+        self.norm = self._gradient_norm()
+        if not torch.isfinite(self.norm):
+            raise NonFiniteError("the gradient norm is not finite")
+
+    def update(self) -> Tensor:
+        """Clip, update, advance the schedule; returns the gradient norm before clipping."""
+        self.engine.step()
+        self.loss = torch.zeros((), device=self.device)
+        return self.norm
+
+    def discard(self) -> None:
+        """Forget the accumulated loss and gradient: DeepSpeed does so when it finds a bad norm."""
+        name, _, as_result = _norm_method(self.engine.optimizer)
+        bad = as_result(torch.full((), torch.inf, device=self.device))
+        setattr(self.engine.optimizer, name, lambda *_: bad)
+        try:
+            self.update()
+        finally:
+            delattr(self.engine.optimizer, name)
+
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the accumulated gradient over all processes, as a step would find it."""
+        name, as_norm, _ = _norm_method(self.engine.optimizer)
+        norm = torch.as_tensor(as_norm(getattr(self.engine.optimizer, name)())).float()
+        return torch.where(norm < 0, torch.inf, norm)  # DeepSpeed writes -1 for inf and NaN
+
+    @contextmanager
+    def gathered(self) -> Iterator[Any]:
+        """Yield the model with all weights in place, on every process, for inference.
+
+        Under ZeRO 3 this gathers once; without it every token of a response would.
+        """
+        if self.zero_stage < 3:
+            yield self.model
+            return
+        import deepspeed
+
+        hooks = self.engine.optimizer.parameter_offload
+        with deepspeed.zero.GatheredParameters(list(self.engine.module.parameters())):
+            for hook in (*hooks.forward_hooks, *hooks.backward_hooks):
+                hook.remove()  # or they would give the weights away after each layer
+            hooks.forward_hooks.clear()
+            hooks.backward_hooks.clear()
+            try:
+                yield self.model
+            finally:
+                hooks._register_deepspeed_module(hooks.module)
+
+    def state(self) -> dict[str, Any]:
+        """Under how many processes and what stage the shards are written."""
+        return {"processes": world_size(), "zero_stage": self.zero_stage}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raise DenserlError where the shards do not fit this job."""
+        now = self.state()
+        if "model" in state:
+            raise DenserlError(
+                "the checkpoint is of one process without DeepSpeed, this job has "
+                f"{now['processes']} under ZeRO {now['zero_stage']}",
+                hint="go on with as many processes and the engine as before",
+            )
+        wrong = [f"{name} was {state.get(name)}, is {now[name]}" for name in now
+                 if state.get(name) != now[name]]  # fmt: skip
+        if wrong:
+            raise DenserlError(
+                f"the checkpoint's shards are of another job: {', '.join(wrong)}",
+                hint="go on with as many processes and the ZeRO stage as before",
+            )
+
+    def save_shards(self, folder: Path) -> None:
+        """Write this process's part of weights and optimizer, and the schedule."""
+        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+    def load_shards(self, folder: Path) -> None:
+        """Take over what `save_shards` wrote."""
+        found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        if found is None:
+            raise DenserlError(f"no shards in {folder}", hint="go back to an older checkpoint")
+
+
+class Sharded:
+    """A frozen model whose weights are spread over the processes by ZeRO 3."""
+
+    def __init__(self, model: Any, engine: EngineConfig, dtype: torch.dtype) -> None:
+        away = engine.offload_parameters or engine.offload_frozen
+        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=away)
+        made = configuration(own, 0.0, dtype)
+        # of the frozen weights' own type: nothing is trained, so nothing needs masters
+        made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
+        self.config = model.config
+        self.engine = initialize(model, made)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its forward passes run."""
+        return self.engine.device
+
+    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function(model, *inputs)` with the weights at hand."""
+        return self.engine(function, *inputs, **options)
+
+
+def configuration(
+    engine: EngineConfig, clip_norm: float, compute_dtype: torch.dtype
+) -> dict[str, Any]:
+    """DeepSpeed's configuration; the recipe's own `deepspeed` mapping is laid over it last."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    to_cpu = {"device": "cpu", "pin_memory": True}
+    if engine.offload_optimizer and torch.cuda.is_available():  # else it is there already
+        zero["offload_optimizer"] = to_cpu
+    if engine.offload_parameters and torch.cuda.is_available():
+        zero["offload_param"] = to_cpu
+    made: dict[str, Any] = {
+        # the batch is the caller's affair: one backward pass ends when it says so
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": sys.maxsize,
+        "bf16": {"enabled": compute_dtype is torch.bfloat16},
+        "data_types": {
+            "grad_accum_dtype": "fp32" if engine.gradient_dtype == "float32" else "bf16"
+        },
+    }
+    return _laid_over(made, engine.deepspeed)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet on stdout and on the CPU where there is no GPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise DenserlError(
+            "DeepSpeed is not installed", hint="pip install deepspeed, or set engine.kind=torch"
+        ) from error
+    from deepspeed.utils import logger
+
+    if not torch.cuda.is_available():  # or a collective that nobody calls would be compiled first
+        deepspeed.ops.__compatible_ops__ = {}
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:  # its own
+            handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
+    return deepspeed
+
+
+def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
+    """DeepSpeed's engine around a model, without what it says on stdout."""
+    deepspeed = import_deepspeed()
+    if world_size() == 1:
+        join_alone()
+    with redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(model=Whole(model), config=made, **options)
+    return engine
+
+
+def _norm_method(optimizer: Any) -> tuple[str, Callable[[Any], Any], Callable[[Tensor], Any]]:
+    """The method from whose result a step of DeepSpeed's optimizer takes the gradient's norm.
+
+    Returns its name, how its result becomes the norm, and what it would return for a norm.
+    """
+    from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
+
+    kinds: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Any]]] = {
+        "scaled_global_norm": (lambda norm: norm, lambda norm: norm),  # ZeRO 1 and 2
+        "_get_norm_groups": (combine_grad_norm_groups, lambda norm: [norm]),  # ZeRO 3
+        "get_grads_for_norm": (  # ZeRO 1 in bfloat16
+            lambda found: get_global_norm_of_tensors(found[0]),
+            lambda norm: ([norm], {}),
+        ),
+    }
+    return next((name, *kind) for name, kind in kinds.items() if hasattr(optimizer, name))
+
+
+def _save(state_dict: Any, path: str) -> None:
+    """Write a shard to a file of Python's own: torch hides why its own could not be written."""
+    with open(path, "wb") as file:
+        torch.save(state_dict, file)
+
+
+def _optimizer(
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    settings: OptimizerConfig,
+    engine: EngineConfig,
+) -> torch.optim.Optimizer:
+    """AdamW; DeepSpeed's own where its state is on the CPU beside a GPU."""
+    common: dict[str, Any] = {
+        "lr": learning_rate,
+        "betas": settings.betas,
+        "weight_decay": settings.weight_decay,
+    }
+    if engine.offload_optimizer and torch.cuda.is_available():
+        return import_deepspeed().ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
+    return torch.optim.AdamW(parameters, fused=True, **common)
+
+
+def _laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings; the second one wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if inner else value
+    return merged

@@ -1,0 +1,270 @@
+"""evaluate policy: what a policy earns on held-out prompts, beside the one it started from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+
+from denserl_cli.core.data.loading import at_most, list_skipped, load_prompts
+from denserl_cli.core.engine.base import Frozen
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.evaluation.statistics import (
+    Floats,
+    best_of,
+    best_of_kl,
+    equivalent_n,
+    paired_difference,
+)
+from denserl_cli.core.models.causal_lm import compute_dtype
+from denserl_cli.core.models.lora import load_policy, load_reference
+from denserl_cli.core.ppo.collect import Collector
+from denserl_cli.core.ppo.metrics import dense_rewards, response_figures
+from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
+from denserl_cli.core.ppo.reward_functions import OwnRewards
+from denserl_cli.core.ppo.rollout import Sampling
+from denserl_cli.core.reward_model.loss import check_finite
+from denserl_cli.core.runs.policies import choose_policy
+from denserl_cli.core.scoring.resolve import load_scorer, open_rewards
+from denserl_cli.core.stages.fit_function import load_normalizer
+from denserl_cli.core.stages.train_ppo import judge_of
+from denserl_cli.core.system.distributed import first_goes_ahead, is_first
+from denserl_cli.core.system.files import replaced_file, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from denserl_cli.core.chat.format import ChatFormat
+    from denserl_cli.core.data.encoding import Prompt, PromptRows
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.ppo.prompts import Judge
+    from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.scoring.resolve import Opened
+    from denserl_cli.core.scoring.scorer import Scorer
+
+STAGE = "evaluate-policy"
+RESPONSES = 256
+"""Responses that are sampled and scored before they are written."""
+Figures = dict[str, Floats]
+"""Each figure of every response: (prompts, samples)."""
+
+
+def evaluate_policy(
+    recipe: Recipe,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    policy: str | None = None,
+    samples: int = 8,
+    limit: int | None = None,
+    held_out: bool = True,
+) -> dict[str, Any]:
+    """Compare a policy with the one it started from; leaves figures and samples in the run folder.
+
+    policy: as `choose_policy` has it. held_out: use the prompts that train-ppo holds out, otherwise
+    all of `data.prompts`. limit: at most so many of them. Returns the figures.
+    """
+    chosen, asked = choose_policy(recipe, run, policy), recipe
+    if chosen.notice:
+        observer.notice(chosen.notice)
+    with first_goes_ahead():
+        opened = open_rewards(recipe, run, observer)
+    recipe, record = opened.recipe, opened.record
+    path = chosen.path or recipe.model.path
+    prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
+    observer.notice(f"comparing the policy {path} with {recipe.model.path}")
+    start = load_reference(recipe)
+    measure = Measure(
+        opened,
+        scorer=load_scorer(opened, run, observer, reference=start, prompts=prompts),
+        normalizer=None if record is None else _normalizer(recipe, run, observer),
+        judge=judge_of(asked),
+        observer=observer,
+    )
+    file = run.evaluation_file(STAGE)
+    batch = evaluation_batch(prompts, recipe.seed, samples)
+    trained = _load(path, recipe, start)
+    with replaced_file(file.with_name("policy-samples.jsonl")) if is_first() else BytesIO() as out:
+        before = measure("start", start, batch, samples, out)
+        after = measure("policy", trained, batch, samples, out)
+    result = {
+        "recipe": recipe.name,
+        "policy": path,
+        "start_policy": recipe.model.path,
+        "reward_model": None if record is None else record.weights or str(run.reward_model),
+        "rewards": [asdict(one) for one in recipe.ppo.reward],
+        "prompts": len(prompts),
+        "samples_per_prompt": samples,
+        "seed": recipe.seed,
+        **compare(before, after),
+    }
+    if is_first():
+        write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    observer.notice(f"written to {file}, samples beside it")
+    return result
+
+
+def _load(path: str, recipe: Recipe, start: PreTrainedModel) -> PreTrainedModel:
+    """A frozen policy; DenserlError when its vocabulary is not that of the starting model."""
+    policy = load_policy(recipe, path, reference=start)
+    rows, expected = (m.get_output_embeddings().weight.shape[0] for m in (policy, start))
+    if rows != expected:
+        raise DenserlError(
+            f"the policy {path} has a vocabulary of {rows}, the starting model "
+            f"{recipe.model.path} one of {expected}",
+            hint="name a policy that was trained from the recipe's model",
+        )
+    return policy
+
+
+class Measure:
+    """Samples from a policy and scores what it says."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        scorer: Scorer,
+        normalizer: LocationNormalizer | None,
+        judge: Judge | None,
+        observer: Observer,
+    ) -> None:
+        self.recipe, self.tokenizer, self.chat = opened.recipe, opened.tokenizer, opened.chat
+        self.scorer, self.normalizer = scorer, normalizer
+        self.judge, self.observer = judge, observer
+        self.own = OwnRewards(self.recipe, self.tokenizer)
+
+    def __call__(
+        self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
+    ) -> Figures:
+        """The figures of `samples` responses for each prompt, which are written to `out`."""
+        ppo = self.recipe.ppo
+        collect = Collector(
+            policy=Frozen(policy, compute_dtype(self.recipe.model)),
+            scorer=self.scorer,
+            sampling=Sampling(ppo.max_new_tokens, self.chat.stop_ids, ppo.temperature, ppo.top_p),
+            micro_batch_size=ppo.rollout_micro_batch_size,
+            pad_id=self.chat.pad_id,
+        )
+        found: list[Figures] = []
+        self.observer.begin(f"sample responses of the {name}", total=len(batch.prompts))
+        for part in _parts(batch):
+            rollout = collect(part.ids, part.keys, progress=self.observer.advance)
+            ids = [response.tolist() for response in rollout.responses]
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            found.append(self._figures(part.prompts, rollout, texts))
+            self._write(out, name, part, texts, found[-1])
+        self.observer.end()
+        return {
+            figure: np.concatenate([one[figure] for one in found]).reshape(-1, samples)
+            for figure in found[0]
+        }
+
+    def _figures(
+        self, prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[str]
+    ) -> Figures:
+        """Every figure of each response of a rollout, (R,) each."""
+        tensors = response_figures(rollout, self.recipe.reward_model.aggregate)
+        own = self.own(prompts, rollout)
+        earned = {} if own is None else own.totals
+        unscored = rollout.token_values is None
+        if unscored or self.normalizer is not None or self.recipe.normalizer.kind == "none":
+            dense = dense_rewards(rollout, self.recipe, self.normalizer, own).sum(1)
+            earned = {"dense_reward": dense, **earned}
+        if not unscored:
+            earned = {"rm_score": tensors.pop("rm_score"), **earned}
+        tensors = {**earned, **tensors}
+        numbers = torch.stack(list(tensors.values())).double().cpu().numpy()
+        figures = dict(zip(tensors, numbers, strict=True))
+        scores = figures.get("rm_score", np.zeros(len(prompts)))
+        for prompt, score, kl in zip(prompts, scores, figures["kl"], strict=True):
+            check_finite(score + kl, f"a response to {prompt.origin}")
+        if self.judge is not None:
+            asked = [prompt.messages[-1]["content"] for prompt in prompts]
+            true = [self.judge(*pair) for pair in zip(asked, texts, strict=True)]
+            figures["true_reward"] = np.array(true)
+        return figures
+
+    def _write(
+        self, out: BinaryIO, name: str, batch: PromptBatch, texts: Sequence[str], figures: Figures
+    ) -> None:
+        for row, (prompt, text) in enumerate(zip(batch.prompts, texts, strict=True)):
+            line = {
+                "model": name,
+                "origin": prompt.origin,
+                "sample": batch.keys[row][-1],
+                "messages": [*prompt.messages, {"role": "assistant", "content": text}],
+                **{figure: float(values[row]) for figure, values in figures.items()},
+            }
+            out.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+
+
+def compare(before: Figures, after: Figures) -> dict[str, Any]:
+    """Means of both policies, their paired differences, and best-of-n of the one before.
+
+    before, after: the figures of the starting and of the evaluated policy on the same prompts. The
+    best are those of the highest rm_score, or dense_reward where there is no reward model.
+    """
+    by = "rm_score" if "rm_score" in before else "dense_reward"
+    scores, samples = before[by], before[by].shape[1]
+    curve = [best_of(k, scores) for k in range(1, samples + 1)]
+    shown = [k for k in range(1, samples + 1) if k & (k - 1) == 0 or k == samples]
+    true = before.get("true_reward")
+    best = [
+        {"n": k, by: curve[k - 1], "kl_bound": best_of_kl(k)}
+        | ({} if true is None else {"true_reward": best_of(k, scores, true)})
+        for k in shown
+    ]
+    return {
+        "start": {name: float(values.mean()) for name, values in before.items()},
+        "trained": {name: float(values.mean()) for name, values in after.items()},
+        "difference": {
+            name: asdict(paired_difference(after[name].mean(1), before[name].mean(1)))
+            for name in after
+        },
+        "best_of_n": best,
+        "equivalent_n": equivalent_n(curve, float(after[by].mean())),
+    }
+
+
+def _normalizer(recipe: Recipe, run: RunFolder, observer: Observer) -> LocationNormalizer | None:
+    if recipe.normalizer.kind != "none" and not run.normalizer.exists():
+        observer.notice(f"no normaliser in {run.path}: no dense reward; denserl fit-function fits")
+        return None
+    return load_normalizer(recipe, run)
+
+
+def _prompts(
+    recipe: Recipe,
+    run: RunFolder,
+    chat: ChatFormat,
+    observer: Observer,
+    limit: int | None,
+    held_out: bool,
+) -> PromptRows:
+    if not held_out:
+        sources = at_most(limit, recipe.data.prompts)
+        recipe = replace(recipe, data=replace(recipe.data, prompts=sources, eval_prompts=0))
+    found = load_prompts(recipe, chat, observer)
+    list_skipped(found.skipped, run, STAGE, observer)
+    prompts = found.evaluation if held_out else found.train
+    if not prompts:
+        raise DenserlError(
+            f"recipe {recipe.name} holds out no prompts to evaluate on",
+            hint="pass --data PATH_OR_HUB_NAME, or raise data.eval_prompts",
+        )
+    return prompts[:limit]
+
+
+def _parts(batch: PromptBatch) -> Iterator[PromptBatch]:
+    for start in range(0, len(batch.prompts), RESPONSES):
+        part = slice(start, start + RESPONSES)
+        yield PromptBatch(batch.prompts[part], batch.keys[part])

@@ -1,0 +1,1 @@
+"""Where responses are cut and what their segments earn, to be looked at."""

@@ -1,0 +1,226 @@
+"""segment: how the reference model cuts responses and what the reward model gives each piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from denserl_cli.core.chat.decoding import token_texts
+from denserl_cli.core.data.encoding import collate_sequences, micro_batches
+from denserl_cli.core.data.loading import load_chat, with_sandbox
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.inspection.traces import Cut, SegmentedResponse, Trace
+from denserl_cli.core.models.causal_lm import compute_dtype, device
+from denserl_cli.core.models.lora import load_reference
+from denserl_cli.core.observer import Observer
+from denserl_cli.core.reward_model.loss import check_finite
+from denserl_cli.core.sandbox import task as sandbox
+from denserl_cli.core.scoring.calibration import Calibration, calibrate, sample_pairs, settled
+from denserl_cli.core.scoring.resolve import load_reward_model, open_reward_model
+from denserl_cli.core.scoring.scorer import ScoredBatch, Scorer
+from denserl_cli.core.stages.fit_function import load_normalizer
+
+if TYPE_CHECKING:
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import RunFolder
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A conversation whose last turn is to be segmented, and what to call it."""
+
+    label: str
+    messages: list[dict[str, str]]
+    side: Literal["", "chosen", "rejected"] = ""
+    """Which side of a pair it is, if it is one."""
+
+
+class EncodedAnswer(NamedTuple):
+    """An answer as ids within the length limits; a response that was cut keeps no terminator."""
+
+    answer: Answer
+    prompt: np.ndarray
+    response: np.ndarray
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt) + len(self.response)
+
+
+class Inspector:
+    """The reference of a recipe with, once it is trained, the run's reward model.
+
+    rewards: False leaves the reward model out, and with it what it demands of the recipe.
+    scoring: rewards are all that is wanted. There must be a reward model, the run's own or a
+    published one, and the reference is left out where no segment depends on it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        observer: Observer,
+        *,
+        rewards: bool = True,
+        scoring: bool = False,
+    ) -> None:
+        self.normalizer: LocationNormalizer | None = None
+        opened = None
+        if scoring or (rewards and run.reward_model.is_dir()):
+            opened = open_reward_model(recipe, run, observer)
+            self.recipe, self.chat = opened.recipe, opened.reading
+        else:
+            self.recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+            _, self.chat = load_chat(self.recipe)
+        self.tokenizer, recipe = self.chat.template.tokenizer, self.recipe
+        segmented = recipe.segmentation.by_entropy
+        foreign = opened is not None and opened.reading is not opened.chat
+        reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
+        reward_model = None
+        if opened is not None:
+            assert opened.record is not None
+            reward_model = load_reward_model(
+                opened.record, recipe, run, observer=observer, reference=reference
+            )
+            if run.normalizer.exists():
+                self.normalizer = load_normalizer(recipe, run)
+        self.scorer = Scorer(
+            recipe.segmentation,
+            reference=reference,
+            reward_model=reward_model,
+            dtype=compute_dtype(recipe.model),
+            tokenizer=self.tokenizer,
+        )
+        self.cut = Cut.of(recipe, self.normalizer)
+
+    def segment(self, answers: Sequence[Answer]) -> list[SegmentedResponse]:
+        """Segment the last turn of each conversation."""
+        return self.segment_encoded([self.encode(answer) for answer in answers])
+
+    def segment_encoded(self, encoded: Sequence[EncodedAnswer]) -> list[SegmentedResponse]:
+        """Segment answers that are ids already. Raises as `trace` does."""
+        return [self.cut(trace) for trace in self.trace(encoded)]
+
+    def trace(
+        self, encoded: Sequence[EncodedAnswer], observer: Observer | None = None
+    ) -> list[Trace]:
+        """What the models say of each token.
+
+        Raises DenserlError for a number that is not finite, which comes from a broken model.
+        """
+        observer = observer or Observer()
+        traces: list[Trace | None] = [None] * len(encoded)
+        lengths = np.array([one.length for one in encoded])
+        observer.begin("read responses", len(encoded))
+        for part in micro_batches(lengths, np.arange(len(encoded)), BATCH):
+            scored = self._score([encoded[i] for i in part])
+            for row, i in enumerate(part):
+                traces[i] = self._trace(encoded[i], scored, row)
+            observer.advance(len(part))
+        observer.end()
+        return [trace for trace in traces if trace is not None]
+
+    def calibrate(self, answers: Sequence[Answer], length: float) -> Calibration:
+        """The cutoff that cuts these answers into segments of about `length` tokens on average."""
+        encoded = [self.encode(answer) for answer in answers]
+        return calibrate(
+            self.scorer,
+            [one.prompt for one in encoded],
+            [one.response for one in encoded],
+            [self._terminated(one.response) for one in encoded],
+            length=length,
+            pad_id=self.chat.pad_id,
+        )
+
+    def encode(self, answer: Answer) -> EncodedAnswer:
+        """Ids within the limits. Raises DenserlError for what the chat template cannot write."""
+        data = self.recipe.data
+        *prompt, last = answer.messages
+        response = self.chat.encode_response(last["content"])
+        ids = self.chat.encode_prompt(prompt)
+        truncated = len(ids) + len(response) > data.max_length
+        if truncated:
+            ids = ids[-data.max_prompt_length :]
+            response = response[: data.max_length - len(ids)]
+        return EncodedAnswer(answer, np.array(ids), np.array(response), truncated)
+
+    def _score(self, encoded: Sequence[EncodedAnswer]) -> ScoredBatch:
+        batch = collate_sequences(
+            [one.prompt for one in encoded],
+            [one.response for one in encoded],
+            self.chat.pad_id,
+            device(),
+        )
+        terminated = [self._terminated(one.response) for one in encoded]
+        return self.scorer(batch, torch.tensor(terminated, device=device()))
+
+    def _terminated(self, response: np.ndarray) -> bool:
+        """Whether a response has kept its terminator."""
+        return int(response[-1]) == self.chat.terminator_id
+
+    def _trace(self, encoded: EncodedAnswer, scored: ScoredBatch, row: int) -> Trace:
+        answer, ids = encoded.answer, encoded.response
+        entropy, values = (
+            None if found is None else found[row, : len(ids)].float().cpu().numpy()
+            for found in (scored.entropy, scored.token_values)
+        )
+        if values is not None:
+            check_finite(float(values.sum()), answer.label)
+        if entropy is not None and not np.isfinite(entropy).all():
+            raise DenserlError(
+                f"{answer.label}: the reference's entropy is not a number",
+                hint="its weights are damaged or overflow; try --set model.dtype=float32",
+            )
+        return Trace(
+            answer.label,
+            answer.side,
+            answer.messages[-2]["content"],
+            self._terminated(ids),
+            token_texts(self.tokenizer, ids),
+            scored.ends[row, : len(ids)].cpu().numpy(),
+            entropy,
+            values,
+        )
+
+
+def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
+    """Both sides of up to `limit` usable pairs, drawn from each source of preference data."""
+    if not recipe.data.preferences:
+        raise DenserlError("no data to segment", hint="give --text, --file or --data")
+    return [
+        answer
+        for pair in sample_pairs(recipe, limit, observer)
+        for answer in (
+            Answer(f"{pair.origin} chosen", pair.chosen, "chosen"),
+            Answer(f"{pair.origin} rejected", pair.rejected, "rejected"),
+        )
+    ]
+
+
+def phrase_agreement(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> sandbox.Agreement:
+    """How well the segments of sandbox responses match the true phrases."""
+    assert recipe.sandbox is not None
+    found = [
+        (" ".join(s.text.strip() for s in response.segments), [s.end for s in response.segments])
+        for response in responses
+    ]
+    return sandbox.boundary_agreement(sandbox.Task(recipe.sandbox, recipe.seed), found)
+
+
+def as_document(cut: Cut, responses: Sequence[SegmentedResponse]) -> dict[str, Any]:
+    """What `denserl segment --json` prints."""
+    return {
+        "granularity": cut.granularity,
+        "cutoff": cut.cutoff,
+        "cut": cut.rule,
+        "responses": [asdict(response) for response in responses],
+    }

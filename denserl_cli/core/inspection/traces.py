@@ -1,0 +1,203 @@
+"""A response token by token, and what becomes of it under a cut: segments and their rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from denserl_cli.core.chat.decoding import joined
+from denserl_cli.core.ppo.rewards import spread_rewards
+from denserl_cli.core.reward_model.loss import aggregate_segments
+from denserl_cli.core.segmentation import segment_ends
+
+if TYPE_CHECKING:
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.recipe.schema import Aggregate, Granularity, PPOConfig, Recipe
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment: response tokens start … end (inclusive).
+
+    entropy: nats after its last token, None where the response is over. value: the reward model's,
+    reward: normalised by location; None without a reward model or normaliser. per_token: what PPO
+    gives its last token, and each of its tokens unless `ppo.interpolation` is end, before KL and
+    penalties, of the reward model's share alone; None where PPO could not begin, or gives it none.
+    """
+
+    text: str
+    start: int
+    end: int
+    entropy: float | None
+    value: float | None
+    reward: float | None
+    per_token: float | None
+
+
+@dataclass(frozen=True)
+class SegmentedResponse:
+    """A response in segments, and the score that the reward model gives it.
+
+    side: chosen or rejected, where it is one of a pair. terminated: False where it was cut at the
+    length limit.
+    """
+
+    label: str
+    side: str
+    prompt: str
+    terminated: bool
+    segments: list[Segment]
+    score: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What the segments of a response are made of, at any cutoff.
+
+    texts: of each of its T tokens, the terminator included. ends: (T,) bool, of the segments of the
+    recipe that it was read with. entropy: (T,) nats, of the reference after each token. values:
+    (T,), the reward model's at each. The last two are None where they were not computed.
+    """
+
+    label: str
+    side: str
+    prompt: str
+    terminated: bool
+    texts: list[str]
+    ends: NDArray[np.bool_]
+    entropy: NDArray[np.float32] | None
+    values: NDArray[np.float32] | None
+
+    @property
+    def text(self) -> str:
+        """The response with its terminator."""
+        return "".join(self.texts)
+
+
+class Cut(NamedTuple):
+    """Where responses are cut, and what rewards their segments then get.
+
+    cutoff: nats; None where none decides, so that the recipe's own segments stand. normalizer: None
+    where there is none. ready: whether PPO could use the rewards; ppo: how it would. rule: the
+    recipe's `segmentation.cut`.
+    """
+
+    granularity: Granularity
+    cutoff: float | None
+    normalizer: LocationNormalizer | None
+    ready: bool
+    aggregate: Aggregate
+    ppo: PPOConfig
+    rule: str = "entropy"
+
+    @classmethod
+    def of(cls, recipe: Recipe, normalizer: LocationNormalizer | None) -> Cut:
+        """The cut of a recipe whose cutoff is a number."""
+        cut, ready = recipe.segmentation, recipe.normalizer.kind == "none" or normalizer is not None
+        assert cut.cutoff != "auto"
+        how = recipe.reward_model.aggregate
+        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, recipe.ppo, cut.cut)
+
+    @property
+    def pays(self) -> bool:
+        """Whether PPO would give the reward model's rewards to the policy."""
+        return self.ready and self.ppo.learned_weight != 0
+
+    @property
+    def at_peaks(self) -> bool:
+        """Whether segments inside a response end where the entropy is high."""
+        return self.cutoff is not None or (
+            self.granularity == "segment" and self.rule == "quantile"
+        )
+
+    @property
+    def words(self) -> str:
+        """What cuts, in words."""
+        if self.cutoff is not None:
+            return f"cutoff {self.cutoff:.6g}"
+        return {"token": "every token", "bandit": "whole responses"}.get(
+            self.granularity, f"cut {self.rule}"
+        )
+
+    def ends(self, trace: Trace) -> Tensor:
+        """The tokens of a response that end a segment, (1, T) bool."""
+        if self.cutoff is None:
+            return torch.from_numpy(trace.ends)[None]
+        assert trace.entropy is not None
+        return segment_ends(
+            torch.from_numpy(trace.entropy)[None],
+            torch.ones(1, len(trace.texts), dtype=torch.bool),
+            granularity="segment",
+            cutoff=self.cutoff,
+            terminated=torch.tensor([trace.terminated]),
+        )
+
+    def __call__(self, trace: Trace) -> SegmentedResponse:
+        """The response in segments."""
+        marks = self.ends(trace)
+        ends = torch.nonzero(marks[0])[:, 0].tolist()
+        rewards = self._rewards(trace, marks)
+        segments = []
+        for k, (text, end) in enumerate(zip(joined(trace.texts, ends), ends, strict=True)):
+            start = ends[k - 1] + 1 if k else 0
+            entropy = None
+            if trace.entropy is not None and end < len(trace.texts) - 1:
+                entropy = float(trace.entropy[end])
+            segments.append(Segment(text, start, end, entropy, *rewards[k]))
+        score = None
+        if trace.values is not None:
+            values = torch.from_numpy(trace.values)[None]
+            score = aggregate_segments(values, marks, self.aggregate).item()
+        head = (trace.label, trace.side, trace.prompt, trace.terminated)
+        return SegmentedResponse(*head, segments, score)
+
+    def _rewards(
+        self, trace: Trace, marks: Tensor
+    ) -> list[tuple[float | None, float | None, float | None]]:
+        """Raw value, normalised reward and reward per token of each segment."""
+        ends = torch.nonzero(marks[0])[:, 0]
+        if trace.values is None:
+            return [(None, None, None)] * len(ends)
+        values = torch.from_numpy(trace.values)[ends].double()
+        count = len(ends)
+        rewards: list[float | None] = [None] * count
+        if self.normalizer is not None:
+            p = torch.arange(1, count + 1, dtype=torch.float64) / count
+            normal = (values - self.normalizer.mean(p)) / self.normalizer.std(p)
+            rewards = list(normal.tolist())
+        spread: list[float | None] = [None] * count
+        if self.pays:
+            per_token = self.ppo.learned_weight * spread_rewards(
+                torch.from_numpy(trace.values)[None],
+                marks,
+                torch.ones_like(marks),
+                normalizer=self.normalizer,
+                interpolation=self.ppo.interpolation or "even",
+                segment_total=self.ppo.segment_total,
+                length_normalize=self.ppo.length_normalize,
+                clip=math.inf,
+            )
+            clip = self.ppo.reward_clip
+            spread = list(per_token[0, ends].clamp(-clip, clip).tolist())
+        return list(zip(values.tolist(), rewards, spread, strict=True))
+
+
+Sided = TypeVar("Sided", bound=SegmentedResponse | Trace)
+
+
+def in_pairs(responses: Sequence[Sided]) -> list[list[Sided]]:
+    """The same responses, chosen and rejected of a pair together and others alone."""
+    groups: list[list[Sided]] = []
+    for response in responses:
+        if response.side == "rejected" and groups and groups[-1][-1].side == "chosen":
+            groups[-1].append(response)
+        else:
+            groups.append([response])
+    return groups

@@ -1,0 +1,1 @@
+"""Language models and scalar reward models: loading, and one forward pass of each."""

@@ -1,0 +1,296 @@
+"""Causal language models as policy, reference and critic body: loading, and one forward pass.
+
+Everything works on hidden states; logits exist only inside the streamed likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from denserl_cli.core.engine.base import autocast
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.likelihood import logprob_and_entropy
+from denserl_cli.core.system.hub import readable_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.recipe.schema import ModelConfig
+
+
+class ResponseScores(NamedTuple):
+    """logprobs: (R, T), of each response token, 0 where masked. entropy: (R, T) or None.
+
+    entropy[:, j] belongs to the distribution after response token j (method §1); it is 0 at each
+    row's last token, where nothing asks for it, and where masked. With `drawn` it belongs to the
+    distribution that token j was drawn from.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+def device() -> torch.device:
+    """The device of this process: a GPU of CUDA's kind, or the CPU."""
+    from accelerate import PartialState
+
+    found = PartialState().device
+    return found if found.type == "cuda" else torch.device("cpu")
+
+
+def compute_dtype(model: ModelConfig) -> torch.dtype:
+    """The recipe's compute type; `auto` is bfloat16 where the hardware has it."""
+    if model.dtype == "auto":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def attention_kernel(model: ModelConfig) -> str:
+    """The attention kernel to ask transformers for."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if model.attention != "auto":
+        return model.attention
+    usable = is_flash_attn_2_available() and compute_dtype(model) is torch.bfloat16
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer."""
+    from transformers import AutoTokenizer
+
+    path = model.tokenizer or model.path
+    with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):
+        revision = model.revision if path == model.path else None
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def load_causal_lm(
+    model: ModelConfig, *, trained: bool, quantization: Any = None
+) -> PreTrainedModel:
+    """Load a causal language model to this process's device.
+
+    trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
+    quantization: transformers' configuration of it, for frozen weights.
+    Raises DenserlError for a model that is absent, incomplete or not causal, or whose head does
+    more than a matrix product, which the streamed likelihood would get wrong.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded = load_weights(
+        AutoModelForCausalLM,
+        model,
+        model.path,
+        trained=trained,
+        what="model",
+        quantization=quantization,
+    )
+    with autocast(loaded.device, compute_dtype(model)):
+        refuse_unusual_head(loaded, model.path)
+    StreamedHead.take_over(loaded)
+    return loaded
+
+
+def load_weights(
+    kind: Any,
+    model: ModelConfig,
+    path: str,
+    *,
+    trained: bool,
+    what: str,
+    revision: str | None = None,
+    fresh: str | None = None,
+    dtype: torch.dtype | None = None,
+    num_labels: int | None = None,
+    quantization: Any = None,
+    option: str = "model.path",
+    causal: bool = True,
+) -> PreTrainedModel:
+    """Load one of transformers' auto classes (`kind`), ready to train or frozen.
+
+    what: the model's part, for errors. revision: of a path that is not the recipe's own model.
+    fresh: name of a layer that the folder need not have. dtype: of the weights; None: float32 to
+    train, the compute type otherwise. num_labels: of a classification head; None for other kinds.
+    option: the recipe's field that names another folder, for errors. causal: False takes any model
+    that is not an encoder and a decoder.
+    Raises DenserlError when the model is absent, not causal, lacks weights, which transformers
+    would fill with random numbers, or has a bias that transformers would leave out.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    revision = model.revision if path == model.path else revision
+    with readable_errors(path, what, option):
+        # code beside the weights is never run: transformers knows the architecture, or nobody does
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        known = not causal or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        if not known or config.is_encoder_decoder:
+            raise ValueError(f"a {config.model_type} model is not a causal language model")
+        if num_labels is not None:
+            config.num_labels = num_labels
+        for name, value in vars(config).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(config, name, 0.0)  # or a policy's ratio to itself would not be 1
+        loaded, report = kind.from_pretrained(
+            path,
+            config=config,
+            revision=revision,
+            dtype=dtype or (torch.float32 if trained else compute_dtype(model)),
+            attn_implementation=attention_kernel(model) if causal else None,
+            quantization_config=quantization,
+            device_map=None if quantization is None else {"": device()},
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    prepare(loaded, model, trained=trained)
+    if causal:
+        with autocast(loaded.device, compute_dtype(model)):  # FlashAttention takes half types alone
+            refuse_two_way_attention(loaded, path)
+    lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
+    if lacking:
+        raise DenserlError(
+            f"{path} lacks weights of the {what}, or has them in other shapes: "
+            f"{', '.join(lacking[:5])}",
+            hint="name a folder that holds a whole model of this kind",
+        )
+    biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
+    if biases:
+        raise DenserlError(
+            f"{path} has weights that a {config.model_type} model has no place for: "
+            f"{', '.join(sorted(biases)[:5])}",
+            hint="without them it would be another model; name one that transformers knows",
+        )
+    return loaded
+
+
+def _is_bias(model: Any, key: str) -> bool:
+    """Whether a name is that of the bias of a linear layer that the model has."""
+    layer, _, name = key.rpartition(".")
+    return name == "bias" and isinstance(dict(model.named_modules()).get(layer), torch.nn.Linear)
+
+
+def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
+    """Move to the device; freeze, or switch gradient checkpointing on."""
+    loaded.to(device())
+    loaded.requires_grad_(trained)
+    loaded.train(trained)
+    if trained:
+        checkpoint_activations(loaded, model)
+
+
+def checkpoint_activations(loaded: Any, model: ModelConfig) -> None:
+    """Switch gradient checkpointing on where the recipe asks for it."""
+    if model.gradient_checkpointing:
+        enable = getattr(  # its name in newer releases of transformers
+            loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
+
+
+@torch.no_grad()
+def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
+    """Raise DenserlError when a token's hidden state depends on the tokens after it."""
+    ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
+    training = model.training
+    model.eval()
+    long = model.base_model(input_ids=ids).last_hidden_state[:, :4]
+    short = model.base_model(input_ids=ids[:, :4]).last_hidden_state
+    model.train(training)
+    if (long - short).abs().max() > _tolerance(long) * long.abs().max():
+        raise DenserlError(
+            f"{path}: a {model.config.model_type} model that reads in both directions is not a "
+            "causal language model",
+            hint="name a causal language model: --set model.path=FOLDER",
+        )
+
+
+@torch.no_grad()
+def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
+    """Raise DenserlError unless the model's logits are `hidden @ W.T` and nothing else."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = torch.arange(8, device=model.device).remainder(vocabulary)[None]
+    training = model.training
+    model.eval()
+    output = model(input_ids=ids, use_cache=False).logits
+    logits = output.float()
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    plain = hidden.float() @ model.get_output_embeddings().weight.float().T
+    model.train(training)
+    capped = getattr(model.config, "final_logit_softcapping", None)
+    if capped or (logits - plain).abs().max() > _tolerance(output) * plain.abs().max():
+        raise DenserlError(
+            f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
+            hint="denserl supports heads that are a plain matrix product",
+        )
+
+
+def _tolerance(output: Tensor) -> float:
+    """How far equal results of two forward passes may be apart, as a share of the largest."""
+    half = output.dtype == torch.bfloat16 or torch.is_autocast_enabled(output.device.type)
+    return 0.05 if half else 1e-4
+
+
+def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
+    """Last hidden states of a batch, one row after the other: (R * S, H)."""
+    body = model.base_model if hasattr(model, "base_model") else model
+    states = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)
+
+
+class StreamedHead(nn.Linear):
+    """A language-model head that also streams log-probabilities and entropies (`targets` given).
+
+    Under ZeRO 3 a head's weight is there only while the head itself is called.
+    """
+
+    @classmethod
+    def take_over(cls, model: Any) -> None:
+        """Make a model's own head one of these; its weight and name stay."""
+        model.get_output_embeddings().__class__ = cls
+
+    def forward(self, input: Tensor, targets: Tensor | None = None, **options: Any) -> Any:
+        """Logits of hidden states or, with targets, what `logprob_and_entropy` returns."""
+        if targets is None:
+            return super().forward(input)
+        return logprob_and_entropy(input, self.weight, targets, **options)
+
+
+def response_logprobs(
+    model: Any,
+    batch: SequenceBatch,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = True,
+    drawn: bool = False,
+) -> ResponseScores:
+    """Log-probabilities of the response tokens, and entropies, in one pass (method §1).
+
+    The token in column j is predicted at the position before it, where the entropy that belongs to
+    column j-1 is found as well: both come from the same row of the head's product.
+    Log-probabilities are those of the tempered distribution, entropies those at temperature 1 or,
+    if `drawn`, of the tempered distributions that the tokens were drawn from.
+    """
+    states = hidden_states(model, batch)[batch.places - 1]
+    targets = batch.responses[batch.response_mask]
+    head = model.get_output_embeddings()
+    both = with_entropy and (drawn or temperature == 1.0)
+    if not isinstance(head, StreamedHead):
+        StreamedHead.take_over(model)
+    logprob, entropy = head(states, targets, temperature=temperature, with_entropy=both)
+    if with_entropy and not both:
+        _, entropy = head(states, targets)
+    logprobs = batch.window(logprob)
+    if entropy is None:
+        return ResponseScores(logprobs, None)
+    before = batch.window(entropy)
+    if drawn:
+        return ResponseScores(logprobs, before)
+    after = torch.cat([before[:, 1:], before.new_zeros(len(before), 1)], dim=1)
+    return ResponseScores(logprobs, after)

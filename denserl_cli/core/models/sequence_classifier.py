@@ -1,0 +1,267 @@
+"""A scalar reward model of any make, as the reward of whole responses (granularity bandit).
+
+Its tokenizer, its chat template and its head may be its own: a conversation is written its way and
+read once, as transformers does, and the value sits on the response's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from denserl_cli.core.chat.format import ChatFormat, Layout
+from denserl_cli.core.chat.template import Slot, Template
+from denserl_cli.core.data.encoding import (
+    Prompt,
+    PromptEncoding,
+    Skipped,
+    check_usable,
+    collate_sequences,
+)
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.causal_lm import load_weights
+from denserl_cli.core.reward_model.loss import token_values
+from denserl_cli.core.system.hub import readable_errors, weight_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import ModelConfig
+    from denserl_cli.core.reward_model.loss import RewardRecord
+
+Ids = np.ndarray
+Rewrite = Callable[[Ids, Ids], Ids]
+"""From the ids of a prompt and its response to a conversation in the reward model's own ids."""
+
+
+@dataclass(frozen=True, eq=False)
+class WholeFormat(ChatFormat):
+    """How a reward model's own tokenizer writes conversations: to the end, as its template does."""
+
+    slot: Slot
+    """What the template trims off an answer."""
+    closing: list[int]
+    """Everything that the template writes after an answer."""
+
+    def response_layout(self, content: str) -> Layout:
+        """What `encode_response` tokenises; any text will do, for policies write anything."""
+        return [self.slot.trim(content), self.closing]
+
+
+class SequenceReward:
+    """A frozen classifier with one label that reads whole conversations."""
+
+    def __init__(
+        self, model: Any, *, plain_head: bool, rewrite: Rewrite, observer: Observer | None
+    ) -> None:
+        self.model, self.plain_head, self.rewrite = model, plain_head, rewrite
+        self.limit, self.observer, self.cut = positions(model), observer, 0
+
+    @classmethod
+    def load(
+        cls, record: RewardRecord, model: ModelConfig, observer: Observer | None = None
+    ) -> SequenceReward:
+        """Load a record's published weights. Raises DenserlError when they lack a head."""
+        from transformers import AutoModelForSequenceClassification
+
+        assert record.weights is not None
+        loaded = load_weights(
+            AutoModelForSequenceClassification,
+            model,
+            record.weights,
+            revision=record.weights_revision,
+            trained=False,
+            what="reward model",
+            dtype=torch.float32,
+            num_labels=1,
+            option="published.reward_model",
+            causal=False,
+        )
+        loaded.config.pad_token_id = None  # then transformers reads the very last token
+        return cls(loaded, plain_head=False, rewrite=as_it_is, observer=observer)
+
+    @torch.no_grad()
+    def __call__(self, batch: SequenceBatch) -> Tensor:
+        """The model's value at the last token of each response: (R, T) float32, 0 elsewhere."""
+        ids, lengths = batch.input_ids.cpu().numpy(), batch.response_mask.sum(1)
+        ends = lengths.cpu().numpy()
+        firsts = batch.places.cpu().numpy()[ends.cumsum() - ends]
+        starts = firsts - np.arange(len(ids)) * ids.shape[1]
+        rows = [
+            self._within(self.rewrite(row[:start], row[start : start + length]))
+            for row, start, length in zip(ids, starts, ends, strict=True)
+        ]
+        values = torch.zeros(batch.response_mask.shape, device=lengths.device)
+        values[torch.arange(len(rows)), lengths - 1] = self.read(rows)
+        return values
+
+    def read(self, rows: Sequence[Ids]) -> Tensor:
+        """The value of each conversation: (R,) float32."""
+        device = self.model.device
+        if self.plain_head:
+            batch = collate_sequences([r[:-1] for r in rows], [r[-1:] for r in rows], 0, device)
+            return token_values(self.model, batch)[:, 0]
+        inputs = [torch.from_numpy(row.astype(np.int64))[None].to(device) for row in rows]
+        with torch.autocast(device.type, enabled=False):  # alone: padding disturbs some heads
+            return torch.cat([self.model(input_ids=ids).logits[:, 0] for ids in inputs])
+
+    def _within(self, ids: Ids) -> Ids:
+        """The ids, without their beginning where there are more than the model has positions."""
+        if self.limit is None or len(ids) <= self.limit:
+            return ids
+        self.cut += 1
+        if self.observer is not None and self.cut in (10**k for k in range(12)):
+            self.observer.notice(
+                f"{self.cut} conversations so far were cut on the left to the {self.limit} tokens "
+                "that the reward model can read"
+            )
+        return ids[-self.limit :]
+
+
+def as_it_is(prompt: Ids, response: Ids) -> Ids:
+    """The conversation of ids that are the reward model's own already."""
+    return np.concatenate([prompt, response])
+
+
+def translating(
+    reward_model: Any,
+    chat: ChatFormat,
+    reading: ChatFormat,
+    prompts: Sequence[Prompt],
+    observer: Observer,
+) -> SequenceReward:
+    """Let a reward model with a format of its own score responses that are the policy's ids."""
+    rewrite = Translation(chat, reading, prompts)
+    if isinstance(reward_model, SequenceReward):
+        reward_model.rewrite = rewrite
+        return reward_model
+    return SequenceReward(reward_model, plain_head=True, rewrite=rewrite, observer=observer)
+
+
+class Translation:
+    """Rewrites the policy's ids as a conversation of the reward model's own format."""
+
+    def __init__(self, chat: ChatFormat, reading: ChatFormat, prompts: Sequence[Prompt]) -> None:
+        """Encode all prompts.
+
+        Raises DenserlError for a prompt that the reward model's template refuses.
+        """
+        self.chat, self.reading = chat, reading
+        self.prompts: dict[bytes, Ids] = {}
+        refused = []
+        encoded = PromptEncoding(reading, 2**31).encode(prompts)
+        for prompt, own in zip(prompts, encoded, strict=True):
+            if isinstance(own, Skipped):
+                refused.append(own)
+            else:
+                self.prompts[prompt.ids.tobytes()] = own.ids
+        check_usable(len(self.prompts), refused, strict=True)
+
+    def __call__(self, prompt: Ids, response: Ids) -> Ids:
+        """The conversation in the reward model's ids."""
+        if len(response) and int(response[-1]) in self.chat.stop_ids:
+            response = response[:-1]
+        tokenizer = self.chat.template.tokenizer
+        text = str(tokenizer.decode(response, clean_up_tokenization_spaces=False))
+        own = self.prompts[prompt.astype(np.int32).tobytes()]
+        return np.concatenate([own, self.reading.encode_response(text)])
+
+
+def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a published reward model's folder, if there is one."""
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    if record.weights is None:
+        return None
+    path, revision = record.weights, record.weights_revision
+    with readable_errors(path, "tokenizer", "published.reward_model"):
+        names = ("tokenizer_config.json", "tokenizer.json")
+        if not any(
+            cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for name in names
+        ):
+            return None
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def reads_ids_of(record: RewardRecord, chat: ChatFormat) -> bool:
+    """Whether a reward model gives every token of the policy's tokenizer the same id."""
+    own = own_tokenizer(record)
+    return own is None or _same_ids(chat.template.tokenizer, own)
+
+
+def own_format(record: RewardRecord, chat: ChatFormat) -> ChatFormat | None:
+    """How a published bandit model writes conversations, where that differs from the policy's.
+
+    Raises DenserlError when it has other tokens and no chat template.
+    """
+    own = own_tokenizer(record) if record.granularity == "bandit" else None
+    ours = chat.template.tokenizer
+    if own is None:
+        return None
+    if _same_ids(ours, own) and own.chat_template in (None, ours.chat_template):
+        return None
+    if not own.chat_template:
+        raise DenserlError(
+            f"the tokenizer of the reward model {record.weights} has no chat template",
+            hint="save one into its folder: set tokenizer.chat_template, then save_pretrained",
+        )
+    skeleton = Template(own, {}).skeleton(("user", "assistant"), False)
+    place = skeleton.place(1)
+    closing = list(skeleton.piece_ids[place + 1])
+    end = own.convert_ids_to_tokens(closing[-1]) if closing else own.eos_token or own.sep_token
+    made = ChatFormat.of(own, terminator=None if end is None else str(end))
+    return WholeFormat(**vars(made), slot=skeleton.slots[place], closing=closing)
+
+
+def has_plain_head(path: str, revision: str | None = None) -> bool:
+    """Whether a classifier is a causal model with a head `score` that is a matrix and no more."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with readable_errors(path, "reward model", "published.reward_model"):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return False
+        with torch.device("meta"):
+            model: Any = AutoModelForSequenceClassification.from_config(config)
+    head = getattr(model, "score", None)
+    return isinstance(head, nn.Linear) and head.bias is None
+
+
+def check_head(path: str, revision: str | None = None) -> None:
+    """Raise DenserlError when the weights of a published model have no head; none is loaded."""
+    if not has_plain_head(path, revision):
+        return  # transformers knows its head's name when it loads
+    with readable_errors(path, "reward model", "published.reward_model"):
+        names = weight_names(path, revision)
+    if names is not None and not any("score" in name for name in names):
+        raise DenserlError(
+            f"{path} lacks weights of the reward model: score.weight",
+            hint="name a folder that holds a whole reward model: "
+            "--set published.reward_model=FOLDER",
+        )
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens a model can read; None when nothing says so."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None or limit < 1:
+        return None
+    for table in model.modules():  # RoBERTa counts positions from the padding's on
+        if isinstance(table, nn.Embedding) and table.num_embeddings == limit and table.padding_idx:
+            return limit - table.padding_idx - 1
+    return limit
+
+
+def _same_ids(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    known = theirs.get_vocab()
+    return all(known.get(token) == i for token, i in ours.get_vocab().items())

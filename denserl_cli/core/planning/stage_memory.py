@@ -1,0 +1,243 @@
+"""What each phase of a stage holds at its peak, on one GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from denserl_cli.core.planning import memory_terms as memory
+from denserl_cli.core.planning.memory_terms import Bytes, Setting, added
+from denserl_cli.core.planning.model_shape import ModelShape
+from denserl_cli.core.recipe.schema import Recipe
+
+Stage = Literal["train-rm", "fit-function", "train-ppo"]
+STAGES: tuple[Stage, ...] = ("train-rm", "fit-function", "train-ppo")
+QUANTIZED = 0.516
+"""Bytes of a weight in 4 bits, with its share of the doubly quantised scales."""
+
+
+class Plan(NamedTuple):
+    """A stage under one setting: the terms of each phase, and the CPUs' memory, in bytes."""
+
+    stage: Stage
+    setting: Setting
+    phases: dict[str, Bytes]
+    cpu: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes on one GPU in the phase that needs most."""
+        return max(memory.total(terms) for terms in self.phases.values())
+
+
+def plan(recipe: Recipe, shape: ModelShape, stage: Stage, setting: Setting) -> Plan:
+    """What a stage of the recipe needs under a setting."""
+    if stage == "train-rm":
+        phases, cpu = _train_rm(recipe, shape, setting)
+    elif stage == "fit-function":
+        phases, cpu = _fit(recipe, shape, setting), 0.0
+    else:
+        phases, cpu = _train_ppo(recipe, shape, setting)
+    if not setting.on_cpu:
+        allowance = {"CUDA allowance": float(memory.CUDA_ALLOWANCE)}
+        phases = {name: added(terms, allowance) for name, terms in phases.items()}
+    # each process reads a whole model: float32 to train it, else the compute type
+    frozen = stage == "fit-function" or recipe.lora is not None
+    loaded = setting.ranks * shape.parameters * (setting.compute if frozen else memory.FLOAT)
+    return Plan(stage, setting, phases, max(cpu, loaded))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A model in training: all its weights, those of them that are trained."""
+
+    weights: int
+    trained: int
+
+    def state(self, setting: Setting) -> Bytes:
+        return memory.training_state(self.trained, setting)
+
+    def update(
+        self, shape: ModelShape, setting: Setting, activations: Bytes, *, lora: bool
+    ) -> Bytes:
+        """What its own update adds: the most of a pass, the reduction after it and the step.
+
+        A large model's buckets are full, and reduced, while there still are activations; those of
+        CPU processes, which are small, at the end.
+        """
+        buffer = memory.bucket(self.trained, setting)
+        reduction = added(buffer, memory.reduction(self.trained, setting))
+        held = self.held_bucket(setting)
+        passing = added(
+            self.at_work(shape, setting, lora=lora),
+            {} if lora else memory.widest_gradient(shape, setting),
+            activations,
+            held if setting.on_cpu else reduction,
+        )
+        step = added(held, memory.step_copies(self.trained, setting))
+        most = max(passing, reduction, step, key=memory.total)
+        return added(memory.gradients(self.trained, setting), most)
+
+    def at_work(self, shape: ModelShape, setting: Setting, *, lora: bool) -> Bytes:
+        """What a pass needs beside the weights; of adapters, autocast copies no more than them."""
+        working = self.trained if lora and setting.zero_stage < 3 else self.weights
+        embedding = 0 if lora else shape.embedding
+        return memory.weights_at_work(working, setting, embedding=embedding)
+
+    def held_bucket(self, setting: Setting) -> Bytes:
+        """The bucket that stage 3 never gives back."""
+        return memory.bucket(self.trained, setting) if setting.zero_stage == 3 else {}
+
+    def waiting(self, setting: Setting) -> Bytes:
+        """While the other model of PPO has its turn, its gradients wait for the step."""
+        return added(memory.gradients(self.trained, setting), self.held_bucket(setting))
+
+
+def _scalar(recipe: Recipe, shape: ModelShape) -> _Trained:
+    """A reward model or critic: the body and a scalar head, or adapters and that head."""
+    weights = shape.body + shape.hidden
+    adapters = shape.adapters(recipe.lora) if recipe.lora else 0
+    return _Trained(weights + adapters, adapters + shape.hidden if recipe.lora else weights)
+
+
+def _policy(recipe: Recipe, shape: ModelShape) -> _Trained:
+    adapters = shape.adapters(recipe.lora) if recipe.lora else 0
+    return _Trained(shape.parameters + adapters, adapters if recipe.lora else shape.parameters)
+
+
+def _base(recipe: Recipe, shape: ModelShape, setting: Setting) -> Bytes:
+    """The starting model: the reference and, with LoRA, what every adapter lies on."""
+    if recipe.lora is None:
+        return memory.frozen_weights(shape.parameters, setting)
+    layers = shape.layers * sum(one * other for _, one, other in shape.linears)
+    weights: float = shape.parameters
+    if recipe.lora.quantize:
+        weights += layers * (QUANTIZED / setting.compute - 1)
+    return memory.frozen_weights(weights, replace(setting, shard_frozen=setting.zero_stage == 3))
+
+
+def _reference_pass(
+    shape: ModelShape, setting: Setting, rows: int, length: int, tokens: int
+) -> Bytes:
+    return added(
+        memory.gathered_frozen(shape.parameters, setting),
+        memory.inference_activations(shape, rows, length, setting),
+        memory.likelihood(shape, tokens, setting),
+    )
+
+
+def _train_rm(
+    recipe: Recipe, shape: ModelShape, setting: Setting
+) -> tuple[dict[str, Bytes], float]:
+    settings, length, lora = recipe.reward_model, recipe.data.max_length, recipe.lora is not None
+    rows = 2 * settings.micro_batch_size
+    model = _scalar(recipe, shape)
+    segmented = recipe.segmentation.by_entropy
+    base = _base(recipe, shape, setting) if segmented or lora else {}
+    held = added(base, model.state(setting))
+    phases = {"load": added(base, memory.loading({}, 0 if lora else model.weights, setting))}
+    if segmented:
+        looked = _reference_pass(shape, setting, rows, length, rows * length)
+        phases["segment"] = added(held, model.waiting(setting), looked)
+    phases["update"] = added(
+        held,
+        model.update(
+            shape,
+            setting,
+            memory.training_activations(shape, rows, length, setting, lora=lora),
+            lora=lora,
+        ),
+    )
+    return phases, memory.offloaded(model.trained, setting)
+
+
+def _fit(recipe: Recipe, shape: ModelShape, setting: Setting) -> dict[str, Bytes]:
+    rows, length = 2 * recipe.normalizer.batch_size, recipe.data.max_length
+    segmented = recipe.segmentation.by_entropy
+    lora = recipe.lora is not None and recipe.published is None
+    base = _base(recipe, shape, setting) if segmented or lora else {}
+    if not lora:
+        base = added(base, memory.frozen_weights(shape.body, setting))
+    looked = memory.inference_activations(shape, rows, length, setting)
+    if segmented:
+        looked = _reference_pass(shape, setting, rows, length, rows * length)
+    else:
+        looked = added(looked, memory.gathered_frozen(shape.body, setting))
+    return {"score": added(base, looked)}
+
+
+def _train_ppo(
+    recipe: Recipe, shape: ModelShape, setting: Setting
+) -> tuple[dict[str, Bytes], float]:
+    ppo, lora = recipe.ppo, recipe.lora is not None
+    length = ppo.max_prompt_length + ppo.max_new_tokens
+    policy, critic = _policy(recipe, shape), _scalar(recipe, shape)
+    base = _base(recipe, shape, setting)
+    if ppo.learned_weight and (not lora or recipe.published is not None):
+        base = added(base, memory.frozen_weights(shape.body, setting))
+    responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
+    resting, at_hand, away = memory.resting(base, setting)
+    held = added(resting, policy.state(setting), critic.state(setting))
+    held_too = added(held, policy.held_bucket(setting), critic.held_bucket(setting))
+    sampled, record = (
+        ppo.rollout_micro_batch_size,
+        memory.rollout_record(responses, ppo.max_new_tokens),
+    )
+    rows = ppo.micro_batch_size
+    activations = memory.training_activations(shape, rows, length, setting, lora=lora)
+    likelihood = memory.likelihood(
+        shape, rows * ppo.max_new_tokens, setting, trained=True, head=not lora
+    )
+    phases = {
+        "load": memory.loading(
+            added(resting, policy.state(setting)), 0 if lora else critic.weights, setting
+        ),
+        "rollout": added(held_too, _sampling(recipe, shape, setting, policy)),
+        "score": added(
+            held_too, at_hand, record, _scoring(recipe, shape, setting, policy, sampled)
+        ),
+        "critic": added(
+            held,
+            record,
+            policy.waiting(setting),
+            critic.update(shape, setting, activations, lora=lora),
+        ),
+        "policy": added(
+            held,
+            record,
+            critic.waiting(setting),
+            policy.update(shape, setting, added(activations, likelihood), lora=lora),
+        ),
+    }
+    return phases, away + memory.offloaded(policy.trained + critic.trained, setting)
+
+
+def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:
+    """Generation: the whole policy gathered once, the cache at its longest or the prompts' pass."""
+    ppo, rows = recipe.ppo, recipe.ppo.rollout_micro_batch_size
+    whole = replace(setting, live=policy.weights, prefetch=0)
+    gathered = policy.at_work(shape, whole, lora=recipe.lora is not None)
+    trained = recipe.lora is None
+    prompts = added(
+        memory.kv_cache(shape, rows, ppo.max_prompt_length, setting),
+        memory.inference_activations(shape, rows, ppo.max_prompt_length, setting, trained=trained),
+    )
+    grown = memory.kv_cache(shape, rows, ppo.max_prompt_length + ppo.max_new_tokens, setting)
+    wider = max(prompts, grown, key=memory.total)
+    return added(gathered, wider, memory.drawing(shape, rows))
+
+
+def _scoring(
+    recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained, rows: int
+) -> Bytes:
+    """The pass of the policy or of the reference, whichever needs more; the others need less."""
+    ppo = recipe.ppo
+    length, tokens = ppo.max_prompt_length + ppo.max_new_tokens, rows * ppo.max_new_tokens
+    reference = _reference_pass(shape, setting, rows, length, tokens)
+    sampled = added(
+        policy.at_work(shape, setting, lora=recipe.lora is not None),
+        memory.inference_activations(shape, rows, length, setting, trained=recipe.lora is None),
+        memory.likelihood(shape, tokens, setting),
+    )
+    return max(reference, sampled, key=memory.total)

@@ -1,0 +1,179 @@
+"""What a rollout says in numbers and in samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.chat.decoding import segment_values
+from denserl_cli.core.ppo.rewards import (
+    locations,
+    normalize,
+    replace_penalized,
+    spread_rewards,
+)
+from denserl_cli.core.reward_model.loss import aggregate_segments
+from denserl_cli.core.segmentation import segment_ids
+
+if TYPE_CHECKING:
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.reward_functions import Earned
+    from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import Aggregate, Recipe
+
+
+LOCATIONS = 10
+"""Bins of a segment's location p: (0, 0.1], (0.1, 0.2] … (0.9, 1]."""
+
+
+def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
+    """Means over the responses of a rollout, each 0-d.
+
+    aggregate: how the reward model scores a response. kl: nats a response, the k1 estimate summed
+    over its tokens. entropy: nats a token, of the policy where it drew the token. segment_length:
+    tokens; a terminator that belongs to no segment does not count.
+    """
+    figures = response_figures(rollout, aggregate)
+    kl, lengths = figures["kl"], figures["response_length"]
+    inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
+    means = {name: values.mean() for name, values in figures.items()}
+    if "rm_score" in figures:
+        means["rm_score_std"] = figures["rm_score"].std(correction=0)
+    return {
+        **means,
+        "kl_per_token": kl.sum() / lengths.sum(),
+        "entropy": rollout.policy_entropy.sum() / lengths.sum(),
+        "segment_length": inside.sum() / figures["segments_per_response"].sum(),
+    }
+
+
+def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
+    """What `rollout_figures` takes the mean of: the figures of each response, (R,) each."""
+    mask, values = rollout.response_mask, rollout.token_values
+    score = {}
+    if values is not None:
+        score = {"rm_score": aggregate_segments(values, rollout.ends, aggregate)}
+    return {
+        **score,
+        "kl": ((rollout.logprobs - rollout.reference_logprobs) * mask).sum(1),
+        "response_length": mask.sum(1).float(),
+        "terminated": rollout.terminated.float(),
+        "segments_per_response": rollout.ends.sum(1).float(),
+    }
+
+
+def dense_rewards(
+    rollout: Rollout,
+    recipe: Recipe,
+    normalizer: LocationNormalizer | None,
+    own: Earned | None = None,
+) -> Tensor:
+    """Each token's reward before the KL penalty: (R, T) (method §5).
+
+    own: of the user's reward functions, which the normaliser does not touch.
+    """
+    settings, mask = recipe.ppo, rollout.response_mask
+    rewards = torch.zeros_like(rollout.logprobs) if own is None else own.tokens
+    if rollout.token_values is not None:
+        learned = spread_rewards(
+            rollout.token_values,
+            rollout.ends,
+            mask,
+            normalizer=normalizer,
+            interpolation=settings.interpolation or "even",
+            segment_total=settings.segment_total,
+            clip=math.inf,
+        )
+        rewards = rewards + settings.learned_weight * learned
+    if settings.length_normalize:
+        rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
+    return replace_penalized(
+        rewards.clamp(-settings.reward_clip, settings.reward_clip),
+        mask,
+        rollout.terminated,
+        missing_eos_penalty=settings.missing_eos_penalty,
+        max_response_tokens=settings.max_response_tokens,
+        overlong_penalty=settings.overlong_penalty,
+        last_token_only=recipe.segmentation.granularity == "bandit",
+    )
+
+
+def reward_figures(
+    rollout: Rollout, earned: Tensor, recipe: Recipe, normalizer: LocationNormalizer | None
+) -> dict[str, Tensor]:
+    """What becomes of the reward model's values on their way to the tokens, 0-d or (LOCATIONS,).
+
+    earned: (R, T), of `dense_rewards`. dense_reward: its sum, mean over the responses.
+    clipped_rewards: share of the tokens with a reward (not 0) whose reward is at ± ppo.reward_clip.
+    floored_segments: share of segments where the normaliser's std is at its floor. location_*:
+    see `location_figures`.
+    """
+    clipped, paid = earned.abs() >= recipe.ppo.reward_clip, earned != 0
+    figures = {
+        "dense_reward": earned.sum(1).mean(),
+        "clipped_rewards": clipped.sum() / paid.sum().clamp(min=1),
+    }
+    if rollout.token_values is not None:
+        figures |= location_figures(rollout.token_values, rollout.ends, normalizer)
+    if normalizer is not None and normalizer.min_std is not None:
+        std = normalizer.std(locations(rollout.ends, torch.float64))
+        floored = (std <= normalizer.min_std) & rollout.ends
+        figures["floored_segments"] = floored.sum() / rollout.ends.sum()
+    return figures
+
+
+def location_figures(
+    token_values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None
+) -> dict[str, Tensor]:
+    """Segment rewards by location, before (value) and after (reward) normalisation.
+
+    token_values, ends: (R, T). Returns, (LOCATIONS,) each, the number of segments in each bin, and
+    mean and population std of their values and rewards; NaN where there is none.
+    """
+    order, count = ends.cumsum(1), ends.sum(1, keepdim=True).clamp(min=1)
+    bins = ((LOCATIONS * order - 1) // count)[ends]  # ceil(LOCATIONS p) - 1, exactly
+    segments = torch.bincount(bins, minlength=LOCATIONS)
+    figures: dict[str, Tensor] = {"location_segments": segments}
+    rewards = normalize(token_values.double(), ends, normalizer)
+    for name, values in (("value", token_values.double()[ends]), ("reward", rewards[ends])):
+        mean = torch.bincount(bins, values, LOCATIONS) / segments
+        square = torch.bincount(bins, (values - mean[bins]).square(), LOCATIONS) / segments
+        figures |= {f"location_{name}_mean": mean, f"location_{name}_std": square.sqrt()}
+    return figures
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Share of the returns' variance that the critic foresaw: 1 - Var(returns - values)/Var."""
+    error, target = (returns - values)[mask], returns[mask]
+    return 1 - error.var(correction=0) / target.var(correction=0).clamp(min=1e-8)
+
+
+def samples(
+    rollout: Rollout,
+    earned: Tensor,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    count: int,
+    every: int = 1,
+) -> list[dict[str, Any]]:
+    """The first `count` responses with their segments' text, raw value and token rewards.
+
+    earned: (R, T) the dense reward of each token before the KL penalty; what a terminator outside
+    the segments is given counts for the last one. every: passes over responses between those that
+    are shown.
+    """
+    shown = []
+    for row in range(0, len(rollout.responses), every)[:count]:
+        ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
+        values = None if rollout.token_values is None else rollout.token_values[row].tolist()
+        sums = [0.0, *earned[row].cumsum(0)[ends[:-1]].tolist(), earned[row].sum().item()]
+        segments = segment_values(tokenizer, rollout.responses[row], ends, values)
+        for segment, (before, after) in zip(segments, pairwise(sums), strict=True):
+            segment["reward"] = after - before
+        shown.append({"prompt": prompts[row], "segments": segments})
+    return shown

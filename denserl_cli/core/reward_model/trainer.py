@@ -1,0 +1,354 @@
+"""train-rm: Bradley-Terry on segment rewards (method §3)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denserl_cli.core.chat.decoding import segment_values
+from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
+from denserl_cli.core.data.encoding import (
+    EncodedPairRow,
+    PairRows,
+    SequenceBatch,
+    collate_sides,
+    global_batches,
+    margins,
+    micro_batches,
+    pair_batches,
+    passes,
+)
+from denserl_cli.core.data.loading import list_skipped, load_chat, load_pairs, with_sandbox
+from denserl_cli.core.engine.base import random_state, restore_random_state, seed_everything
+from denserl_cli.core.engine.base import step as engine_step
+from denserl_cli.core.engine.factory import check_engine, make_engine, spread
+from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.evaluation.statistics import length_effect
+from denserl_cli.core.models.causal_lm import compute_dtype, device
+from denserl_cli.core.models.lora import load_reference, new_scalar_model
+from denserl_cli.core.observer import throughput
+from denserl_cli.core.reward_model.loss import (
+    RewardRecord,
+    aggregate_segments,
+    preference_loss,
+    token_values,
+)
+from denserl_cli.core.runs.failures import NonFiniteGuard
+from denserl_cli.core.scoring.calibration import settled
+from denserl_cli.core.scoring.scorer import Scorer
+from denserl_cli.core.scoring.segment_cache import open_cache
+from denserl_cli.core.system.distributed import (
+    any_rank,
+    first_goes_ahead,
+    from_all_ranks,
+    is_first,
+    rank,
+    share,
+    sum_over_ranks,
+    turns,
+    wait_for_all,
+    world_size,
+)
+from denserl_cli.core.system.files import replaced_folder
+from denserl_cli.core.system.signals import stop_requested
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.checkpoints import Checkpoint
+    from denserl_cli.core.runs.folder import Mode, RunFolder
+
+Figures = dict[str, Tensor]
+"""Figures of some pairs by their names, all 0-d: means over the pairs."""
+
+STAGE = "train-rm"
+HEADLINE = (
+    *("loss", "accuracy", "segments_per_response"),
+    *("tokens_per_second", "responses_per_second"),
+)
+"""The figures beside the progress bar; metrics.jsonl has them all."""
+
+
+def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Train the reward model of a recipe and leave it in the run folder."""
+    check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
+    with first_goes_ahead():
+        recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+    tokenizer, chat = load_chat(recipe)
+    data = load_pairs(recipe, chat, observer)
+    settings = recipe.reward_model
+    batches = global_batches(
+        len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
+    )
+    seed_everything(recipe.seed)
+    trainer = RewardTrainer(
+        recipe, run, observer, data.train, data.evaluation, batches, tokenizer, chat.pad_id
+    )
+    checkpoint = run.started(STAGE, mode, observer)
+    list_skipped(data.skipped, run, STAGE, observer)
+    start = 0
+    if checkpoint is not None:
+        start = checkpoint.step
+        trainer.restore(checkpoint)
+        observer.notice(f"resuming after step {start} of {len(batches)}")
+        del checkpoint  # a copy of all weights and optimizer states
+    trainer.train(start)
+    with trainer.engine.gathered() as model:
+        if is_first():
+            model.config.pad_token_id = chat.pad_id
+            with replaced_folder(run.reward_model) as folder:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                # the cutoff as a number
+                asked = replace(run.recipe, segmentation=recipe.segmentation)
+                RewardRecord.of(asked, chat).save(folder)
+    wait_for_all()
+    if not is_first():
+        return
+    summary = trainer.summary()
+    run.finished(STAGE, summary)
+    observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
+
+
+class RewardTrainer:
+    """Holds the models and the data of one training; `train` is the algorithm."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        observer: Observer,
+        rows: PairRows,
+        evaluation: PairRows,
+        batches: Sequence[np.ndarray],
+        tokenizer: PreTrainedTokenizerBase,
+        pad_id: int,
+    ) -> None:
+        self.settings = recipe.reward_model
+        self.run, self.observer = run, observer
+        self.rows, self.evaluation, self.batches = rows, evaluation, batches
+        self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
+        self.tokenizer, self.pad_id = tokenizer, pad_id
+        self.log_samples = recipe.run.log_samples
+        reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
+        dtype = compute_dtype(recipe.model)
+        self.engine = make_engine(
+            recipe,
+            self.settings.engine,
+            new_scalar_model(recipe, reference),
+            learning_rate=self.settings.learning_rate,
+            total_steps=len(batches),
+        )
+        self.scorer = Scorer(
+            recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
+        )
+        spread(self.scorer, recipe, self.settings.engine)
+        asks = reference is not None
+        self.segments = open_cache(rows, recipe, self.scorer, observer) if asks else None
+        self.guard = NonFiniteGuard(STAGE, run, observer)
+        self.evaluated: dict[str, Any] = {}
+        self.evaluation_ends: list[Tensor] = []
+
+    def train(self, start: int) -> None:
+        """Take every step from `start` on; checkpoint and evaluate on the way."""
+        total = len(self.batches)
+        self.observer.begin("train the reward model", total=total, done=start)
+        with stop_requested() as stopping:
+            for step in range(start + 1, total + 1):
+                began = time.perf_counter()
+                indices = self.batches[step - 1]
+                figures = self.update(step, indices)
+                seconds = time.perf_counter() - began
+                figures |= throughput(seconds, self.tokens(indices), 2 * len(indices))
+                evaluates = step % self.settings.eval_every == 0 or step == total
+                if evaluates:
+                    self.evaluated = self.evaluate()
+                    figures |= self.evaluated
+                self.run.log(STAGE, step, figures)
+                for sample in self.samples() if evaluates or step == 1 else []:
+                    self.run.log(STAGE, step, sample, file="samples.jsonl")
+                self.observer.advance(**{name: figures[name] for name in HEADLINE})
+                stop = any_rank(stopping())
+                if step % self.settings.save_every == 0 or step == total or stop:
+                    self.run.save_checkpoint(STAGE, step, self.state(), {"engine": self.engine})
+                if stop and step < total:
+                    self.observer.end()
+                    raise Interrupted(
+                        f"stopped after step {step} of {total}; the state is in {self.run.path}",
+                        hint="go on with --resume",
+                    )
+        self.observer.end()
+
+    def update(self, step: int, indices: np.ndarray) -> dict[str, float]:
+        """One optimizer step on one global batch, in micro-batches of similar length."""
+        totals: list[Tensor] = []
+        learning_rate = self.engine.learning_rate
+        tokens = self.sides[:, indices].sum(0)
+        parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
+        mine = list(zip(share(parts), turns(parts), strict=True))
+        for turn, ((part, counts), beside) in enumerate(mine, 1):
+            cut = passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
+            figures = self.forward(part, cut)
+            weight = len(part) * counts
+            self.engine.backward(figures["loss"] * weight / len(indices), last=turn == len(mine))
+            totals.append(torch.stack([v.detach() for v in figures.values()]) * weight)
+        norm = math.nan
+        with self.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
+            norm = engine_step(self.engine)[0].item()
+        means = sum_over_ranks(torch.stack(totals).sum(0)) / len(indices)
+        return {
+            **_named(list(figures), means),
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            **self.guard.figures(),
+        }
+
+    def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Figures:
+        """Loss and figures of one micro-batch. cut: numbers of its sequences in each pass."""
+        rows = [self.rows[i] for i in pairs]
+        numbers = np.concatenate([pairs, pairs + len(self.rows)])
+        scores, segments = [], []
+        for part in cut:
+            batch = collate_sides(rows, part, self.pad_id, device())
+            ends = self.segment(batch, numbers[part])
+            scores.append(self.scores(batch, ends))
+            segments.append(ends.sum(1))
+        order = torch.from_numpy(np.argsort(np.concatenate(cut))).to(ends.device)
+        margin = margins(rows, ends.device)
+        return preference_figures(torch.cat(scores)[order], torch.cat(segments)[order], margin)
+
+    def segment(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
+        """Segment ends of training sequences, (R, T) bool. numbers: (R,), as `collate_sides`."""
+        return self.scorer(batch).ends if self.segments is None else self.segments(batch, numbers)
+
+    def scores(self, batch: SequenceBatch, ends: Tensor) -> Tensor:
+        """Score of each response, (R,). ends: (R, T), of its segments."""
+        values = self.engine(token_values, batch)
+        return aggregate_segments(values, ends, self.settings.aggregate)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """The figures of `forward` over the evaluation pairs, and what length has to do with it."""
+        if not self.evaluation:
+            return {}
+        model = self.engine.model
+        lengths = pair_lengths(self.evaluation)
+        sides = side_lengths(lengths)
+        parts = micro_batches(sides, np.arange(len(sides)), 4 * self.settings.micro_batch_size)
+        self.observer.begin("evaluate", total=len(sides))
+        model.eval()
+        found = torch.zeros(2, len(sides), device=device())
+        scores, segments = found
+        for turn, (part, counts) in enumerate(share(parts)):
+            batch = collate_sides(self.evaluation, part, self.pad_id, device())
+            if turn == len(self.evaluation_ends):  # the same batches every time
+                self.evaluation_ends.append(self.scorer(batch).ends)
+            ends = self.evaluation_ends[turn]
+            rows = torch.from_numpy(part).to(ends.device)
+            scores[rows] += self.scores(batch, ends) * counts
+            segments[rows] += ends.sum(1) * counts
+            self.observer.advance(len(part) * world_size())
+        model.train()
+        self.observer.end()
+        sum_over_ranks(found)
+        figures = preference_figures(scores, segments, margins(self.evaluation, device()))
+        named = _named(list(figures), torch.stack(list(figures.values())))
+        chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
+        effect = length_effect(chosen - rejected, lengths[:, 1] - lengths[:, 2])
+        return {
+            **{f"eval_{name}": value for name, value in named.items()},
+            "eval_longer_accuracy": effect.longer_accuracy,
+            "eval_length_correlation": effect.correlation,
+            "eval_lengths": [asdict(one) for one in effect.bins],
+        }
+
+    @torch.no_grad()
+    def samples(self) -> list[dict[str, Any]]:
+        """Both sides of one pair, the same through training, with their segments' values."""
+        if not self.log_samples:
+            return []
+        row = (self.evaluation or self.rows)[0]
+        batch = collate_sides([row], (0, 1), self.pad_id, device())
+        self.engine.model.eval()
+        ends = self.scorer(batch).ends
+        values = self.engine(token_values, batch)
+        self.engine.model.train()
+        scores = aggregate_segments(values, ends, self.settings.aggregate).tolist()
+        prompt = self.tokenizer.decode(row.prompt, skip_special_tokens=True)
+        shown = []
+        for side, label in enumerate(("chosen", "rejected")):
+            segments = segment_values(
+                self.tokenizer,
+                getattr(row, label),
+                torch.nonzero(ends[side])[:, 0].tolist(),
+                values[side].tolist(),
+            )
+            shown.append(
+                {"prompt": prompt, "label": label, "score": scores[side], "segments": segments}
+            )
+        return shown
+
+    def tokens(self, indices: np.ndarray) -> int:
+        """Real tokens in a global batch, both sides."""
+        return int(self.sides[:, indices].sum())
+
+    def summary(self) -> dict[str, Any]:
+        """What the finished stage reports."""
+        last = self.run.metrics(STAGE)[-1]
+        evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and _is_number(v)}
+        return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that resuming needs; the data position is the step itself."""
+        return {
+            "engine": self.engine.state(),
+            "random": from_all_ranks(random_state()),
+            "guard": self.guard.state(),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint."""
+        state = checkpoint.state
+        self.engine.restore(state["engine"])
+        self.engine.load_shards(checkpoint.folder / "engine")
+        restore_random_state(state["random"][rank()])
+        self.guard.restore(state["guard"])
+
+
+def preference_figures(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Figures:
+    """Loss and figures of B pairs. scores, segments: (2B,), chosen before rejected sequences."""
+    chosen, rejected = scores.chunk(2)
+    return {
+        "loss": preference_loss(chosen, rejected, margin),
+        "accuracy": (chosen > rejected).float().mean(),
+        "reward_mean": scores.mean(),
+        "reward_square": scores.square().mean(),
+        "segments_per_response": segments.float().mean(),
+    }
+
+
+def _named(names: Sequence[str], means: Tensor) -> dict[str, float]:
+    """Means as numbers; the mean square becomes a standard deviation."""
+    named = dict(zip(names, means.tolist(), strict=True))
+    variance = named.pop("reward_square") - named["reward_mean"] ** 2
+    return {**named, "reward_std": max(variance, 0.0) ** 0.5}
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, (int, float))
+
+
+def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:
+    """A batch in a form that torch.save keeps for inspection."""
+    names = ("prompt", "chosen", "rejected")
+    ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
+    return {"origin": [row.origin for row in rows], **ids}

@@ -1,0 +1,108 @@
+"""What a run writes down step by step, and who hears of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denserl_cli.core.observer import Observer
+from denserl_cli.core.runs.trackers import STAGES, Trackers
+from denserl_cli.core.system.files import full_disk_named, sync, write_text
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe import Recipe
+
+LOGS = ("metrics.jsonl", "samples.jsonl")
+"""One JSON object a line, each with `stage` and `step`."""
+
+
+class Logs:
+    """The logs in a run folder. The observer hears every line, the trackers every figure."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._observer = Observer()
+        self._trackers: Trackers | None = None
+
+    def follow(self, recipe: Recipe, stage: str, kept: int | None, observer: Observer) -> None:
+        """Begin to tell the observer, and to track a stage.
+
+        kept: the step of the checkpoint that is resumed; None at a start. Raises DenserlError when
+        a tracker refuses.
+        """
+        self._observer = observer
+        if stage in STAGES:
+            logged = self.last_step(stage)
+            self._trackers = Trackers(recipe, self._folder, stage, kept, logged, observer.notice)
+
+    def replay(self, stage: str) -> None:
+        """Tell the observer what is there of a stage."""
+        for line in self.lines("metrics.jsonl", stage):
+            self._observer.figures(line["step"], line)
+        for line in self.lines("samples.jsonl", stage):
+            self._observer.sample(line["step"], line)
+
+    def write(self, stage: str, step: int, figures: Mapping[str, Any], file: str) -> None:
+        """Append one line to a log."""
+        known = {name: _null_if_nan(value) for name, value in figures.items()}
+        line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
+        path = self._folder / file
+        with full_disk_named(path), path.open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
+        if file == "samples.jsonl":
+            self._observer.sample(step, known)
+            return
+        self._observer.figures(step, known)
+        if self._trackers is not None:
+            self._trackers.log(step, figures)
+
+    def lines(self, file: str, stage: str | None = None) -> Iterator[dict[str, Any]]:
+        """The lines of a log, of one stage or of all."""
+        path = self._folder / file
+        # a kill may have torn a character, too
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.split("\n"):  # not splitlines: a sample may hold other line separators
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue  # the end of the file, or a line torn by a kill
+            if stage in (None, found["stage"]):
+                yield found
+
+    def last_step(self, stage: str) -> int:
+        """The last step of a stage whose figures are there; -1 without any."""
+        return max((line["step"] for line in self.lines("metrics.jsonl", stage)), default=-1)
+
+    def drop(self, stage: str, after: int) -> None:
+        """Forget what a stage logged after a step: the steps that are about to be done again."""
+        for file in LOGS:
+            kept = [
+                json.dumps(line, ensure_ascii=False) + "\n"
+                for line in self.lines(file)
+                if line["stage"] != stage or line["step"] <= after
+            ]
+            if kept or (self._folder / file).exists():
+                write_text(self._folder / file, "".join(kept))
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        for file in LOGS:
+            if (self._folder / file).exists():
+                sync(self._folder / file)
+
+    def close(self, failed: bool = False) -> None:
+        """Close the trackers."""
+        if self._trackers is not None:
+            self._trackers.finish(failed)
+
+
+def _null_if_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, list):
+        return [_null_if_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _null_if_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

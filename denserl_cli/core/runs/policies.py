@@ -1,0 +1,58 @@
+"""Which policy a command works with: the one asked for, the run's own or the published one."""
+
+from __future__ import annotations
+
+from os.path import expanduser
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.recipe.checks import looks_local
+
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import RunFolder
+
+START = "start"
+"""In place of a policy's path: the recipe's starting model."""
+
+
+class Policy(NamedTuple):
+    """A policy and what to call it. path: None for the starting model."""
+
+    path: str | None
+    name: str
+    notice: str = ""
+
+
+def choose_policy(recipe: Recipe, run: RunFolder, asked: str | None) -> Policy:
+    """The policy that is asked for; else the run's own; else the one published with the recipe.
+
+    asked: hub name, folder, or START. Raises DenserlError when there is none, and when the run's is
+    not finished.
+    """
+    if asked == START:
+        return Policy(None, f"{recipe.name}-start")
+    if asked is not None:
+        return _given(expanduser(asked))
+    if run.interrupted("train-ppo"):
+        raise DenserlError(
+            f"train-ppo in {run.path} is not finished",
+            hint="finish it with denserl train-ppo --resume, or name a policy with --policy",
+        )
+    if run.summary("train-ppo") is not None:
+        return Policy(str(run.policy), recipe.name)
+    if recipe.published is not None and recipe.published.policy:
+        path = recipe.published.policy
+        notice = f"{run.path} has no policy; using the published one, {path}"
+        return _given(path)._replace(notice=notice)
+    raise DenserlError(
+        f"{run.path} has no policy",
+        hint=f"run denserl train-ppo --recipe {recipe.name}, or name a policy with --policy",
+    )
+
+
+def _given(path: str) -> Policy:
+    if looks_local(path) and not Path(path).is_dir():
+        raise DenserlError(f"--policy {path}: no such folder", hint="check the path")
+    return Policy(path, Path(path).resolve().name)

@@ -1,0 +1,1 @@
+"""A batch scored: segments by the reference, values by the reward model."""

@@ -1,0 +1,287 @@
+"""Which reward model a run scores with: its own, or the published one that its recipe names.
+
+A published model lies in a read-only cache and has no record. On first use one is written into the
+run folder, with the published normaliser beside it, where a model of the run's own would have
+them: so the two are never mixed, and every later command finds them in the same place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from denserl_cli.core.chat.loading import check_vocabulary
+from denserl_cli.core.data.loading import load_chat, with_sandbox
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.causal_lm import compute_dtype
+from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
+from denserl_cli.core.models.sequence_classifier import (
+    SequenceReward,
+    check_head,
+    has_plain_head,
+    own_format,
+    reads_ids_of,
+    translating,
+)
+from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.reward_model.loss import RECORD, RewardRecord
+from denserl_cli.core.scoring.calibration import settled
+from denserl_cli.core.scoring.scorer import Scorer
+from denserl_cli.core.system.hub import readable_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from denserl_cli.core.chat.format import ChatFormat
+    from denserl_cli.core.data.encoding import Prompt
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import PublishedConfig, Recipe
+    from denserl_cli.core.runs.folder import RunFolder
+
+NORMALIZER = "normalizer.json"
+_OPTION = "published.reward_model"
+
+
+class Opened(NamedTuple):
+    """What a command that scores begins with.
+
+    recipe: with the sandbox's files and a cutoff that is a number. record: None without a reward
+    model. reading: how the reward model's conversations are written: `chat`, unless a published
+    model has a tokenizer of its own.
+    """
+
+    recipe: Recipe
+    record: RewardRecord | None
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    reading: ChatFormat
+
+
+def open_reward_model(recipe: Recipe, run: RunFolder, observer: Observer) -> Opened:
+    """Find the reward model that the run scores with, and adopt it where it is a published one."""
+    record = reward_record(recipe, run)
+    recipe = settled(with_sandbox(recipe, run, observer), run, observer, record)
+    tokenizer, chat = load_chat(recipe)
+    reading = own_format(record, chat) or chat
+    if record.weights and not is_adapters(record.weights):
+        revision = record.weights_revision
+        check_vocabulary(reading, record.weights, revision, what="reward model")
+    return Opened(recipe, adopt(record, recipe, run, chat, observer), tokenizer, chat, reading)
+
+
+def open_rewards(recipe: Recipe, run: RunFolder, observer: Observer) -> Opened:
+    """What PPO begins with: the reward model, unless the user's own rewards take its place."""
+    if recipe.ppo.learned_weight:
+        return open_reward_model(recipe, run, observer)
+    recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+    tokenizer, chat = load_chat(recipe)
+    return Opened(recipe, None, tokenizer, chat, chat)
+
+
+def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:
+    """The record of the reward model that the run scores with; nothing is written.
+
+    Raises DenserlError when there is none, or when the recipe contradicts it.
+    """
+    if (run.reward_model / RECORD).exists():
+        record = RewardRecord.load(run.reward_model)
+        if record.weights:
+            _check_unchanged(record, recipe, run)
+    elif run.interrupted("train-rm"):
+        raise DenserlError(
+            f"the training of the reward model in {run.path} was interrupted",
+            hint="finish it with denserl train-rm --resume, or name another folder with --out",
+        )
+    elif recipe.published is None:
+        raise DenserlError(f"no reward model in {run.reward_model}", hint="run denserl train-rm")
+    else:
+        record = _published_record(recipe, recipe.published)
+    record.check(recipe, record.weights or run.reward_model)
+    return record
+
+
+def adopt(
+    record: RewardRecord, recipe: Recipe, run: RunFolder, chat: ChatFormat, observer: Observer
+) -> RewardRecord:
+    """Write down a published reward model and its normaliser in the run folder on first use.
+
+    Raises DenserlError when the model cannot be had, when it was trained on responses that end with
+    another token, and when it reads other tokens but is to reward some of them.
+    """
+    if record.terminator_id is not None:
+        record.check_terminator(chat, record.weights or run.reward_model)
+    if (run.reward_model / RECORD).exists():
+        return record
+    published = recipe.published
+    assert published is not None
+    if not is_adapters(published.reward_model):
+        check_head(published.reward_model, published.revision)
+    if record.granularity != "bandit" and not reads_ids_of(record, chat):
+        raise DenserlError(
+            f"the reward model {record.weights} has another tokenizer than {recipe.model.path}, so "
+            f"it cannot reward the {record.granularity}s of its responses",
+            hint="use it for whole responses: segmentation.granularity and published.granularity "
+            "bandit",
+        )
+    normalizer = _published_normalizer(recipe, published)
+    record = replace(record, terminator_id=chat.terminator_id)
+    what = f"using the published reward model {published.reward_model}"
+    with run.locked(observer):
+        run.claim()
+        if normalizer is not None:
+            normalizer[0].save(run.normalizer, normalizer[1])
+            what += " and its published normaliser"
+        record.save(run.reward_model)  # last: from now on the pair is adopted
+    observer.notice(f"{what}; recorded in {run.reward_model}")
+    return record
+
+
+def load_reward_model(
+    record: RewardRecord,
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    trained: bool = False,
+    observer: Observer | None = None,
+    reference: PreTrainedModel | None = None,
+) -> PreTrainedModel | SequenceReward:
+    """The run's reward model, frozen, or as the body of a critic to train.
+
+    observer: told when a model of few positions has not read the whole of a conversation.
+    reference: the recipe's starting model where it is loaded already; adapters share its weights.
+    """
+    path = record.weights or str(run.reward_model)
+    whole = record.weights and not is_adapters(path)
+    if whole and not has_plain_head(path, record.weights_revision):
+        if trained or record.granularity != "bandit":
+            raise DenserlError(
+                f"the head of {path} is not a plain matrix product of each token's state",
+                hint="it can reward whole responses, segmentation.granularity=bandit, and start no "
+                "critic: ppo.critic_init=policy",
+            )
+        return SequenceReward.load(record, recipe.model, observer)
+    return saved_scalar_model(
+        recipe,
+        path,
+        revision=record.weights_revision,
+        trained=trained,
+        reference=reference,
+        option=_OPTION if record.weights else "",
+    )
+
+
+def load_scorer(
+    opened: Opened,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    reference: PreTrainedModel | None = None,
+    prompts: Sequence[Prompt] = (),
+) -> Scorer:
+    """The run's reward model, if there is one, with the reference.
+
+    reference: the recipe's starting model; without it, it is loaded where segments depend on it.
+    prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
+    """
+    recipe, chat, reading = opened.recipe, opened.chat, opened.reading
+    if reference is None and recipe.segmentation.by_entropy:
+        reference = load_reference(recipe)
+    model, record = None, opened.record
+    if record is not None:
+        model = load_reward_model(record, recipe, run, observer=observer, reference=reference)
+    if prompts and reading is not chat:
+        model = translating(model, chat, reading, prompts, observer)
+    return Scorer(
+        recipe.segmentation,
+        reference=reference,
+        reward_model=model,
+        dtype=compute_dtype(recipe.model),
+        tokenizer=opened.tokenizer,
+    )
+
+
+def _published_record(recipe: Recipe, published: PublishedConfig) -> RewardRecord:
+    """The record of the recipe's published model: its folder's, where denserl made it."""
+    file = _published_file(published, RECORD)
+    if file is None:
+        return RewardRecord.published(recipe)
+    made = RewardRecord.load(file.parent)
+    if made.weights:
+        raise DenserlError(
+            f"{published.reward_model} holds no reward model, it only names one",
+            hint=f"name that one: --set {_OPTION}={made.weights}",
+        )
+    _check_made_for(published, {"granularity": made.granularity, "cutoff": made.cutoff}, file)
+    return replace(made, weights=published.reward_model, weights_revision=published.revision)
+
+
+def _published_normalizer(
+    recipe: Recipe, published: PublishedConfig
+) -> tuple[LocationNormalizer, dict[str, Any]] | None:
+    """The normaliser that goes with the published model, and its record."""
+    source = {"source": f"published with {published.reward_model}"}
+    if published.normalizer is not None:
+        kind = "global" if published.granularity == "bandit" else "location"
+        floor = recipe.normalizer.min_std
+        made = LocationNormalizer(**asdict(published.normalizer), min_std=floor)
+        return made, {"kind": kind, **recipe.segmentation.deciding(), **source}
+    file = _published_file(published, NORMALIZER)
+    if file is None:
+        return None
+    normalizer = LocationNormalizer.load(file)
+    record = json.loads(file.read_text(encoding="utf-8")).get("record", {})
+    _check_made_for(published, record, file)
+    return normalizer, {**record, **source}
+
+
+def _published_file(published: PublishedConfig, name: str) -> Path | None:
+    """A file that lies beside the published weights, if there is one."""
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    path, revision = published.reward_model, published.revision
+    with readable_errors(path, "reward model", _OPTION):
+        found = cached_file(
+            path, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        if found is None:  # nothing is recorded for a model that is not there
+            AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    return None if found is None else Path(found)
+
+
+def _check_made_for(published: PublishedConfig, made: dict[str, Any], file: Path) -> None:
+    """Raise DenserlError when the recipe says something else of a published pair than its files."""
+    wrong = [
+        f"published.{name} is {getattr(published, name)}, {file} says {made.get(name)}"
+        for name in ("granularity", "cutoff")
+        if made.get(name) != getattr(published, name)
+    ]
+    if wrong:
+        raise DenserlError("; ".join(wrong), hint="write what the file says into the recipe")
+
+
+def _check_unchanged(record: RewardRecord, recipe: Recipe, run: RunFolder) -> None:
+    """Raise DenserlError when the recipe's published pair is not the one that the run adopted."""
+    published = recipe.published
+    hint = f"name another folder with --out, or remove {run.reward_model}"
+    named = (published.reward_model, published.revision) if published else (None, None)
+    if named != (record.weights, record.weights_revision):
+        names = [" at ".join(filter(None, name)) or "none" for name in
+                 ((record.weights, record.weights_revision), named)]  # fmt: skip
+        raise DenserlError(
+            f"{run.path} uses the reward model {names[0]}, the recipe names {names[1]}", hint=hint
+        )
+    assert published is not None
+    if published.normalizer is None or not run.normalizer.exists():
+        return
+    adopted = LocationNormalizer.load(run.normalizer)
+    about = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
+    now = LocationNormalizer(**asdict(published.normalizer), min_std=adopted.min_std)
+    if about.get("source") == f"published with {record.weights}" and now != adopted:
+        raise DenserlError(
+            f"{run.normalizer} has other coefficients than the recipe's published.normalizer",
+            hint=hint,
+        )

@@ -1,0 +1,146 @@
+"""Segments of training responses on disk: the reference reads each response once, over all runs.
+
+A response's segments are those of the batch in which it was first read. The name of the file says
+all that this batch and its numbers follow from, so a run gets the same bytes with and without it.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import asdict
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denserl_cli.core.data import cache
+from denserl_cli.core.data import fingerprint as identity
+from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths
+from denserl_cli.core.system.distributed import any_rank, from_first_rank, is_first
+
+if TYPE_CHECKING:
+    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.scoring.scorer import Scorer
+
+_CHECKSUM = 4
+"""Bytes behind the bits of a response."""
+
+
+class SegmentCache:
+    """Finds the segments of numbered sequences, and keeps them.
+
+    A record is one bit a response token and a checksum, at a place that follows from the lengths:
+    what was never written, or half written by a job that was killed, is not known.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        lengths: np.ndarray,
+        file: Path,
+        observer: Observer,
+    ) -> None:
+        """lengths: (N,) of the responses. file: made where it is not there."""
+        self.scorer, self.lengths, self.observer = scorer, lengths, observer
+        self.starts = np.concatenate([[0], ((lengths + 7) // 8 + _CHECKSUM).cumsum()])
+        self.file: FileIO | None = None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.file = FileIO(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        except OSError as error:
+            self._give_up(error)
+
+    def __call__(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
+        """The segment ends of a batch, (R, T) bool. numbers: (R,), of its sequences.
+
+        Where the reference is sharded all processes ask it, or none does.
+        """
+        device = batch.response_mask.device
+        kept = [self._read(int(number)) for number in numbers]
+        missing = [row for row, ends in enumerate(kept) if ends is None]
+        known = torch.zeros(batch.response_mask.shape, dtype=torch.bool)
+        for row, one in enumerate(kept):
+            if one is not None:
+                known[row, : len(one)] = torch.from_numpy(one)
+        if not any_rank(bool(missing)):
+            return known.to(device)
+        found = self.scorer(batch).ends
+        if missing:
+            known[missing] = found[missing].cpu()
+            for row in missing:
+                self._write(int(numbers[row]), known[row].numpy())
+        return known.to(device)
+
+    def _read(self, number: int) -> np.ndarray | None:
+        if self.file is None:
+            return None
+        start, stop = self.starts[number : number + 2].tolist()
+        try:
+            record = os.pread(self.file.fileno(), stop - start, start)
+        except OSError as error:
+            self._give_up(error)
+            return None
+        bits, checksum = record[:-_CHECKSUM], record[-_CHECKSUM:]
+        if len(record) < stop - start or checksum != _checksum(bits):
+            return None
+        ends = np.unpackbits(np.frombuffer(bits, np.uint8), count=int(self.lengths[number]))
+        return ends.astype(bool)
+
+    def _write(self, number: int, ends: np.ndarray) -> None:
+        if self.file is None:
+            return
+        bits = np.packbits(ends[: self.lengths[number]]).tobytes()
+        try:
+            os.pwrite(self.file.fileno(), bits + _checksum(bits), int(self.starts[number]))
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.file = None
+        self.observer.notice(
+            f"segments are not kept in {cache.folder()} ({error.strerror or error}): the reference "
+            f"reads every response again; another folder can be named in {cache.VARIABLE}"
+        )
+
+
+def _checksum(bits: bytes) -> bytes:
+    return zlib.crc32(bits).to_bytes(_CHECKSUM, "little")
+
+
+def open_cache(
+    rows: PairRows, recipe: Recipe, scorer: Scorer, observer: Observer
+) -> SegmentCache | None:
+    """The cache of the pairs that train a recipe's reward model.
+
+    None where nothing tells the reference from another one of its name. The first process decides
+    for all, or some would wait for the others in vain.
+    """
+    key = from_first_rank(_key(rows, recipe) if is_first() else None)
+    if key is None:
+        return None
+    responses = pair_lengths(rows)[:, 1:].T.ravel()  # numbered as by `collate_sides`
+    return SegmentCache(scorer, responses, cache.folder() / "segments" / key, observer)
+
+
+def _key(rows: PairRows, recipe: Recipe) -> str | None:
+    training = recipe.reward_model
+    reference = identity.of_model(recipe.model.path, recipe.model.revision)
+    if reference is None:
+        return None
+    follows_from = {
+        "rows": rows.identity(),
+        "reference": reference,
+        "model": [recipe.model.dtype, recipe.model.attention],
+        "lora": None if recipe.lora is None else asdict(recipe.lora),
+        "segmentation": recipe.segmentation.deciding(),
+        "batches": [recipe.seed, training.batch_size, training.micro_batch_size],
+        "engine": asdict(training.engine),
+        **identity.of_segmenting(),
+    }
+    return identity.of_settings(follows_from)

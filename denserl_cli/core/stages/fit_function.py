@@ -1,0 +1,184 @@
+"""fit-function: the normaliser of a reward model, from its rewards over a sample of pairs (§4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
+from denserl_cli.core.data.encoding import EncodedPairRow, collate_sides, micro_batches
+from denserl_cli.core.data.loading import draw_pairs, list_skipped
+from denserl_cli.core.engine.base import seed_everything
+from denserl_cli.core.engine.factory import spread
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.causal_lm import device
+from denserl_cli.core.normalizer import (
+    LocationNormalizer,
+    LocationTable,
+    fit_constant_normalizer,
+    fit_location_normalizer,
+    huber_line,
+    location_table,
+)
+from denserl_cli.core.scoring.resolve import load_scorer, open_reward_model
+from denserl_cli.core.system.distributed import (
+    first_goes_ahead,
+    from_all_ranks,
+    is_first,
+    share,
+    world_size,
+)
+
+if TYPE_CHECKING:
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import Mode, RunFolder
+    from denserl_cli.core.scoring.scorer import Scorer
+
+STAGE = "fit-function"
+
+
+class SegmentRewards(NamedTuple):
+    """Flat arrays over all segments: location (k+1)/K, raw reward, whether it is the last one."""
+
+    location: np.ndarray
+    reward: np.ndarray
+    last: np.ndarray
+
+
+def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Fit the normaliser of a run's reward model and leave it beside the model."""
+    with first_goes_ahead():
+        opened = open_reward_model(recipe, run, observer)
+    recipe, chat = opened.recipe, opened.reading
+    rows, skipped = draw_pairs(
+        recipe, chat, recipe.normalizer.pairs, recipe.normalizer.seed, observer
+    )
+    seed_everything(recipe.seed)
+    scorer = load_scorer(opened, run, observer)
+    spread(scorer, recipe, recipe.reward_model.engine)
+    run.started(STAGE, mode, observer)
+    list_skipped(skipped, run, STAGE, observer)
+    rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)
+    if not is_first():
+        return
+    normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
+    if recipe.normalizer.min_std is not None:
+        normalizer = replace(normalizer, min_std=recipe.normalizer.min_std)
+    record |= {
+        **recipe.segmentation.deciding(),
+        "pairs": len(rows),
+        "seed": recipe.normalizer.seed,
+    }
+    plot(run.normalizer.with_suffix(".png"), rewards, normalizer)
+    normalizer.save(run.normalizer, record)
+    run.finished(STAGE, {key: value for key, value in record.items() if key != "table"})
+    _show(observer, normalizer, record)
+
+
+def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None:
+    """The normaliser that PPO uses; None for kind none.
+
+    Raises DenserlError when it is missing, or was fitted for something else than the recipe says.
+    """
+    if recipe.normalizer.kind == "none":
+        return None
+    if not run.normalizer.exists():
+        raise DenserlError(
+            f"no normalizer in {run.path}",
+            hint=f"run: denserl fit-function --recipe {recipe.name} --out {run.path}",
+        )
+    normalizer = LocationNormalizer.load(run.normalizer)
+    record = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
+    asked = {
+        "kind": recipe.normalizer.kind,
+        **recipe.segmentation.deciding(),
+    }
+    record.setdefault("cut", "entropy")  # published and imported ones do not say it
+    wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
+    floor = recipe.normalizer.min_std
+    if floor is not None and floor != normalizer.min_std:
+        wrong.append(f"min_std {normalizer.min_std} instead of {floor}")
+    if wrong:
+        raise DenserlError(
+            f"{run.normalizer} was fitted for {', '.join(wrong)}",
+            hint="run denserl fit-function with this recipe and --fresh",
+        )
+    return normalizer
+
+
+def segment_rewards(
+    rows: Sequence[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
+) -> SegmentRewards:
+    """Location and raw reward of every segment of both responses of every pair."""
+    lengths = side_lengths(pair_lengths(rows))
+    found: list[np.ndarray] = []
+    observer.begin("score responses", total=len(lengths))
+    for part, is_mine in share(micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)):
+        scored = scorer(collate_sides(rows, part, pad_id, device()))
+        assert scored.token_values is not None
+        counts = scored.ends.sum(1, keepdim=True)
+        order = scored.ends.cumsum(1)
+        columns = (order.double() / counts.clamp(min=1), scored.token_values, order == counts)
+        if is_mine:
+            found.append(torch.stack([c[scored.ends].double() for c in columns]).cpu().numpy())
+        observer.advance(len(part) * world_size())
+    observer.end()
+    in_order = [part for turn in zip_longest(*from_all_ranks(found)) for part in turn]
+    location, reward, last = np.concatenate([p for p in in_order if p is not None], axis=1)
+    return SegmentRewards(location, reward, last > 0)
+
+
+def fit(kind: str, rewards: SegmentRewards) -> tuple[LocationNormalizer, dict[str, Any]]:
+    """Fit a normaliser of a kind; returns it with what is worth recording about the fit."""
+    table = location_table(rewards.location, rewards.reward)
+    record: dict[str, Any] = {
+        "kind": kind,
+        "segments": len(rewards.reward),
+        "table": [dict(zip(LocationTable._fields, row, strict=True)) for row in _rows(table)],
+    }
+    if kind == "location":
+        log_p = np.log(table.location)
+        record["r2_mean"] = huber_line(log_p, table.mean).r2
+        record["r2_std"] = huber_line(log_p, table.std).r2
+        return fit_location_normalizer(rewards.location, rewards.reward), record
+    if kind == "none":
+        return LocationNormalizer(0.0, 0.0, 0.0, 1.0), record
+    chosen = rewards.reward[rewards.last] if kind == "last" else rewards.reward
+    return fit_constant_normalizer(chosen), record
+
+
+def plot(path: Path, rewards: SegmentRewards, normalizer: LocationNormalizer) -> None:
+    """Mean and std of the rewards by location, as measured and as fitted, to a PNG file."""
+    from matplotlib.figure import Figure
+
+    table = location_table(rewards.location, rewards.reward)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    line = np.geomspace(table.location.min(), 1, 200)
+    for axes, name in zip(figure.subplots(1, 2), ("mean", "std"), strict=True):
+        axes.scatter(table.location, getattr(table, name), s=8, alpha=0.5, label="measured")
+        axes.plot(line, getattr(normalizer, name)(line), color="C1", label="normaliser")
+        axes.set(xlabel="location p", ylabel=f"{name} of segment rewards", xscale="log")
+        axes.legend()
+    aside = path.with_name(f".{path.name}.tmp")
+    figure.savefig(aside, format="png", dpi=120)
+    aside.replace(path)
+
+
+def _rows(table: LocationTable) -> list[tuple[float, ...]]:
+    return [tuple(float(value) for value in row) for row in zip(*table, strict=True)]
+
+
+def _show(observer: Observer, normalizer: LocationNormalizer, record: dict[str, Any]) -> None:
+    names = ("w_mean", "w_std", "b_mean", "b_std", "min_std")
+    rows = [[name, f"{getattr(normalizer, name):.4f}"] for name in names]
+    facts = ("kind", "r2_mean", "r2_std", "pairs", "segments")
+    rows += [[name, record[name]] for name in facts if name in record]
+    observer.table("normaliser", ["figure", "value"], rows)

@@ -1,0 +1,164 @@
+"""train-ppo as a command runs it: load what the recipe names, train, leave the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.data.encoding import Prompt, global_batches
+from denserl_cli.core.data.loading import list_skipped, load_prompts
+from denserl_cli.core.engine.base import Engine, seed_everything
+from denserl_cli.core.engine.factory import check_engine, make_engine, spread
+from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
+from denserl_cli.core.ppo.collect import Collector
+from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
+from denserl_cli.core.ppo.reward_functions import OwnRewards
+from denserl_cli.core.ppo.rollout import Sampling
+from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
+from denserl_cli.core.ppo.update import Updater
+from denserl_cli.core.sandbox import task as sandbox
+from denserl_cli.core.scoring.resolve import Opened, load_reward_model, load_scorer, open_rewards
+from denserl_cli.core.stages.fit_function import load_normalizer
+from denserl_cli.core.system.distributed import first_goes_ahead, is_first, wait_for_all
+from denserl_cli.core.system.files import replaced_folder
+
+if TYPE_CHECKING:
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import Mode, RunFolder
+    from denserl_cli.core.scoring.scorer import Scorer
+
+
+def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Train the policy of a recipe on its reward model and leave it in the run folder."""
+    check_engine(recipe, recipe.ppo.engine, "ppo.engine")
+    with first_goes_ahead():
+        asked, opened = recipe, open_rewards(recipe, run, observer)
+    recipe, tokenizer, chat = opened.recipe, opened.tokenizer, opened.chat
+    own = OwnRewards(recipe, tokenizer)
+    normalizer = None if opened.record is None else load_normalizer(recipe, run)
+    prompts = load_prompts(recipe, chat, observer)
+    plan = _plan(recipe, prompts.train)
+    seed_everything(recipe.seed)
+    reference = load_reference(recipe)
+    scorer = load_scorer(opened, run, observer, reference=reference, prompts=prompts.everything)
+    collect, update = _models(opened, run, plan, scorer)
+    policy = update.actor.model
+    _stop_generation(policy, chat)
+    trainer = PPOTrainer(
+        recipe,
+        run,
+        observer,
+        plan=plan,
+        evaluation=evaluation_batch(prompts.evaluation, recipe.seed, recipe.ppo.eval_samples),
+        update=update,
+        collect=collect,
+        normalizer=normalizer,
+        own=own,
+        tokenizer=tokenizer,
+        judge=judge_of(asked),
+        save_policy=partial(_save, update.actor, tokenizer, run),
+    )
+    checkpoint = run.started(STAGE, mode, observer)
+    list_skipped(prompts.skipped, run, STAGE, observer)
+    start = 0
+    if checkpoint is not None:
+        start = checkpoint.step
+        trainer.restore(checkpoint)
+        observer.notice(f"resuming after iteration {start} of {plan.iterations}")
+        del checkpoint  # a copy of all weights and optimizer states
+    trainer.train(start)
+    trainer.save_policy("policy")
+    if not is_first():
+        return
+    summary = trainer.summary()
+    run.finished(STAGE, summary)
+    rows = [[k, v["start"], v["end"]] for k, v in summary.items() if isinstance(v, dict)]
+    observer.table("policy", ["figure", "start", "end"], rows)
+
+
+def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
+    """The prompts of every iteration."""
+    ppo = recipe.ppo
+    passes = ppo.passes
+    if ppo.iterations is not None:
+        passes = ppo.iterations * ppo.rollout_batch_size / max(1, len(prompts))
+    batches = global_batches(
+        len(prompts),
+        ppo.rollout_batch_size,
+        epochs=passes,
+        seed=recipe.seed,
+        field="ppo.rollout_batch_size",
+    )
+    return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
+
+
+def _models(
+    opened: Opened, run: RunFolder, plan: PromptPlan, scorer: Scorer
+) -> tuple[Collector, Updater]:
+    """Policy and critic with their engines, beside the frozen models of the scorer."""
+    recipe, record, chat = opened.recipe, opened.record, opened.chat
+    ppo = recipe.ppo
+    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
+    steps = ppo.epochs * responses // ppo.train_batch_size
+    reference = scorer.reference
+    assert reference is not None
+    spread(scorer, recipe, ppo.engine)  # first, or whole models would wait beside the trained ones
+    actor = make_engine(
+        recipe,
+        ppo.engine,
+        new_policy(recipe, reference),
+        learning_rate=ppo.actor_learning_rate,
+        total_steps=max(1, (plan.iterations - ppo.critic_warmup) * steps),
+    )
+    critic = make_engine(
+        recipe,
+        ppo.engine,
+        load_reward_model(record, recipe, run, trained=True, reference=reference)
+        if record is not None and ppo.critic_init == "reward_model"
+        else new_scalar_model(recipe, reference),
+        learning_rate=ppo.critic_learning_rate,
+        total_steps=plan.iterations * steps,
+    )
+    collect = Collector(
+        policy=actor,
+        critic=critic,
+        scorer=scorer,
+        sampling=Sampling(ppo.max_new_tokens, chat.stop_ids, ppo.temperature, ppo.top_p),
+        micro_batch_size=ppo.rollout_micro_batch_size,
+        pad_id=chat.pad_id,
+    )
+    update = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
+    return collect, update
+
+
+def judge_of(recipe: Recipe) -> Judge | None:
+    """The true reward of the sandbox, unless other prompts are asked for."""
+    if recipe.sandbox is None or recipe.data.prompts:
+        return None
+    return sandbox.Task(recipe.sandbox, recipe.seed).true_reward
+
+
+def _stop_generation(policy: Any, chat: ChatFormat) -> None:
+    """Let plain `generate` end at the stop ids; settings that cannot be saved go."""
+    from transformers import GenerationConfig
+
+    stops, old = list(chat.stop_ids), policy.generation_config
+    old.eos_token_id = stops
+    try:
+        old.validate(strict=True)
+    except ValueError:  # such as a temperature without do_sample
+        policy.generation_config = GenerationConfig(
+            bos_token_id=old.bos_token_id, eos_token_id=stops, pad_token_id=chat.pad_id
+        )
+
+
+def _save(actor: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
+    with actor.gathered() as policy:
+        if is_first():
+            with replaced_folder(run.path / name) as folder:
+                policy.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+    wait_for_all()

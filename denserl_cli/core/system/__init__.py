@@ -1,0 +1,1 @@
+"""Files, locks, processes, signals, versions and the hub."""

@@ -1,0 +1,100 @@
+"""Start a stage in this process or in several, or show what it would do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from denserl_cli.core.planning.dry_run import check_batches, plan_lines
+from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+from denserl_cli.core.runs.folder import Mode, RunFolder
+from denserl_cli.core.runs.trackers import check_trackers
+from denserl_cli.core.system.distributed import is_first
+from denserl_cli.launch.torchrun import (
+    Processes,
+    hosts_command,
+    run_hosts,
+    run_processes,
+    worker_words,
+)
+
+Stage = Literal["train-rm", "fit-function", "train-ppo"]
+
+
+def launch(
+    stage: Stage,
+    recipe: Recipe,
+    *,
+    out: Path | None,
+    mode: Mode,
+    dry_run: bool,
+    processes: Processes | None = None,
+) -> None:
+    """Run a stage of the recipe in its run folder.
+
+    out: the run folder; None: `runs/<recipe.name>`. mode: what to do with what an earlier run left
+    there. dry_run: print the plan instead, as YAML with comments. processes: None: one.
+
+    Raises DenserlError when the batches do not fit the processes or a tracker is not installed.
+    """
+    folder, processes = out or Path("runs") / recipe.name, processes or Processes()
+    check_batches(stage, recipe, processes.world_size)
+    check_trackers(recipe)
+    if dry_run:
+        if is_first():
+            print(dry_run_text(stage, recipe, folder, mode, processes))
+    elif processes.hostfile:
+        run_hosts(processes.hostfile, stage, recipe, folder, mode)
+    elif processes.world_size > 1 and not processes.started:
+        run_processes(processes, stage, recipe, folder, mode)
+    else:
+        from denserl_cli.launch.worker import last_words, work
+
+        with last_words() if processes.world_size > 1 else nullcontext():
+            work(stage, recipe, folder, mode)
+
+
+def launch_evaluation(
+    stage: str, recipe: Recipe, folder: Path, processes: Processes, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate the reward model or the policy of a run; returns the figures to show.
+
+    options: of the evaluation itself, with `name` where its figures have one. Returns None in a
+    process, started by another launcher, that is not to speak.
+    """
+    if processes.world_size > 1 and not processes.started:
+        run_processes(processes, stage, recipe, folder, "start", options)
+        file = RunFolder(folder, recipe).evaluation_file(stage, options.get("name"))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    from denserl_cli.launch.worker import last_words, work
+
+    with last_words() if processes.world_size > 1 else nullcontext():
+        result = work(stage, recipe, folder, "start", options)
+    return result if is_first() else None
+
+
+def dry_run_text(
+    stage: str, recipe: Recipe, folder: Path, mode: Mode, processes: Processes | None = None
+) -> str:
+    """Describe what a stage would do: comments on top of the resolved recipe."""
+    processes = processes or Processes()
+    command = shlex.join(["denserl", *(word for word in sys.argv[1:] if word != "--dry-run")])
+    lines = [
+        f"stage: {stage} ({mode})",
+        f"run folder: {folder.absolute()}",
+        *plan_lines(stage, recipe, processes.world_size),
+        f"command: {command}",
+    ]
+    if processes.hostfile:
+        words = hosts_command(processes.hostfile, stage, folder, mode)
+        lines.append(f"which starts: {shlex.join(words)}")
+    elif processes.world_size > 1 and not processes.started:
+        words = worker_words(stage, Path("RESOLVED.yaml"), folder, mode)
+        lines.append(f"which starts: {shlex.join(processes.torchrun(words))}")
+    comments = "".join(f"# {line}\n" for line in lines)
+    return comments + recipe_to_yaml(recipe).rstrip()

@@ -1,0 +1,253 @@
+"""The live display of a stage on a terminal: bars, throughput, curves and the latest samples.
+
+It fits the height and the width that the terminal has at the moment; where lines are scarce, the
+samples go first and then the last curves.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.control import Control
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.segment import ControlType, Segment, SegmentLines
+from rich.text import Text
+
+from denserl_cli.terminal.console import make_console, print_table
+from denserl_cli.terminal.progress import ConsoleObserver, PlainObserver, number
+from denserl_cli.terminal.reward_colors import heated, visible
+from denserl_cli.terminal.sparkline import Curve, binned, sparkline
+
+CURVES = (
+    *("true_reward", "loss", "accuracy", "eval_accuracy"),
+    *("rm_score", "kl", "response_length", "segments_per_response", "eval_rm_score"),
+    *("eval_loss", "explained_variance", "gradient_norm"),
+)
+"""The figures that have a curve, the most telling first; metrics.jsonl has all figures.
+
+Where a recipe has reward functions, theirs come before them.
+"""
+_SPEEDS = {"tokens_per_second": "tokens/s", "responses_per_second": "responses/s"}
+_PHASES = ("rollout", "scoring", "update")
+_REFRESHES_PER_SECOND = 1
+_WIDE = 140
+"""Columns from which two curves stand side by side."""
+_LEAST_SAMPLE = 3
+"""Lines below which a sample is not worth showing: its heading, its prompt, and one of text."""
+
+Lines = list[list[Segment]]
+
+
+class Board:
+    """What is known of the stage on the screen: its figures, their curves, its latest samples."""
+
+    def __init__(self) -> None:
+        self.figures: Mapping[str, Any] = {}
+        self.samples: tuple[int, list[Mapping[str, Any]]] = (0, [])
+        self._curves, self._own = {name: Curve() for name in CURVES}, dict[str, Curve]()
+
+    def add(self, figures: Mapping[str, Any]) -> None:
+        """Take in the figures of the next step."""
+        self.figures = figures
+        self._know_own_rewards(figures)
+        for name, curve in (self._own | self._curves).items():
+            if name in figures:
+                value = figures[name]
+                curve.add(math.nan if value is None else value)
+
+    def add_sample(self, step: int, sample: Mapping[str, Any]) -> None:
+        """Take in a sample; those of earlier steps go."""
+        latest, samples = self.samples
+        self.samples = (step, [*samples, sample] if step == latest else [sample])
+
+    def _know_own_rewards(self, figures: Mapping[str, Any]) -> None:
+        """Curves for the reward functions of train-ppo, and for what it pays without a model."""
+        if not figures.keys() & {"kl", "eval_kl"}:
+            return  # train-rm has a reward_mean, which is no function's
+        own = [name.removeprefix("eval_") for name in figures]
+        own = [name for name in own if name.startswith("reward_")]
+        without = [] if {"rm_score", "eval_rm_score"} & figures.keys() else ["dense_reward"]
+        for name in (*own, *without, *(f"eval_{name}" for name in own)):
+            self._own.setdefault(name, Curve())
+
+    def throughput(self) -> Text:
+        """Speeds and the seconds of each phase, as far as the figures tell them."""
+        parts = [f"{number(self.figures[k])} {unit}" for k, unit in _SPEEDS.items() if self._has(k)]
+        for phase in _PHASES:
+            if self._has(f"{phase}_seconds"):
+                parts.append(f"{phase} {self.figures[f'{phase}_seconds']:.1f} s")
+        return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
+
+    def curves(self, width: int) -> list[Text]:
+        """A line for each figure, two figures on a line where there is room."""
+        shown = {name: one for name, one in (self._own | self._curves).items() if one.points}
+        side_by_side = 2 if width >= _WIDE else 1
+        cells = [_curve(name, curve, width // side_by_side) for name, curve in shown.items()]
+        places = range(0, len(cells), side_by_side)
+        return [Text.assemble(*cells[i : i + side_by_side], no_wrap=True) for i in places]
+
+    def sample_texts(self, width: int, room: int) -> Iterator[list[Text]]:
+        """Each sample of the latest step: its heading, its prompt and its segments.
+
+        Of a long one only what fits `room` lines, and a little more.
+        """
+        step, samples = self.samples
+        for sample in samples:
+            about = [sample["label"]] if "label" in sample else []
+            about += ["held out"] if sample.get("held_out") else []
+            about += [f"score {number(_float(sample['score']))}"] if "score" in sample else []
+            heading = f"sample of step {step}" + (f": {', '.join(about)}" if about else "")
+            segments = sample["segments"]
+            rewards = [_float(s["reward"] if "reward" in s else s["value"]) for s in segments]
+            prompt = visible(sample["prompt"][: 2 * width])
+            yield [
+                Text(heading, style="bold"),
+                Text(prompt, style="dim", no_wrap=True, overflow="ellipsis"),
+                heated([s["text"] for s in segments], rewards, width * (room + 1)),
+            ]
+
+    def _has(self, name: str) -> bool:
+        return isinstance(self.figures.get(name), int | float)
+
+
+def _curve(name: str, curve: Curve, width: int) -> Text:
+    """`name ▁▂▃ latest (least … greatest)`, as wide as it may be."""
+    points = curve.points
+    finite = [point for point in points if math.isfinite(point)]
+    scale = f"({number(min(finite))} … {number(max(finite))})" if finite else ""
+    room = max(width - 54, 8)
+    return Text.assemble(
+        f"{name:<22} ",
+        (f"{sparkline(binned(points, room)):<{room}}", "cyan"),
+        (f" {number(curve.latest):>10}", "bold"),
+        (f" {scale:<19} ", "dim"),
+    )
+
+
+class Display(Progress):
+    """Bars for the pieces of work, and below them the board as far as there is room."""
+
+    def __init__(self, board: Board, console: Console) -> None:
+        self.board, self._terminal = board, console
+        self._bar, self._widths = BarColumn(), list[int]()
+        words = ("count", "rate", "elapsed", "left")
+        columns = [TextColumn(f"{{task.fields[pace].{word}}}", markup=False) for word in words]
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            self._bar,
+            *columns,
+            console=console,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield what is on the screen."""
+        width, height = self._terminal.size
+        self._go_up(width)
+        lines = self._lines(width, height - 1)
+        self._widths = [Segment.get_line_length(line) for line in lines]
+        yield SegmentLines(lines, new_lines=True)
+
+    def _lines(self, width: int, room: int) -> Lines:
+        self._bar.bar_width = 20 if width >= 100 else 10
+        blocks: list[RenderableType] = [self.make_tasks_table(self.tasks)]
+        if curves := self.board.curves(width):
+            blocks += [self.board.throughput(), *curves]
+        else:
+            latest = [task.fields["pace"].latest for task in self.tasks]
+            blocks += [Text(f"  {text}", style="dim") for text in latest if text]
+        lines = self._rendered(Group(*blocks))[:room]
+        for sample in self.board.sample_texts(width, room):
+            if len(lines) + _LEAST_SAMPLE > room:
+                break
+            lines += self._cut(self._rendered(Group(*sample)), room - len(lines))
+        return lines
+
+    def _rendered(self, block: RenderableType) -> Lines:
+        return self._terminal.render_lines(block, pad=False)
+
+    def _cut(self, lines: Lines, room: int) -> Lines:
+        return lines if len(lines) <= room else [*lines[: room - 1], [Segment("…")]]
+
+    def _go_up(self, width: int) -> None:
+        """A terminal that got narrower has folded the last lines: clear what is more of them."""
+        more = sum(max(-(-length // width) - 1, 0) for length in self._widths)
+        if more:
+            clear = (ControlType.ERASE_IN_LINE, 2)
+            up = ((ControlType.CURSOR_UP, 1), clear)
+            self._terminal.control(Control(ControlType.CARRIAGE_RETURN, clear, *up * more))
+
+
+class TerminalObserver(ConsoleObserver):
+    """A live display; its bars and curves stay on the screen when the work is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = make_console(sys.stderr)
+        self._board = Board()
+        self._display: Display | None = None
+        self._bars: list[TaskID] = []
+
+    def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
+        """Add a bar; the first one starts the display."""
+        super().begin(title, total, done)
+        if self._display is None:
+            self._display = Display(self._board, self._console)
+            self._display.start()
+        title = "  " * len(self._bars) + title
+        bar = self._display.add_task(title, total=total, completed=done, pace=self._work[-1])
+        self._bars.append(bar)
+
+    def advance(self, count: int = 1, /, **figures: float) -> None:
+        """Move the innermost bar."""
+        super().advance(count, **figures)
+        assert self._display is not None
+        self._display.advance(self._bars[-1], count)
+
+    def figures(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Go on with the curves."""
+        self._board.add(figures)
+
+    def sample(self, step: int, sample: Mapping[str, Any]) -> None:
+        """Show the sample in the place of those of earlier steps."""
+        self._board.add_sample(step, sample)
+
+    def end(self) -> None:
+        """Take an inner bar away; the outermost stays on the screen and ends the display."""
+        super().end()
+        assert self._display is not None
+        bar = self._bars.pop()
+        if self._bars:
+            self._display.remove_task(bar)
+        else:
+            self._board.samples = (0, [])
+            self._display.stop()
+            self._display, self._board = None, Board()
+
+    def notice(self, message: str) -> None:
+        """Print the message above the bars."""
+        self._console.print(f"note: {message}", markup=False, highlight=False, style="yellow")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a result on stdout, with the live display out of the way."""
+        if self._display is not None:
+            self._display.stop()
+        print_table(title, columns, rows)
+        if self._display is not None:
+            self._display.start()
+
+
+def make_observer() -> ConsoleObserver:
+    """Return the live display on a terminal, plain lines elsewhere and in a CI log."""
+    if sys.stderr.isatty() and make_console(sys.stderr).is_interactive and not os.environ.get("CI"):
+        return TerminalObserver()
+    return PlainObserver()
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,129 @@
+"""A process of `test_deepspeed_engine.py`: trains a tiny policy and critic."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from denserl_cli.core.data.batches import collate_sequences, micro_batches
+from denserl_cli.core.engine.base import NonFiniteError, TorchEngine, step
+from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
+from denserl_cli.core.reward_model.loss import token_values
+from denserl_cli.core.system import distributed
+from tests import tiny
+
+SETTINGS = OptimizerConfig(warmup_ratio=0.0, clip_norm=0.5)
+
+
+def make_engine(
+    model: torch.nn.Module, kind: str, stage: int, dtype: torch.dtype = torch.float32
+) -> TorchEngine:
+    common = {
+        "learning_rate": 1e-3,
+        "settings": SETTINGS,
+        "total_steps": 8,
+        "compute_dtype": dtype,
+    }
+    if kind == "torch":
+        return TorchEngine(model.train(), **common)
+    from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
+
+    zero = {"stage3_param_persistence_threshold": 0}  # or nothing of a tiny model is sharded
+    engine = EngineConfig(zero_stage=stage, deepspeed={"zero_optimization": zero})
+    return DeepSpeedEngine(model.train(), engine=engine, **common)
+
+
+def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
+    """Four steps of a policy and a critic; a generation follows the second one.
+
+    The third is left out: one gradient of the critic is NaN, in one process, its loss is not.
+    """
+    actor = make_engine(tiny.causal_lm(0, tied=tied), kind, stage)
+    critic = make_engine(tiny.scalar_model(1), kind, stage)
+    rng = np.random.default_rng(0)
+    losses, norms, rates = [], [], []
+    generated = torch.empty(0)
+    for number in range(4):
+        prompts = [rng.integers(1, 20, rng.integers(1, 6)) for _ in range(8)]
+        responses = [rng.integers(1, 20, rng.integers(1, 9)) for _ in range(8)]
+        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        parts = distributed.share(micro_batches(lengths, np.arange(8), 2))
+        total = torch.zeros(2)
+        for turn, (part, _) in enumerate(parts, 1):
+            found = []
+            for row in part:  # a pass each, and one backward pass through all
+                batch = collate_sequences([prompts[row]], [responses[row]], 0)
+                logprobs = actor(response_logprobs, batch, with_entropy=False).logprobs
+                values = critic(token_values, batch, before=True)
+                found.append((-logprobs.sum() / 64, (values - 1).square().sum() / 64))
+            pair = [sum(losses) for losses in zip(*found, strict=True)]
+            last = turn == len(parts)
+            actor.backward(pair[0], last=last)
+            spoilt = number == 2 and last and distributed.is_first()
+            critic.backward(pair[1] + (values.sum() * 0).sqrt() if spoilt else pair[1], last=last)
+            total += torch.stack([loss.detach() for loss in pair])
+        losses.append(distributed.sum_over_ranks(total))
+        rates.append(actor.learning_rate)
+        if number == 2:
+            with pytest.raises(NonFiniteError, match="the gradient norm is"):
+                step(actor, critic)
+            continue
+        norms += [norm.float() for norm in step(actor, critic)]
+        if number == 1:
+            generated = generate(actor)
+    with actor.gathered() as model:
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+    figures = {"losses": torch.stack(losses), "norms": torch.stack(norms)}
+    return {**figures, "rates": torch.tensor(rates), "generated": generated, "weights": weights}
+
+
+def leaves_out_in_half_precision(stage: int) -> None:
+    """A step whose gradient is NaN changes nothing; the one after it does."""
+    engine = make_engine(tiny.causal_lm(0), "deepspeed", stage, torch.bfloat16)
+    batch = collate_sequences([np.array([3, 5])] * 2, [np.array([4, 6, 2])] * 2, 0)
+    found = []
+    for spoilt in (True, False):
+        logprobs = engine(response_logprobs, batch, with_entropy=False).logprobs
+        loss = -logprobs.mean()
+        engine.backward(loss + (logprobs.sum() * 0).sqrt() if spoilt else loss)
+        with pytest.raises(NonFiniteError) if spoilt else nullcontext():
+            step(engine)
+        with engine.gathered() as model:
+            found.append(torch.cat([p.detach().flatten() for p in model.parameters()]).clone())
+    start = torch.cat([p.detach().flatten() for p in tiny.causal_lm(0).parameters()])
+    assert torch.equal(found[0], start.bfloat16())
+    assert torch.isfinite(found[1]).all() and not torch.equal(*found)
+
+
+def generate(actor: TorchEngine) -> torch.Tensor:
+    """Six tokens; each process asks for another number, which is no collective call."""
+    with actor.gathered() as model, torch.no_grad():
+        model.eval()
+        tokens = 4 + distributed.rank()
+        out = model.generate(
+            torch.tensor([[3, 5]]), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+        )
+        model.train()
+    return out[0, :6]
+
+
+def main(tied: str, out: str) -> None:
+    """Train once for each stage in one process group; the first process writes what it found."""
+    distributed.join()
+    found = {stage: train("deepspeed", stage, tied == "tied") for stage in (1, 2, 3)}
+    for stage in (1, 2, 3):
+        leaves_out_in_half_precision(stage)
+    if distributed.is_first():
+        torch.save(found, Path(out))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
