@@ -161,7 +161,7 @@ def make_task(folder: Path) -> list[str]:
     """Make model, tokenizer and data once; returns the settings of every run on them."""
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import SandboxConfig
-    from denserl_cli.core.sandbox import task as sandbox
+    from denserl_cli.core.sandbox.files import make
 
     task = SandboxConfig(
         phrases=4,
@@ -172,7 +172,7 @@ def make_task(folder: Path) -> list[str]:
         layers=1,
         fit_steps=150,
     )
-    slots = sandbox.make(task, folder, seed=1, observer=Observer())
+    slots = make(task, folder, seed=1, observer=Observer())
     places = [f"model.path={slots.model}", f"data.preferences=[{slots.preferences}]"]
     return [*SETTINGS, *places, f"data.prompts=[{slots.prompts}]"]
 
@@ -209,8 +209,8 @@ def work(jobs: Sequence[tuple[str, str, list[str]]]) -> None:
     """Be one of the processes."""
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe import load_recipe
+    from denserl_cli.core.stages.run import evaluate, run_stage
     from denserl_cli.core.system import distributed
-    from denserl_cli.launch.worker import evaluate, run_stage
 
     distributed.join()
     for stage, folder, settings in jobs:

@@ -234,7 +234,7 @@ def make_engine(model: Any, engine: str) -> Any:
     """The engine of a case around a model."""
     import torch
 
-    from denserl_cli.core.engine.base import TorchEngine
+    from denserl_cli.core.engine.torch_engine import TorchEngine
     from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
 
     zero, dtype = ENGINES[engine].zero_stage, ENGINES[engine].dtype
@@ -267,7 +267,7 @@ def shard(scorer: Any, engine: str) -> None:
     """Spread the frozen models over the processes where the case does."""
     import torch
 
-    from denserl_cli.core.engine.deepspeed_engine import Sharded
+    from denserl_cli.core.engine.frozen import Sharded
     from denserl_cli.core.recipe.schema import EngineConfig
 
     how = ENGINES[engine]
@@ -282,8 +282,9 @@ def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any],
 
     from denserl_cli.core.data.batches import collate_sequences
     from denserl_cli.core.engine.base import step as engine_step
+    from denserl_cli.core.models.scalar_head import token_values
     from denserl_cli.core.recipe.schema import SegmentationConfig
-    from denserl_cli.core.reward_model.loss import aggregate_segments, preference_loss, token_values
+    from denserl_cli.core.reward_model.loss import aggregate_segments, preference_loss
     from denserl_cli.core.scoring.scorer import Scorer
 
     dtype = getattr(torch, ENGINES[engine].dtype)
@@ -310,13 +311,13 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
     import torch
 
     from denserl_cli.core.data.batches import collate_sequences
-    from denserl_cli.core.engine.base import autocast
     from denserl_cli.core.engine.base import step as engine_step
     from denserl_cli.core.models.causal_lm import response_logprobs
+    from denserl_cli.core.models.device import autocast
+    from denserl_cli.core.models.scalar_head import token_values
     from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
-    from denserl_cli.core.ppo.rollout import Sampling, noise, sample
+    from denserl_cli.core.ppo.sampling import Sampling, noise, sample
     from denserl_cli.core.recipe.schema import SegmentationConfig
-    from denserl_cli.core.reward_model.loss import token_values
     from denserl_cli.core.scoring.scorer import Scorer
 
     dtype = getattr(torch, ENGINES[engine].dtype)

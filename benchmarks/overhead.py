@@ -25,7 +25,7 @@ import torch
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.runs.checkpoints import Checkpoints
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from denserl_cli.terminal.dashboard import make_observer
 
 WEIGHTS = (1_000_000, 40_000_000)

@@ -74,7 +74,7 @@ def make_model(asked: argparse.Namespace) -> int:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from denserl_cli.core.chat.format import ChatFormat
-    from denserl_cli.core.sandbox.task import fit_language_model
+    from denserl_cli.core.sandbox.language_model import fit_language_model
 
     tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
     tokenizer.pad_token = tokenizer.unk_token  # TRL confuses padding with the end otherwise

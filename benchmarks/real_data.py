@@ -35,7 +35,7 @@ from transformers import (
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.data.encoding import encode_pairs, read_pairs
 from denserl_cli.core.recipe.schema import Source
-from denserl_cli.core.sandbox.task import fit_language_model
+from denserl_cli.core.sandbox.language_model import fit_language_model
 from denserl_cli.terminal.dashboard import make_observer
 
 FAMILIES = {"phi3": (Phi3Config, Phi3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}

@@ -27,7 +27,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from denserl_cli.core.ppo.rollout import Sampling, noise, sample
+from denserl_cli.core.ppo.sampling import Sampling, noise, sample
 
 VOCABULARY, MEDIAN, SIGMA = 32_064, 30, 0.9
 

@@ -31,7 +31,8 @@ from denserl_cli.core.data.batches import (
     pair_batches,
     passes,
 )
-from denserl_cli.core.reward_model.loss import preference_loss, token_values
+from denserl_cli.core.models.scalar_head import token_values
+from denserl_cli.core.reward_model.loss import preference_loss
 
 BATCHES, LENGTH = (4, 8, 16, 32, 64), 128
 DATA, STEPS = (1_000, 10_000, 100_000, 700_000), 100

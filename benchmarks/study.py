@@ -295,9 +295,9 @@ def _named(settings: Sequence[str]) -> str:
 
 def _prepare(what: str, out: Path, arm: Arm, preferences: Path | None) -> str:
     """Make what several arms share, unless it is there."""
-    from denserl_cli.core.data.loading import with_sandbox
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.sandbox.files import with_sandbox
 
     start, folder = sandbox_of(out, arm), reward_model_of(out, arm)
     if what == "sandbox_of":
@@ -344,7 +344,7 @@ def _stage(stage: str, recipe: Any, folder: Path) -> None:
     import torch
 
     from denserl_cli.core.observer import Observer
-    from denserl_cli.launch.worker import run_stage
+    from denserl_cli.core.stages.run import run_stage
 
     torch.set_num_threads(1)
     run_stage(stage, recipe, folder, "resume", Observer())

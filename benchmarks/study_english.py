@@ -26,7 +26,7 @@ def make(pairs_file: Path, folder: Path, seed: int) -> None:
 
     from denserl_cli.core.chat.format import ChatFormat
     from denserl_cli.core.recipe.schema import SandboxConfig
-    from denserl_cli.core.sandbox.task import build_model, fit_language_model
+    from denserl_cli.core.sandbox.language_model import build_model, fit_language_model
     from denserl_cli.core.system.files import replaced_folder, write_text
 
     if folder.is_dir():
@@ -94,7 +94,7 @@ def fit_tokenizer(texts: Sequence[str]) -> Any:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from denserl_cli.core.sandbox.task import TEMPLATE
+    from denserl_cli.core.sandbox.language_model import TEMPLATE
 
     specials = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|other|>", "<|end|>"]
     backend = ByteLevelBPETokenizer()

@@ -16,7 +16,8 @@ from transformers import BertConfig, BertForMaskedLM
 from denserl_cli.app import main
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import SandboxConfig
-from denserl_cli.core.sandbox import task as sandbox
+from denserl_cli.core.sandbox import files as sandbox
+from denserl_cli.core.sandbox.files import SandboxFiles
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 TASK = SandboxConfig(
@@ -70,18 +71,18 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture(scope="module")
-def slots(tmp_path_factory: pytest.TempPathFactory) -> sandbox.Slots:
+def slots(tmp_path_factory: pytest.TempPathFactory) -> SandboxFiles:
     folder = tmp_path_factory.mktemp("bad") / "sandbox"
     return sandbox.make(TASK, folder, seed=1, observer=Observer())
 
 
 @pytest.fixture
-def quick_sandbox(slots: sandbox.Slots, monkeypatch) -> None:
+def quick_sandbox(slots: SandboxFiles, monkeypatch) -> None:
     """Copies the sandbox that is there instead of fitting another model."""
 
-    def make(_: object, folder: Path, **__: object) -> sandbox.Slots:
+    def make(_: object, folder: Path, **__: object) -> SandboxFiles:
         shutil.copytree(slots.model.parent, folder)
-        return sandbox.Slots(*(folder / path.name for path in slots))
+        return SandboxFiles(*(folder / path.name for path in slots))
 
     monkeypatch.setattr(sandbox, "make", make)
 
@@ -93,7 +94,7 @@ def here(tmp_path: Path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def mine(here: Path, slots: sandbox.Slots) -> Path:
+def mine(here: Path, slots: SandboxFiles) -> Path:
     """A user's recipe on a user's model and data."""
     text = f"""\
 extends: sandbox-segment
@@ -110,10 +111,10 @@ normalizer: {{pairs: 8}}
 
 
 @pytest.fixture(scope="module")
-def finished(slots: sandbox.Slots, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(slots: SandboxFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `mine` whose reward model is trained."""
     from denserl_cli.core.recipe import load_recipe
-    from denserl_cli.launch.worker import run_stage
+    from denserl_cli.core.stages.run import run_stage
 
     words = [
         "name=mine", "sandbox=null", "segmentation.cutoff=1.0", "data.eval_pairs=2",
@@ -295,7 +296,7 @@ def test_a_model_that_is_not_there(refused, mine: Path):
 
 
 @pytest.fixture
-def model(slots: sandbox.Slots, here: Path) -> Path:
+def model(slots: SandboxFiles, here: Path) -> Path:
     """A copy of the model to spoil."""
     return Path(shutil.copytree(slots.model, here / "model"))
 

@@ -19,11 +19,11 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from denserl_cli.core.models.causal_lm import load_tokenizer
+from denserl_cli.core.chat.loading import load_tokenizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import Recipe
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import SHARED
 
 SHAPE = {

@@ -13,7 +13,7 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 
 SETTINGS = (
     "sandbox.phrases=4",

@@ -112,7 +112,7 @@ def answer(
         typer.echo(_plan(job))
         return
     from denserl_cli.core.answers.generate import answer as write
-    from denserl_cli.launch.worker import quiet_libraries
+    from denserl_cli.core.stages.run import quiet_libraries
 
     quiet_libraries()
     with make_observer() as observer:

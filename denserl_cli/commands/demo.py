@@ -40,7 +40,7 @@ def demo(
 
         typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
         return
-    from denserl_cli.launch.worker import run_stage
+    from denserl_cli.core.stages.run import run_stage
     from denserl_cli.terminal.dashboard import make_observer
 
     with make_observer() as observer:

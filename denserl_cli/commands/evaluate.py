@@ -117,7 +117,7 @@ def _evaluate(
 ) -> dict[str, Any] | None:
     """Run an evaluation in so many processes; the figures, where this process is to show them."""
     from denserl_cli.launch.launcher import launch_evaluation
-    from denserl_cli.launch.torchrun import read_processes
+    from denserl_cli.launch.processes import read_processes
 
     processes = read_processes(count, 1, None, None)
     return launch_evaluation(stage, recipe, folder, processes, options)

@@ -50,7 +50,7 @@ def export(
         typer.echo(f"would write the {part.value} of {folder} to {target}")
         return
     from denserl_cli.core.stages.export import export as write
-    from denserl_cli.launch.worker import quiet_libraries
+    from denserl_cli.core.stages.run import quiet_libraries
 
     quiet_libraries()
     write(part.value, loaded, RunFolder(folder, loaded), target, replace=resume is False)

@@ -38,7 +38,7 @@ def fit_function(
 ) -> None:
     """Fit the normaliser functions of a reward model."""
     from denserl_cli.launch.launcher import launch
-    from denserl_cli.launch.torchrun import read_processes
+    from denserl_cli.launch.processes import read_processes
 
     loaded = read_recipe("fit-function", recipe, overrides, data=data, model=model)
     launch(

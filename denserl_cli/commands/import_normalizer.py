@@ -30,7 +30,7 @@ def import_normalizer(
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.runs.folder import RunFolder
     from denserl_cli.core.stages.import_normalizer import import_normalizer as write
-    from denserl_cli.launch.worker import quiet_libraries
+    from denserl_cli.core.stages.run import quiet_libraries
     from denserl_cli.terminal.dashboard import make_observer
 
     loaded = load_recipe(recipe, overrides or ())

@@ -50,7 +50,7 @@ def score(
         from denserl_cli.core.evaluation.responses import score_lines
         from denserl_cli.core.inspection.inspector import Inspector
         from denserl_cli.core.runs.folder import RunFolder
-        from denserl_cli.launch.worker import quiet_libraries
+        from denserl_cli.core.stages.run import quiet_libraries
         from denserl_cli.terminal.dashboard import make_observer
 
         quiet_libraries()

@@ -105,7 +105,7 @@ def segment(
     from denserl_cli.core.inspection.inspector import Inspector
     from denserl_cli.core.inspection.statistics import statistics
     from denserl_cli.core.runs.folder import RunFolder
-    from denserl_cli.launch.worker import quiet_libraries
+    from denserl_cli.core.stages.run import quiet_libraries
     from denserl_cli.terminal.dashboard import make_observer
 
     quiet_libraries()

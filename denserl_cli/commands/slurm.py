@@ -87,7 +87,7 @@ def slurm(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a batch script that runs a stage under Slurm and goes on after every time limit."""
-    from denserl_cli.core.planning.dry_run import check_batches
+    from denserl_cli.core.planning.workload import check_batches
     from denserl_cli.core.system.files import write_text
 
     loaded = read_recipe(stage, recipe, overrides)

@@ -38,7 +38,7 @@ def train_ppo(
 ) -> None:
     """Train a recipe's policy by PPO with dense rewards."""
     from denserl_cli.launch.launcher import launch
-    from denserl_cli.launch.torchrun import read_processes
+    from denserl_cli.launch.processes import read_processes
 
     loaded = read_recipe("train-ppo", recipe, overrides, data=data, model=model)
     launch(

@@ -38,7 +38,7 @@ def train_rm(
 ) -> None:
     """Train a recipe's reward model on preference pairs."""
     from denserl_cli.launch.launcher import launch
-    from denserl_cli.launch.torchrun import read_processes
+    from denserl_cli.launch.processes import read_processes
 
     loaded = read_recipe("train-rm", recipe, overrides, data=data, model=model)
     launch(

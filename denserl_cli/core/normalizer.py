@@ -226,3 +226,17 @@ def _log(p: Location) -> Location:
     if isinstance(p, Tensor):
         return torch.log(p)
     return cast(Location, np.log(p) if isinstance(p, np.ndarray) else math.log(p))
+
+
+def normalize(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
+    """Normalise each segment's value by its location, method §4. (B, T), of use at the ends."""
+    if normalizer is None:
+        return values
+    location = locations(ends, values.dtype)
+    return (values - normalizer.mean(location)) / normalizer.std(location)
+
+
+def locations(ends: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where each segment k of K lies, (k+1)/K, at its end; 1 elsewhere. (B, T)."""
+    count = ends.sum(1, keepdim=True).clamp(min=1)
+    return (ends.cumsum(1).to(dtype) / count).masked_fill(~ends, 1)

@@ -10,18 +10,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from denserl_cli.core.planning.dry_run import check_batches, plan_lines
+from denserl_cli.core.planning.dry_run import plan_lines
+from denserl_cli.core.planning.workload import check_batches
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.runs.trackers import check_trackers
 from denserl_cli.core.system.distributed import is_first
-from denserl_cli.launch.torchrun import (
-    Processes,
-    hosts_command,
-    run_hosts,
-    run_processes,
-    worker_words,
-)
+from denserl_cli.launch.processes import Processes
+from denserl_cli.launch.torchrun import hosts_command, run_hosts, run_processes, worker_words
 
 Stage = Literal["train-rm", "fit-function", "train-ppo"]
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -23,105 +22,20 @@ from typing import TYPE_CHECKING
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.system.distributed import world_size
 from denserl_cli.core.system.files import write_text
-from denserl_cli.core.system.signals import stopped_at_once
-from denserl_cli.launch.hostfile import check_launcher, launcher_command, read_hosts
-from denserl_cli.launch.worker import LAUNCHER, PLACE, SIGNAL, lost
+from denserl_cli.launch.hostfile import check_launcher, launcher_command
+from denserl_cli.launch.job_folder import PLACE, first_error
+from denserl_cli.launch.processes import WORKER, Processes, visible_gpus
+from denserl_cli.launch.worker import LAUNCHER, SIGNAL
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    pass
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-WORKER = "denserl_cli.launch.worker"
-"""The module that each process runs."""
 _PATIENCE = 900
 """Seconds that a machine waits for the others."""
 _TWICE = 5
 """Seconds within which a signal that comes again is the same one."""
-_LINES = 20
-"""How much of a process's own words is shown when it ended without leaving a report."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """How many processes work on a stage, and on which machines.
-
-    count: on each machine. rendezvous: host:port of the first machine, needed for several.
-    node_rank: number of this machine; None lets the rendezvous number them. started: by another
-    launcher, and this is one of them; count is then that of all machines. hostfile: DeepSpeed's
-    launcher starts them on the machines that it names; count is that of all machines, too.
-    """
-
-    count: int = 1
-    nodes: int = 1
-    node_rank: int | None = None
-    rendezvous: str | None = None
-    started: bool = False
-    hostfile: Path | None = None
-
-    @property
-    def world_size(self) -> int:
-        """Processes on all machines."""
-        return self.count * self.nodes
-
-    def torchrun(self, script: list[str]) -> list[str]:
-        """The command that starts the processes by hand."""
-        words = ["torchrun", f"--nproc-per-node={self.count}"]
-        if self.nodes == 1:
-            words.append("--standalone")
-        elif self.node_rank is None:
-            words += [f"--nnodes={self.nodes}", "--rdzv-backend=c10d"]
-            words += [f"--rdzv-endpoint={self.rendezvous}", "--rdzv-id=denserl"]
-        else:
-            host, _, port = (self.rendezvous or "").rpartition(":")
-            words += [f"--nnodes={self.nodes}", f"--node-rank={self.node_rank}"]
-            words += [f"--master-addr={host}", f"--master-port={port}"]
-        return [*words, "-m", WORKER, *script]
-
-
-def visible_gpus() -> int:
-    """GPUs that this machine shows to the program, without asking torch."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return len([name for name in named.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def read_processes(
-    count: int | None,
-    nodes: int,
-    node_rank: int | None,
-    rendezvous: str | None,
-    hostfile: Path | None = None,
-) -> Processes:
-    """The processes that the command line asks for; by default one for each visible GPU.
-
-    Where torchrun or another launcher has started them already, its count holds.
-
-    Raises DenserlError for options that contradict each other.
-    """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return Processes(count=world_size(), started=True)
-    if hostfile is not None:
-        if count or nodes > 1 or node_rank is not None or rendezvous:
-            raise DenserlError(
-                "--hostfile names machines and processes itself",
-                hint="leave out --processes, --nodes, --node-rank and --rendezvous",
-            )
-        return Processes(count=sum(read_hosts(hostfile).values()), hostfile=hostfile)
-    if nodes > 1 and not rendezvous:
-        raise DenserlError(
-            "--nodes needs --rendezvous",
-            hint="name HOST:PORT of the first one, on each",
-        )
-    if nodes > 1 and ":" not in (rendezvous or ""):
-        raise DenserlError(f"--rendezvous {rendezvous}: no port", hint="write HOST:PORT")
-    if node_rank is not None and not 0 <= node_rank < nodes:
-        raise DenserlError(
-            f"--node-rank {node_rank} of --nodes {nodes}", hint="machines are numbered from 0"
-        )
-    return Processes(count or max(1, visible_gpus()), nodes, node_rank, rendezvous)
 
 
 def run_processes(
@@ -267,53 +181,6 @@ def _own_address(rendezvous: str) -> str:
                 hint="name HOST:PORT of the first machine, as this one can reach it",
             ) from error
         return str(towards.getsockname()[0])
-
-
-def first_error(
-    place: Path, failures: Mapping[int, ProcessFailure], asked: int | None = None
-) -> DenserlError:
-    """The first error that a process of this machine left, or how the first one ended.
-
-    failures: by rank. asked: the signal that asked the launcher to stop; without it, a process that
-    has been stopped was stopped because another one had failed, or on another machine.
-    """
-    files = {int(file.stem.split("-")[1]): file for file in place.glob("error-*.json")}
-    left = [json.loads(file.read_text("utf-8")) for file in files.values()]
-    reports = sorted(left, key=lambda report: float(report["time"]))
-    own = ("error",) if asked is None else ("error", "interrupted")
-    errors = [report for report in reports if report["kind"] in own]
-    # the launcher itself ends the others by SIGTERM
-    silent = [
-        _unexplained(rank, failure, place)
-        for rank, failure in failures.items()
-        if rank not in files and failure.exitcode != -signal.SIGTERM
-    ]
-    if not errors and asked is not None:
-        return stopped_at_once(asked)
-    if not errors and silent:
-        return silent[0]
-    for report in errors or reports:
-        error = DenserlError(report["message"], hint=report["hint"])
-        error.exit_code = report["exit_code"]
-        return error
-    return lost()
-
-
-def _unexplained(rank: int, failure: ProcessFailure, place: Path) -> DenserlError:
-    """What is known of a process that ended without a word."""
-    if failure.exitcode < 0:
-        error = DenserlError(
-            f"process {rank} was killed by {failure.signal_name()}",
-            hint="out of memory is the usual reason; --resume goes on from the last checkpoint",
-        )
-        error.exit_code = 1
-        return error
-    logs = place.glob(f"logs/*/attempt_0/{failure.local_rank}/stderr.log")
-    lines = [line for log in logs for line in log.read_text("utf-8", "replace").splitlines()]
-    ended = f"process {rank} ended with code {failure.exitcode}"
-    error = DenserlError("\n".join([ended, *lines[-_LINES:]]))
-    error.exit_code = 1
-    return error
 
 
 @contextmanager

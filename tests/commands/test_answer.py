@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from denserl_cli.app import app, main
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 
 QUESTIONS = [

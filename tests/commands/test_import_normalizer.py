@@ -7,10 +7,10 @@ from typer.testing import CliRunner
 
 from denserl_cli.app import app
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.recipe import load_recipe
-from denserl_cli.core.reward_model.loss import RewardRecord
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.stages.fit_function import load_normalizer
+from denserl_cli.core.scoring.resolve import load_normalizer
 from denserl_cli.core.stages.import_normalizer import choose, read_entries, to_normalizer
 from tests import tiny
 

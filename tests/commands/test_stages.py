@@ -10,7 +10,7 @@ from denserl_cli.commands.common import read_recipe
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.recipe.schema import Source
 from denserl_cli.launch import launcher as launch
-from denserl_cli.launch.torchrun import Processes
+from denserl_cli.launch.processes import Processes
 
 ONE = {"processes": Processes()}
 TEXT = """\

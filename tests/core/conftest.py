@@ -11,8 +11,9 @@ import pytest
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.schema import SandboxConfig
-from denserl_cli.core.sandbox import task as sandbox
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.sandbox import files as sandbox
+from denserl_cli.core.sandbox.files import SandboxFiles
+from denserl_cli.core.stages.run import run_stage
 
 TASK = SandboxConfig(
     phrases=5,
@@ -58,14 +59,14 @@ class Ears(Observer):
 
 
 @pytest.fixture(scope="session")
-def slots(tmp_path_factory: pytest.TempPathFactory) -> sandbox.Slots:
+def slots(tmp_path_factory: pytest.TempPathFactory) -> SandboxFiles:
     """Model, tokenizer and data of a tiny sandbox."""
     folder = tmp_path_factory.mktemp("tiny") / "sandbox"
     return sandbox.make(TASK, folder, seed=1, observer=Observer())
 
 
 @pytest.fixture(scope="session")
-def settings(slots: sandbox.Slots) -> list[str]:
+def settings(slots: SandboxFiles) -> list[str]:
     """Overrides of `sandbox-segment` that name the tiny sandbox's files like a user's own."""
     return [
         "sandbox=null",

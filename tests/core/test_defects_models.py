@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.ppo.rollout import Sampling, sample
+from denserl_cli.core.ppo.sampling import Sampling, sample
 from denserl_cli.core.recipe import load_recipe
 from tests import tiny
 

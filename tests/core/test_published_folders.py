@@ -29,12 +29,13 @@ from transformers import (
     Phi3ForSequenceClassification,
 )
 
+from denserl_cli.core.chat.loading import load_tokenizer
 from denserl_cli.core.data.encoding import collate_sequences
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import load_causal_lm, load_tokenizer
+from denserl_cli.core.models.causal_lm import load_causal_lm
+from denserl_cli.core.models.scalar_head import load_scalar_model, token_values
 from denserl_cli.core.models.sequence_classifier import check_head
 from denserl_cli.core.recipe.schema import ModelConfig
-from denserl_cli.core.reward_model.loss import load_scalar_model, token_values
 
 SHAPE = {
     "vocab_size": 40,

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import SegmentationConfig
-from denserl_cli.core.sandbox.task import Task, build_tokenizer
+from denserl_cli.core.sandbox.language_model import build_tokenizer
+from denserl_cli.core.sandbox.task import Task
 from denserl_cli.core.segmentation import ends_after, segment_ends
 from denserl_cli.core.segmentation_rules import (
     NEWLINE,
@@ -21,7 +22,7 @@ from denserl_cli.core.segmentation_rules import (
     every,
     vocabulary_texts,
 )
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import TASK
 from tests.tiny import recipe
 

@@ -14,7 +14,7 @@ from denserl_cli.core.observer import Observer
 from denserl_cli.core.reward_model import trainer as reward_training
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages import fit_function as fitting
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 from tests.core.reward_model.test_trainer import STEPS, metrics, train, weights
 

@@ -15,7 +15,9 @@ import pytest
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.launch import torchrun as processes
-from denserl_cli.launch.torchrun import Processes, first_error, read_processes, run_processes
+from denserl_cli.launch.job_folder import first_error
+from denserl_cli.launch.processes import Processes, read_processes
+from denserl_cli.launch.torchrun import run_processes
 from tests import ROOT, tiny
 
 SECONDS = 30

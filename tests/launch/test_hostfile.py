@@ -16,7 +16,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.launch import torchrun as processes
 from denserl_cli.launch.hostfile import read_hosts
 from denserl_cli.launch.launcher import launch
-from denserl_cli.launch.torchrun import Processes, read_processes
+from denserl_cli.launch.processes import Processes, read_processes
 from tests import ROOT, tiny
 
 

@@ -26,7 +26,7 @@ class Ears(Observer):
 @pytest.mark.parametrize(
     ("stage", "function"),
     [
-        ("train-rm", "denserl_cli.core.reward_model.trainer.train_reward_model"),
+        ("train-rm", "denserl_cli.core.stages.train_rm.train_reward_model"),
         ("fit-function", "denserl_cli.core.stages.fit_function.fit_normalizer"),
         ("train-ppo", "denserl_cli.core.stages.train_ppo.train_policy"),
     ],

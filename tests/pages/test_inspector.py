@@ -17,12 +17,12 @@ from denserl_cli.app import app
 from denserl_cli.core.inspection.compare import View, agreement
 from denserl_cli.core.inspection.inspector import Inspector, answers_of
 from denserl_cli.core.inspection.statistics import at
+from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.reward_model.loss import RewardRecord
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.segmentation import segment_ends
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from denserl_cli.pages.inspector import inspector_page, rounded
 from tests import tiny
 from tests.core.fake_tokenizers import byte_tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 
 from denserl_cli.core.answers.formats import Answer, Benchmark, Identity, Question
 from denserl_cli.core.answers.questions import refuse, rows_of
-from denserl_cli.core.data.sources import Skipped
+from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.runs.folder import Mode
 from denserl_cli.core.system.files import write_text

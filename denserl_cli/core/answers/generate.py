@@ -14,13 +14,13 @@ from denserl_cli.core.answers.answers_file import AnswersFile
 from denserl_cli.core.answers.formats import Answer, Identity, Question
 from denserl_cli.core.answers.job import Job
 from denserl_cli.core.answers.questions import refuse
+from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import by_length
-from denserl_cli.core.data.loading import load_chat, with_sandbox
-from denserl_cli.core.engine.base import autocast
 from denserl_cli.core.errors import DenserlError, Interrupted
-from denserl_cli.core.models.causal_lm import compute_dtype
+from denserl_cli.core.models.device import autocast, compute_dtype
 from denserl_cli.core.models.lora import load_policy
-from denserl_cli.core.ppo.rollout import Response, Sampling, noise, sample
+from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
+from denserl_cli.core.sandbox.files import with_sandbox
 from denserl_cli.core.system.signals import stop_requested
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from denserl_cli.core.answers.formats import BENCHMARKS, Benchmark, Identity, Question
-from denserl_cli.core.data.sources import Row, Skipped, read_source
+from denserl_cli.core.data.skipped import Skipped
+from denserl_cli.core.data.sources import Row, read_source
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import Source
 

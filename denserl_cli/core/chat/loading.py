@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.recipe.schema import Recipe
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from denserl_cli.core.chat.format import ChatFormat
+    from denserl_cli.core.recipe.schema import ModelConfig
 
 
 def check_vocabulary(
@@ -35,3 +40,30 @@ def check_vocabulary(
             f"of its ids, from {beyond[0]} ({first!r}) on, are beyond the {rows} embeddings",
             hint="name the model's own tokenizer in model.tokenizer, or leave that out",
         )
+
+
+def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
+    """The recipe's tokenizer and how it writes conversations.
+
+    Raises DenserlError when the tokenizer does not fit the recipe or the model.
+    """
+    tokenizer = load_tokenizer(recipe.model)
+    chat = ChatFormat.of(
+        tokenizer,
+        terminator=recipe.chat.terminator,
+        stop_tokens=recipe.chat.stop_tokens,
+        template_arguments=recipe.chat.template_arguments,
+        prompt_ending=recipe.chat.prompt_ending,
+    )
+    check_vocabulary(chat, recipe.model.path, recipe.model.revision)
+    return tokenizer, chat
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer."""
+    from transformers import AutoTokenizer
+
+    path = model.tokenizer or model.path
+    with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):
+        revision = model.revision if path == model.path else None
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)

@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from denserl_cli.core.data import fingerprint as identity
+from denserl_cli.core.data import fingerprint
 from denserl_cli.core.data.arrow_rows import Batch, Rows
 from denserl_cli.core.data.conversations import Notes, Tally, check_read
-from denserl_cli.core.data.sources import OpenSource, Row, Skipped, open_source
+from denserl_cli.core.data.skipped import Skipped
+from denserl_cli.core.data.sources import OpenSource, Row, open_source
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer, with_progress
 from denserl_cli.core.system.distributed import (
@@ -97,7 +98,7 @@ class _Wanted(NamedTuple):
 
     @property
     def path(self) -> Path:
-        return folder() / "data" / identity.of_settings(self.settings)
+        return folder() / "data" / fingerprint.of_settings(self.settings)
 
 
 def folder() -> Path:
@@ -119,9 +120,9 @@ def entries(
     def make() -> list[tuple[str, str, bool]]:
         common = {
             "kind": encoding.stored.__name__,
-            "chat": identity.of_chat(encoding.chat),
+            "chat": fingerprint.of_chat(encoding.chat),
             "limits": encoding.limits,
-            "code": identity.of_code(),
+            "code": fingerprint.of_encoding(),
         }
         wanted = [_wanted(source, [seed, place], common) for place, source in enumerate(sources)]
         if strict and not all(one.path.exists() for one in wanted):
@@ -245,7 +246,7 @@ def _state(path: Path) -> str:
 
 
 def _digest(record: dict[str, Any], rows: Path) -> str:
-    return identity.of_settings({**record, "rows": identity.of_file(rows)})
+    return fingerprint.of_settings({**record, "rows": fingerprint.of_file(rows)})
 
 
 def _make(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -> None:

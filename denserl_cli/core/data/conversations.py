@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from denserl_cli.core.data.row_formats import Turns, UnusableRow, has_tools, pair_of, prompt_of
-from denserl_cli.core.data.sources import Row, Skipped, check_usable, read_source
+from denserl_cli.core.data.skipped import Skipped, check_usable
+from denserl_cli.core.data.sources import Row, read_source
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:

@@ -42,7 +42,8 @@ from denserl_cli.core.data.conversations import (
     read_pairs,
     read_prompts,
 )
-from denserl_cli.core.data.sources import Row, Skipped, check_usable, skipped_report, write_skipped
+from denserl_cli.core.data.skipped import Skipped, check_usable, skipped_report, write_skipped
+from denserl_cli.core.data.sources import Row
 from denserl_cli.core.data.splitting import split_pairs, split_prompts
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import CHUNK, Observer, with_progress

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
-
-from denserl_cli.core.system.distributed import world_size
-from denserl_cli.core.system.environment import device_name, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,30 +18,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.chat.format import ChatFormat
 
 _BLOCK = 2**20
-_ENCODING = (
-    "data/sources",
-    "data/json_stream",
-    "data/row_formats",
-    "data/conversations",
-    "chat/template",
-    "chat/format",
-    "data/encoding",
-    "data/arrow_rows",
-    "data/cache",
-    "models/sequence_classifier",
-)
-"""Modules that decide what a row becomes."""
-_SEGMENTING = (
-    "data/batches",
-    "reward_model/trainer",
-    "scoring/segment_cache",
-    "models/causal_lm",
-    "likelihood",
-    "scoring/scorer",
-    "segmentation_rules",
-    "segmentation",
-)
-"""Modules that decide where a reward model's training responses are cut."""
+_CORE = Path(__file__).parents[1]
+_IMPORT = re.compile(r"^\s*from denserl_cli\.core\.?([\w.]*) import (.*)$", re.MULTILINE)
 
 
 def of_file(path: Path) -> str:
@@ -73,28 +49,15 @@ def of_chat(chat: ChatFormat) -> dict[str, Any]:
 
 
 @cache
-def of_code() -> dict[str, str]:
+def of_encoding() -> dict[str, str]:
     """The code that encodes, our own and the libraries'."""
     import tokenizers
     import transformers
 
     return {
-        "denserl": _of_modules(_ENCODING),
+        "denserl": of_code("data.loading", "models.sequence_classifier"),
         "tokenizers": tokenizers.__version__,
         "transformers": transformers.__version__,
-    }
-
-
-def of_segmenting() -> dict[str, Any]:
-    """What the numbers behind a segment depend on beside models and settings."""
-    import torch
-
-    return {
-        "code": _of_modules(_SEGMENTING),
-        "versions": versions(),
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
     }
 
 
@@ -112,8 +75,23 @@ def of_model(path: str, revision: str | None) -> Any:
     return [path, Path(config).parent.name] if isinstance(config, str) else None
 
 
-def _of_modules(names: Sequence[str]) -> str:
-    return _of_texts((Path(__file__).parents[1] / f"{name}.py").read_bytes() for name in names)
+@cache
+def of_code(*modules: str) -> str:
+    """Digest of the sources of modules and of everything of `core` that they import.
+
+    modules: dotted names below `denserl_cli.core`.
+    """
+    wanted, found = list(modules), set[Path]()
+    while wanted:
+        name = wanted.pop()
+        stem = _CORE.joinpath(*name.split("."))
+        file = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        if not file.exists() or file in found:  # a name that is no module belongs to one that is
+            continue
+        found.add(file)
+        for module, names in _IMPORT.findall(file.read_text(encoding="utf-8")):
+            wanted += [module, *(f"{module}.{n}" for n in re.findall(r"\w+", names))]
+    return _of_texts(file.read_bytes() for file in sorted(found))
 
 
 def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

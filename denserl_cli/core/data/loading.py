@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from denserl_cli.core.chat.format import ChatFormat
-from denserl_cli.core.chat.loading import check_vocabulary
 from denserl_cli.core.data.encoding import (
     PairEncoding,
     PairRows,
     PromptEncoding,
     PromptRows,
     Skipped,
-    skipped_report,
     split_pairs,
     split_prompts,
-    write_skipped,
 )
 from denserl_cli.core.data.mixture import Mixture, mixed
+from denserl_cli.core.data.skipped import count_skipped
 from denserl_cli.core.data.sources import row_count
-from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import load_tokenizer
 from denserl_cli.core.recipe.schema import Recipe, Source
-from denserl_cli.core.sandbox import task as sandbox
-from denserl_cli.core.system.distributed import from_first_rank, is_first, said_by_first_of_machine
+from denserl_cli.core.system.distributed import from_first_rank, said_by_first_of_machine
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from denserl_cli.core.observer import Observer
-    from denserl_cli.core.runs.folder import RunFolder
 
 SPLIT_SEED = 42
 """What is held out for evaluation does not depend on a recipe's seed (method §6)."""
@@ -66,63 +56,6 @@ class PromptData(NamedTuple):
     def everything(self) -> PromptRows:
         """The prompts for training, then those for evaluation."""
         return self.train.followed_by(self.evaluation)
-
-
-def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
-    """The recipe with the sandbox's model and data filled in where it names none of its own.
-
-    Makes them in the run folder at first use. Raises DenserlError when the folder's sandbox was
-    made with other settings.
-    """
-    if recipe.sandbox is None:
-        return recipe
-    folder, settings = run.path / "sandbox", {"seed": recipe.seed, **asdict(recipe.sandbox)}
-    made = sandbox.Slots.of(folder).settings
-    if made.exists() and _read_settings(made) != settings:
-        raise DenserlError(
-            f"the sandbox in {folder} was made with other settings or another seed",
-            hint="name another folder with --out",
-        )
-    if not made.exists():
-        with run.locked(observer):
-            run.claim()
-            sandbox.make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
-    slots = sandbox.Slots.of(folder)
-    data = recipe.data
-    return replace(
-        recipe,
-        model=replace(recipe.model, path=recipe.model.path or str(slots.model)),
-        data=replace(
-            data,
-            preferences=data.preferences or (Source(str(slots.preferences)),),
-            prompts=data.prompts or (Source(str(slots.prompts)),),
-        ),
-    )
-
-
-def _read_settings(file: Path) -> object:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        hint = f"remove {file.parent}; it is made again"
-        raise DenserlError(f"{file} is damaged: {error}", hint=hint) from error
-
-
-def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
-    """The recipe's tokenizer and how it writes conversations.
-
-    Raises DenserlError when the tokenizer does not fit the recipe or the model.
-    """
-    tokenizer = load_tokenizer(recipe.model)
-    chat = ChatFormat.of(
-        tokenizer,
-        terminator=recipe.chat.terminator,
-        stop_tokens=recipe.chat.stop_tokens,
-        template_arguments=recipe.chat.template_arguments,
-        prompt_ending=recipe.chat.prompt_ending,
-    )
-    check_vocabulary(chat, recipe.model.path, recipe.model.revision)
-    return tokenizer, chat
 
 
 def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData:
@@ -203,20 +136,3 @@ def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> Prompt
     count_skipped(found.skipped, observer)
     train, held = split_prompts(found.rows, data.eval_prompts, SPLIT_SEED)
     return PromptData(train, held, found.skipped)
-
-
-def list_skipped(
-    skipped: Sequence[Skipped], run: RunFolder, stage: str, observer: Observer
-) -> None:
-    """List every row that a stage skipped in the run folder."""
-    if not skipped or not is_first():
-        return
-    file = run.path / f"skipped-{stage}.jsonl"
-    write_skipped(file, skipped)
-    observer.notice(f"all skipped rows are listed in {file}")
-
-
-def count_skipped(skipped: Sequence[Skipped], observer: Observer) -> None:
-    """Say how many rows were skipped and why."""
-    for line in skipped_report(skipped):
-        observer.notice(f"skipped {line}")

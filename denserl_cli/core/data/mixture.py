@@ -9,7 +9,7 @@ import numpy as np
 
 from denserl_cli.core.data import cache
 from denserl_cli.core.data.conversations import Notes, check_read, passes
-from denserl_cli.core.data.sources import Skipped, check_usable
+from denserl_cli.core.data.skipped import Skipped, check_usable
 
 if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer

@@ -7,8 +7,7 @@ others can be used.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -20,8 +19,8 @@ from xxhash import xxh3_128
 
 from denserl_cli.core.data.fingerprint import of_file
 from denserl_cli.core.data.json_stream import is_json_lines, json_elements, json_errors
+from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.system.files import write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PLACES = 3
 _BATCH = 256
 """Rows that are read from a parquet file at a time."""
 _BLOCK = 2**20
@@ -42,14 +40,6 @@ class Row(NamedTuple):
 
     origin: str
     fields: dict[str, Any]
-
-
-class Skipped(NamedTuple):
-    """A row that cannot be used, where it is and why."""
-
-    origin: str
-    reason: str
-    detail: str
 
 
 class Survey(NamedTuple):
@@ -298,31 +288,3 @@ def _drawn(rows: int, limit: int | None, rng: np.random.Generator) -> range | np
     if limit is None or limit >= rows:
         return range(rows)
     return np.sort(rng.choice(rows, size=limit, replace=False))
-
-
-def check_usable(usable: int, skipped: Sequence[Skipped], *, strict: bool) -> None:
-    """Raise DenserlError when no row is usable, or when `strict` and one row is not."""
-    if usable and not (strict and skipped):
-        return
-    what = f"{len(skipped)} rows cannot be used" if usable else "no usable row"
-    raise DenserlError(
-        "\n".join([what, *skipped_report(skipped)]),
-        hint="mend the rows, or set data.strict to false to skip them" if usable else "mend them",
-    )
-
-
-def skipped_report(skipped: Sequence[Skipped]) -> list[str]:
-    """One line a reason, the most frequent first: how many rows and where the first ones are."""
-    places = defaultdict(list)
-    for row in skipped:
-        places[row.reason].append(row.origin)
-    lines = []
-    for reason, origins in sorted(places.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(origins) - _PLACES} more" if len(origins) > _PLACES else ""
-        lines.append(f"{len(origins)} x {reason}: {', '.join(origins[:_PLACES])}{more}")
-    return lines
-
-
-def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
-    """Write the skipped rows as JSON Lines: origin, reason, detail."""
-    write_text(path, "".join(json.dumps(row._asdict()) + "\n" for row in skipped))

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -174,28 +173,6 @@ class DeepSpeedEngine:
         found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
         if found is None:
             raise DenserlError(f"no shards in {folder}", hint="go back to an older checkpoint")
-
-
-class Sharded:
-    """A frozen model whose weights are spread over the processes by ZeRO 3."""
-
-    def __init__(self, model: Any, engine: EngineConfig, dtype: torch.dtype) -> None:
-        away = engine.offload_parameters or engine.offload_frozen
-        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=away)
-        made = configuration(own, 0.0, dtype)
-        # of the frozen weights' own type: nothing is trained, so nothing needs masters
-        made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
-        self.config = model.config
-        self.engine = initialize(model, made)
-
-    @property
-    def device(self) -> torch.device:
-        """Where its forward passes run."""
-        return self.engine.device
-
-    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
-        """`function(model, *inputs)` with the weights at hand."""
-        return self.engine(function, *inputs, **options)
 
 
 def configuration(

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from denserl_cli.core.engine.base import Engine, TorchEngine
-from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine, Sharded
+from denserl_cli.core.engine.base import Engine
+from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
+from denserl_cli.core.engine.frozen import Sharded
+from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import compute_dtype, device
+from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.system.distributed import world_size
 
 if TYPE_CHECKING:

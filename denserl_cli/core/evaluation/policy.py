@@ -11,28 +11,30 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import torch
 
-from denserl_cli.core.data.loading import at_most, list_skipped, load_prompts
-from denserl_cli.core.engine.base import Frozen
+from denserl_cli.core.data.loading import at_most, load_prompts
+from denserl_cli.core.data.skipped import list_skipped
+from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation.statistics import (
-    Floats,
     best_of,
     best_of_kl,
     equivalent_n,
     paired_difference,
 )
-from denserl_cli.core.models.causal_lm import compute_dtype
+from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import load_policy, load_reference
 from denserl_cli.core.ppo.collect import Collector
-from denserl_cli.core.ppo.metrics import dense_rewards, response_figures
+from denserl_cli.core.ppo.metrics import response_figures
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import OwnRewards
-from denserl_cli.core.ppo.rollout import Sampling
-from denserl_cli.core.reward_model.loss import check_finite
+from denserl_cli.core.ppo.rewards import dense_rewards
+from denserl_cli.core.ppo.sampling import Sampling
+from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
-from denserl_cli.core.scoring.resolve import load_scorer, open_rewards
-from denserl_cli.core.stages.fit_function import load_normalizer
-from denserl_cli.core.stages.train_ppo import judge_of
+from denserl_cli.core.sandbox.task import true_reward_of
+from denserl_cli.core.scoring.loading import load_scorer
+from denserl_cli.core.scoring.resolve import load_normalizer, open_rewards
+from denserl_cli.core.scoring.scorer import check_finite
 from denserl_cli.core.system.distributed import first_goes_ahead, is_first
 from denserl_cli.core.system.files import replaced_file, write_text
 
@@ -43,10 +45,10 @@ if TYPE_CHECKING:
     from denserl_cli.core.data.encoding import Prompt, PromptRows
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.observer import Observer
-    from denserl_cli.core.ppo.prompts import Judge
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.sandbox.task import TrueReward
     from denserl_cli.core.scoring.resolve import Opened
     from denserl_cli.core.scoring.scorer import Scorer
 
@@ -86,7 +88,7 @@ def evaluate_policy(
         opened,
         scorer=load_scorer(opened, run, observer, reference=start, prompts=prompts),
         normalizer=None if record is None else _normalizer(recipe, run, observer),
-        judge=judge_of(asked),
+        judge=true_reward_of(asked),
         observer=observer,
     )
     file = run.evaluation_file(STAGE)
@@ -134,7 +136,7 @@ class Measure:
         *,
         scorer: Scorer,
         normalizer: LocationNormalizer | None,
-        judge: Judge | None,
+        judge: TrueReward | None,
         observer: Observer,
     ) -> None:
         self.recipe, self.tokenizer, self.chat = opened.recipe, opened.tokenizer, opened.chat
@@ -254,7 +256,7 @@ def _prompts(
         sources = at_most(limit, recipe.data.prompts)
         recipe = replace(recipe, data=replace(recipe.data, prompts=sources, eval_prompts=0))
     found = load_prompts(recipe, chat, observer)
-    list_skipped(found.skipped, run, STAGE, observer)
+    list_skipped(found.skipped, run.skipped_file(STAGE), observer)
     prompts = found.evaluation if held_out else found.train
     if not prompts:
         raise DenserlError(

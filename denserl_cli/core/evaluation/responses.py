@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from denserl_cli.core.data.row_formats import UnusableRow, conversations_of
-from denserl_cli.core.data.sources import Row, Skipped, check_usable, read_lines, skipped_report
+from denserl_cli.core.data.skipped import Skipped, check_usable, skipped_report
+from denserl_cli.core.data.sources import Row, read_lines
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.inspector import (
     Answer,

@@ -12,20 +12,17 @@ import torch
 
 from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
 from denserl_cli.core.data.encoding import EncodedPairRow, collate_sides, micro_batches
-from denserl_cli.core.data.loading import (
-    at_most,
-    count_skipped,
-    encode_sources,
-    list_skipped,
-    load_pairs,
-)
+from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
+from denserl_cli.core.data.skipped import count_skipped, list_skipped
 from denserl_cli.core.engine.factory import spread
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
-from denserl_cli.core.evaluation.statistics import Floats, accuracy, calibration, length_effect
-from denserl_cli.core.models.causal_lm import device
-from denserl_cli.core.reward_model.loss import aggregate_segments, check_finite
-from denserl_cli.core.scoring.resolve import load_scorer, open_reward_model
+from denserl_cli.core.models.device import device
+from denserl_cli.core.reward_model.loss import aggregate_segments
+from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
+from denserl_cli.core.scoring.loading import load_scorer
+from denserl_cli.core.scoring.resolve import open_reward_model
+from denserl_cli.core.scoring.scorer import check_finite
 from denserl_cli.core.system.distributed import (
     first_goes_ahead,
     is_first,
@@ -70,7 +67,7 @@ def evaluate_reward_model(
             f"{first}: no column subset, which every row of the benchmark has",
             hint="name a file of the benchmark with --data, or leave --benchmark out",
         )
-    list_skipped(skipped, run, STAGE, observer)
+    list_skipped(skipped, run.skipped_file(STAGE), observer)
     scorer = load_scorer(opened, run, observer)
     assert record is not None
     spread(scorer, recipe, recipe.reward_model.engine)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from denserl_cli.core.chat.loading import load_tokenizer
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.inspector import Answer, Inspector
 from denserl_cli.core.inspection.statistics import at, check_entropies
 from denserl_cli.core.inspection.traces import Cut, SegmentedResponse, Trace
-from denserl_cli.core.models.causal_lm import load_tokenizer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.catalog import list_recipes
 from denserl_cli.core.runs.folder import RunFolder

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 
 from denserl_cli.core.chat.decoding import token_texts
+from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.encoding import collate_sequences, micro_batches
-from denserl_cli.core.data.loading import load_chat, with_sandbox
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.traces import Cut, SegmentedResponse, Trace
-from denserl_cli.core.models.causal_lm import compute_dtype, device
+from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.models.lora import load_reference
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.reward_model.loss import check_finite
 from denserl_cli.core.sandbox import task as sandbox
+from denserl_cli.core.sandbox.files import with_sandbox
 from denserl_cli.core.scoring.calibration import Calibration, calibrate, sample_pairs, settled
-from denserl_cli.core.scoring.resolve import load_reward_model, open_reward_model
-from denserl_cli.core.scoring.scorer import ScoredBatch, Scorer
-from denserl_cli.core.stages.fit_function import load_normalizer
+from denserl_cli.core.scoring.loading import load_reward_model
+from denserl_cli.core.scoring.resolve import load_normalizer, open_reward_model
+from denserl_cli.core.scoring.scorer import ScoredBatch, Scorer, check_finite
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from denserl_cli.core.engine.base import autocast
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.likelihood import logprob_and_entropy
+from denserl_cli.core.models.device import attention_kernel, autocast, compute_dtype, device
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from denserl_cli.core.data.encoding import SequenceBatch
     from denserl_cli.core.recipe.schema import ModelConfig
@@ -32,42 +32,6 @@ class ResponseScores(NamedTuple):
 
     logprobs: Tensor
     entropy: Tensor | None
-
-
-def device() -> torch.device:
-    """The device of this process: a GPU of CUDA's kind, or the CPU."""
-    from accelerate import PartialState
-
-    found = PartialState().device
-    return found if found.type == "cuda" else torch.device("cpu")
-
-
-def compute_dtype(model: ModelConfig) -> torch.dtype:
-    """The recipe's compute type; `auto` is bfloat16 where the hardware has it."""
-    if model.dtype == "auto":
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
-
-
-def attention_kernel(model: ModelConfig) -> str:
-    """The attention kernel to ask transformers for."""
-    from transformers.utils import is_flash_attn_2_available
-
-    if model.attention != "auto":
-        return model.attention
-    usable = is_flash_attn_2_available() and compute_dtype(model) is torch.bfloat16
-    return "flash_attention_2" if usable else "sdpa"
-
-
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer."""
-    from transformers import AutoTokenizer
-
-    path = model.tokenizer or model.path
-    with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):
-        revision = model.revision if path == model.path else None
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
 def load_causal_lm(

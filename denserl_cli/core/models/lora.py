@@ -18,13 +18,12 @@ from torch import nn
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import (
     checkpoint_activations,
-    compute_dtype,
-    device,
     load_causal_lm,
     prepare,
     readable_errors,
 )
-from denserl_cli.core.reward_model.loss import draw_head, load_scalar_model
+from denserl_cli.core.models.device import compute_dtype, device
+from denserl_cli.core.models.scalar_head import draw_head, load_scalar_model
 
 if TYPE_CHECKING:
     from peft import LoraModel

@@ -25,16 +25,16 @@ from denserl_cli.core.data.encoding import (
 )
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_weights
-from denserl_cli.core.reward_model.loss import token_values
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.system.hub import readable_errors, weight_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.models.reward_metadata import RewardRecord
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import ModelConfig
-    from denserl_cli.core.reward_model.loss import RewardRecord
 
 Ids = np.ndarray
 Rewrite = Callable[[Ids, Ids], Ids]

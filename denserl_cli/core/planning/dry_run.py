@@ -6,20 +6,9 @@ Sizes of hub data are those that the recipe records; nothing is downloaded and t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.planning.workload import _held_out, _pairs, _prompts, _steps
 from denserl_cli.core.recipe import Recipe
-
-
-class Size(NamedTuple):
-    """Rows of a data set and how the plan knows them."""
-
-    rows: int
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.rows:,} ({self.source})"
 
 
 def plan_lines(stage: str, recipe: Recipe, ranks: int = 1) -> list[str]:
@@ -126,24 +115,6 @@ def _rewarded_by(recipe: Recipe) -> list[str]:
     return lines + [f"reward: {one.function} × {one.weight:g}" for one in ppo.reward]
 
 
-def check_batches(stage: str, recipe: Recipe, ranks: int) -> None:
-    """Raise DenserlError when a global batch is not whole micro-batches on every rank."""
-    if stage == "fit-function":
-        return
-    block, key = (
-        ("reward_model", "batch_size") if stage == "train-rm" else ("ppo", "train_batch_size")
-    )
-    settings = getattr(recipe, block)
-    total, micro = getattr(settings, key), settings.micro_batch_size
-    if total % (micro * ranks):
-        raise DenserlError(
-            f"{block}.{key} {total} is not a multiple of {block}.micro_batch_size {micro} × "
-            f"{ranks} processes",
-            hint=f"change one of the two, or --processes; {block}.micro_batch_size divides "
-            f"{total // ranks if total % ranks == 0 else total} here",
-        )
-
-
 def batches(what: str, micro: int, total: int, ranks: int) -> str:
     """Return micro × accumulation × ranks = global, or that it does not come out."""
     if total % (micro * ranks):
@@ -166,34 +137,3 @@ def _published_batches(stage: str, recipe: Recipe, ranks: int) -> list[str]:
     line = batches(f"on {recorded.gpus} GPUs, as published", micro, total, recorded.gpus)
     offload = ", Adam on the CPU" if engine.offload_optimizer else ""
     return [f"{line}; ZeRO-{engine.zero_stage}{offload}"]
-
-
-def _pairs(recipe: Recipe) -> Size | None:
-    if recipe.data.preferences:
-        return _recorded(recipe.recorded.preference_pairs if recipe.recorded else None)
-    return Size(recipe.sandbox.pairs, "of the sandbox") if recipe.sandbox else None
-
-
-def _prompts(recipe: Recipe) -> Size | None:
-    if recipe.data.prompts:
-        return _recorded(recipe.recorded.prompts if recipe.recorded else None)
-    if recipe.sandbox is None:
-        return None
-    from denserl_cli.core.sandbox.task import Task
-
-    return Size(len(Task(recipe.sandbox, recipe.seed).prompts), "of the sandbox")
-
-
-def _recorded(rows: int | None) -> Size | None:
-    return None if rows is None else Size(rows, "recorded")
-
-
-def _held_out(size: Size, asked: int) -> int:
-    """At most a tenth; rows with one prompt stay together, so it may be a few less."""
-    return min(asked, size.rows // 10)
-
-
-def _steps(rows: int, batch: int, passes: float, field: str) -> int:
-    from denserl_cli.core.data.batches import step_count
-
-    return step_count(rows, batch, epochs=passes, field=field)

@@ -187,7 +187,8 @@ def config_shape(config: Any, path: str = "") -> ModelShape:
 def _sandbox_shape(recipe: Recipe) -> ModelShape:
     import torch
 
-    from denserl_cli.core.sandbox.task import Task, build_model, build_tokenizer
+    from denserl_cli.core.sandbox.language_model import build_model, build_tokenizer
+    from denserl_cli.core.sandbox.task import Task
 
     assert recipe.sandbox is not None
     vocabulary = len(build_tokenizer(Task(recipe.sandbox, recipe.seed)))

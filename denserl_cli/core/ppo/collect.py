@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.data.encoding import by_length, collate_sequences, micro_batches
-from denserl_cli.core.engine.base import Engine, Frozen, autocast
+from denserl_cli.core.engine.base import Engine
+from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.models.device import autocast
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import timed
-from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise, sample
-from denserl_cli.core.reward_model.loss import token_values
+from denserl_cli.core.ppo.rollout import Rollout
+from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
 from denserl_cli.core.system.distributed import (
     from_all_ranks,
     rank,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,18 +10,12 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_values
-from denserl_cli.core.ppo.rewards import (
-    locations,
-    normalize,
-    replace_penalized,
-    spread_rewards,
-)
+from denserl_cli.core.normalizer import locations, normalize
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.segmentation import segment_ids
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
-    from denserl_cli.core.ppo.reward_functions import Earned
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Aggregate, Recipe
 
@@ -65,42 +58,6 @@ def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor
         "terminated": rollout.terminated.float(),
         "segments_per_response": rollout.ends.sum(1).float(),
     }
-
-
-def dense_rewards(
-    rollout: Rollout,
-    recipe: Recipe,
-    normalizer: LocationNormalizer | None,
-    own: Earned | None = None,
-) -> Tensor:
-    """Each token's reward before the KL penalty: (R, T) (method §5).
-
-    own: of the user's reward functions, which the normaliser does not touch.
-    """
-    settings, mask = recipe.ppo, rollout.response_mask
-    rewards = torch.zeros_like(rollout.logprobs) if own is None else own.tokens
-    if rollout.token_values is not None:
-        learned = spread_rewards(
-            rollout.token_values,
-            rollout.ends,
-            mask,
-            normalizer=normalizer,
-            interpolation=settings.interpolation or "even",
-            segment_total=settings.segment_total,
-            clip=math.inf,
-        )
-        rewards = rewards + settings.learned_weight * learned
-    if settings.length_normalize:
-        rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
-    return replace_penalized(
-        rewards.clamp(-settings.reward_clip, settings.reward_clip),
-        mask,
-        rollout.terminated,
-        missing_eos_penalty=settings.missing_eos_penalty,
-        max_response_tokens=settings.max_response_tokens,
-        overlong_penalty=settings.overlong_penalty,
-        last_token_only=recipe.segmentation.granularity == "bandit",
-    )
 
 
 def reward_figures(

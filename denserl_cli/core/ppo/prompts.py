@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from denserl_cli.core.data.encoding import Prompt
-
-Judge = Callable[[str, str], float]
-"""The task's true reward of (prompt text, response text), where the task knows it."""
 
 EVALUATION = 2**31
 """Stands where a training iteration's number would in the noise key of evaluation samples."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_texts
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.ppo.rewards import spread_rewards
+from denserl_cli.core.ppo.rewards import Earned, spread_rewards
 from denserl_cli.core.recipe.functions import (
     PREFIX,
     installed,
@@ -44,17 +44,6 @@ class Segment(NamedTuple):
     text: str
     start: int
     end: int
-
-
-class Earned(NamedTuple):
-    """What all functions give the responses of a rollout.
-
-    tokens: (R, T), their weighted sum. totals: for each function what it gave each response before
-    its weight, (R,), as `reward_` and its name.
-    """
-
-    tokens: Tensor
-    totals: dict[str, Tensor]
 
 
 class OwnRewards:

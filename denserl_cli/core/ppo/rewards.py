@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.normalizer import normalize
 from denserl_cli.core.precision import at_least_float32
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.rollout import Rollout
+    from denserl_cli.core.recipe.schema import Recipe
 
 
 def spread_rewards(
@@ -123,20 +127,6 @@ class AdaptiveKL:
             self.coef *= 1 + error * responses / self.horizon
 
 
-def normalize(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
-    """Normalise each segment's value by its location, method §4. (B, T), of use at the ends."""
-    if normalizer is None:
-        return values
-    location = locations(ends, values.dtype)
-    return (values - normalizer.mean(location)) / normalizer.std(location)
-
-
-def locations(ends: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where each segment k of K lies, (k+1)/K, at its end; 1 elsewhere. (B, T)."""
-    count = ends.sum(1, keepdim=True).clamp(min=1)
-    return (ends.cumsum(1).to(dtype) / count).masked_fill(~ends, 1)
-
-
 def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divide: bool) -> Tensor:
     """Give every token what stands at its segment's end, over the length if `divide`. (B, T)."""
     columns = ends.shape[1]
@@ -150,3 +140,50 @@ def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divi
         lengths = torch.zeros_like(rewards, dtype=torch.int32).scatter_add_(1, end, inside)
         rewards.div_(lengths.clamp_(min=1))
     return rewards.gather(1, end)
+
+
+def dense_rewards(
+    rollout: Rollout,
+    recipe: Recipe,
+    normalizer: LocationNormalizer | None,
+    own: Earned | None = None,
+) -> Tensor:
+    """Each token's reward before the KL penalty: (R, T) (method §5).
+
+    own: of the user's reward functions, which the normaliser does not touch.
+    """
+    settings, mask = recipe.ppo, rollout.response_mask
+    rewards = torch.zeros_like(rollout.logprobs) if own is None else own.tokens
+    if rollout.token_values is not None:
+        learned = spread_rewards(
+            rollout.token_values,
+            rollout.ends,
+            mask,
+            normalizer=normalizer,
+            interpolation=settings.interpolation or "even",
+            segment_total=settings.segment_total,
+            clip=math.inf,
+        )
+        rewards = rewards + settings.learned_weight * learned
+    if settings.length_normalize:
+        rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
+    return replace_penalized(
+        rewards.clamp(-settings.reward_clip, settings.reward_clip),
+        mask,
+        rollout.terminated,
+        missing_eos_penalty=settings.missing_eos_penalty,
+        max_response_tokens=settings.max_response_tokens,
+        overlong_penalty=settings.overlong_penalty,
+        last_token_only=recipe.segmentation.granularity == "bandit",
+    )
+
+
+class Earned(NamedTuple):
+    """What all functions give the responses of a rollout.
+
+    tokens: (R, T), their weighted sum. totals: for each function what it gave each response before
+    its weight, (R,), as `reward_` and its name.
+    """
+
+    tokens: Tensor
+    totals: dict[str, Tensor]

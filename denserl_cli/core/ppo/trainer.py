@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from denserl_cli.core.engine.base import NonFiniteError, random_state, restore_random_state
+from denserl_cli.core.engine.base import NonFiniteError
+from denserl_cli.core.engine.random_state import random_state, restore_random_state
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
 from denserl_cli.core.ppo.metrics import (
-    dense_rewards,
     explained_variance,
     reward_figures,
     rollout_figures,
     samples,
 )
-from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
+from denserl_cli.core.ppo.rewards import AdaptiveKL, dense_rewards, penalize_kl
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.runs.failures import NonFiniteGuard
@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.ppo.collect import Collector
-    from denserl_cli.core.ppo.prompts import Judge, PromptBatch, PromptPlan
-    from denserl_cli.core.ppo.reward_functions import Earned, OwnRewards
+    from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan
+    from denserl_cli.core.ppo.reward_functions import OwnRewards
+    from denserl_cli.core.ppo.rewards import Earned
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.checkpoints import Checkpoint
     from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.sandbox.task import TrueReward
 
 STAGE = "train-ppo"
 HEADLINE = (
@@ -70,7 +72,7 @@ class PPOTrainer:
         normalizer: LocationNormalizer | None,
         own: OwnRewards,
         tokenizer: Any,
-        judge: Judge | None,
+        judge: TrueReward | None,
         save_policy: Callable[[str], None],
     ) -> None:
         self.settings, self.recipe = recipe.ppo, recipe

@@ -13,8 +13,8 @@ from torch import Tensor
 from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences, micro_batches
 from denserl_cli.core.engine.base import step
 from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
-from denserl_cli.core.reward_model.loss import token_values
 from denserl_cli.core.system.distributed import max_over_ranks, share, sum_over_ranks
 
 if TYPE_CHECKING:

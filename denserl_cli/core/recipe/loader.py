@@ -12,8 +12,9 @@ from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.recipe.building import INVALID, SHORT, Builder, field_types
 from denserl_cli.core.recipe.catalog import find_recipe
 from denserl_cli.core.recipe.checks import Problem, problems
+from denserl_cli.core.recipe.defaults import resolved
 from denserl_cli.core.recipe.document import Node, given, read_document
-from denserl_cli.core.recipe.schema import Recipe, resolved
+from denserl_cli.core.recipe.schema import Recipe
 
 _NOT_INHERITED = ("name", "description")
 _RECORDED_ABOUT = {

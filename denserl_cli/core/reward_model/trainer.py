@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,44 +19,39 @@ from denserl_cli.core.data.encoding import (
     PairRows,
     SequenceBatch,
     collate_sides,
-    global_batches,
     margins,
     micro_batches,
     pair_batches,
     passes,
 )
-from denserl_cli.core.data.loading import list_skipped, load_chat, load_pairs, with_sandbox
-from denserl_cli.core.engine.base import random_state, restore_random_state, seed_everything
 from denserl_cli.core.engine.base import step as engine_step
-from denserl_cli.core.engine.factory import check_engine, make_engine, spread
+from denserl_cli.core.engine.factory import make_engine, spread
+from denserl_cli.core.engine.random_state import random_state, restore_random_state
 from denserl_cli.core.errors import Interrupted
-from denserl_cli.core.evaluation.statistics import length_effect
-from denserl_cli.core.models.causal_lm import compute_dtype, device
+from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.models.lora import load_reference, new_scalar_model
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import throughput
-from denserl_cli.core.reward_model.loss import (
-    RewardRecord,
-    aggregate_segments,
-    preference_loss,
-    token_values,
+from denserl_cli.core.reward_model.loss import aggregate_segments
+from denserl_cli.core.reward_model.metrics import (
+    Figures,
+    _is_number,
+    _named,
+    length_effect,
+    preference_figures,
 )
 from denserl_cli.core.runs.failures import NonFiniteGuard
-from denserl_cli.core.scoring.calibration import settled
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.scoring.segment_cache import open_cache
 from denserl_cli.core.system.distributed import (
     any_rank,
-    first_goes_ahead,
     from_all_ranks,
-    is_first,
     rank,
     share,
     sum_over_ranks,
     turns,
-    wait_for_all,
     world_size,
 )
-from denserl_cli.core.system.files import replaced_folder
 from denserl_cli.core.system.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -65,10 +60,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.checkpoints import Checkpoint
-    from denserl_cli.core.runs.folder import Mode, RunFolder
+    from denserl_cli.core.runs.folder import RunFolder
 
-Figures = dict[str, Tensor]
-"""Figures of some pairs by their names, all 0-d: means over the pairs."""
 
 STAGE = "train-rm"
 HEADLINE = (
@@ -76,47 +69,6 @@ HEADLINE = (
     *("tokens_per_second", "responses_per_second"),
 )
 """The figures beside the progress bar; metrics.jsonl has them all."""
-
-
-def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    """Train the reward model of a recipe and leave it in the run folder."""
-    check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
-    with first_goes_ahead():
-        recipe = settled(with_sandbox(recipe, run, observer), run, observer)
-    tokenizer, chat = load_chat(recipe)
-    data = load_pairs(recipe, chat, observer)
-    settings = recipe.reward_model
-    batches = global_batches(
-        len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
-    )
-    seed_everything(recipe.seed)
-    trainer = RewardTrainer(
-        recipe, run, observer, data.train, data.evaluation, batches, tokenizer, chat.pad_id
-    )
-    checkpoint = run.started(STAGE, mode, observer)
-    list_skipped(data.skipped, run, STAGE, observer)
-    start = 0
-    if checkpoint is not None:
-        start = checkpoint.step
-        trainer.restore(checkpoint)
-        observer.notice(f"resuming after step {start} of {len(batches)}")
-        del checkpoint  # a copy of all weights and optimizer states
-    trainer.train(start)
-    with trainer.engine.gathered() as model:
-        if is_first():
-            model.config.pad_token_id = chat.pad_id
-            with replaced_folder(run.reward_model) as folder:
-                model.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                # the cutoff as a number
-                asked = replace(run.recipe, segmentation=recipe.segmentation)
-                RewardRecord.of(asked, chat).save(folder)
-    wait_for_all()
-    if not is_first():
-        return
-    summary = trainer.summary()
-    run.finished(STAGE, summary)
-    observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
 
 
 class RewardTrainer:
@@ -322,29 +274,6 @@ class RewardTrainer:
         self.engine.load_shards(checkpoint.folder / "engine")
         restore_random_state(state["random"][rank()])
         self.guard.restore(state["guard"])
-
-
-def preference_figures(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Figures:
-    """Loss and figures of B pairs. scores, segments: (2B,), chosen before rejected sequences."""
-    chosen, rejected = scores.chunk(2)
-    return {
-        "loss": preference_loss(chosen, rejected, margin),
-        "accuracy": (chosen > rejected).float().mean(),
-        "reward_mean": scores.mean(),
-        "reward_square": scores.square().mean(),
-        "segments_per_response": segments.float().mean(),
-    }
-
-
-def _named(names: Sequence[str], means: Tensor) -> dict[str, float]:
-    """Means as numbers; the mean square becomes a standard deviation."""
-    named = dict(zip(names, means.tolist(), strict=True))
-    variance = named.pop("reward_square") - named["reward_mean"] ** 2
-    return {**named, "reward_std": max(variance, 0.0) ** 0.5}
-
-
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, (int, float))
 
 
 def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.recipe.stages import KNOBS
 from denserl_cli.core.system.distributed import is_first, wait_for_all
 from denserl_cli.core.system.files import replaced_folder
 
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
 
 MOST_SKIPS = 10
 """Updates in a row that may be skipped: more are no accident of the data."""
-KNOBS = {
-    "train-rm": ("reward_model.micro_batch_size", "data.max_length", "data.max_prompt_length"),
-    "fit-function": ("normalizer.batch_size", "data.max_length", "data.max_prompt_length"),
-    "train-ppo": (
-        "ppo.micro_batch_size",
-        "ppo.rollout_micro_batch_size",
-        "ppo.max_new_tokens",
-        "ppo.max_prompt_length",
-    ),
-    "evaluate-rm": ("reward_model.micro_batch_size", "data.max_length"),
-    "evaluate-policy": ("ppo.rollout_micro_batch_size", "ppo.max_new_tokens"),
-}
-"""What decides how much memory a stage takes, beside the model."""
 
 
 class NonFiniteGuard:

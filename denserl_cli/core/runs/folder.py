@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import Recipe, recipe_to_dict, recipe_to_yaml
+from denserl_cli.core.recipe.stages import _MEMORY, READS, RESULTS
 from denserl_cli.core.runs.checkpoints import Checkpoint, Checkpoints
 from denserl_cli.core.runs.logs import Logs
 from denserl_cli.core.runs.run_json import new_book, read_book
@@ -38,34 +39,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
 
 Mode = Literal["start", "resume", "fresh"]
-
-_PAIRS = tuple(
-    f"data.{name}"
-    for name in ("preferences", "evaluation", "eval_pairs", "max_length", "max_prompt_length",
-                 "strict")
-)  # fmt: skip
-_COMMON = ("name", "seed", "sandbox", "model", "lora", "chat", "segmentation")
-READS: dict[str, tuple[str, ...]] = {
-    "train-rm": (*_COMMON, *_PAIRS, "optimizer", "reward_model"),
-    "fit-function": (*_COMMON, *_PAIRS, "normalizer"),
-    "train-ppo": (*_COMMON, "data.prompts", "data.eval_prompts", "data.strict", "optimizer",
-                  "normalizer.kind", "ppo"),
-}  # fmt: skip
-"""The settings that decide what a stage computes; in the order in which the stages run."""
-_MEMORY = (
-    "model.gradient_checkpointing",
-    "reward_model.micro_batch_size",
-    "normalizer.batch_size",
-    "ppo.micro_batch_size",
-    "ppo.rollout_micro_batch_size",
-)
-"""Settings among these that decide about memory and rounding alone, so they may change."""
-RESULTS = {
-    "train-rm": ("reward_model",),
-    "fit-function": ("reward_model/normalizer.json", "reward_model/normalizer.png"),
-    "train-ppo": ("policy", "policy_best"),
-}
-"""What each stage leaves in the run folder."""
 
 
 class RunFolder:
@@ -186,6 +159,10 @@ class RunFolder:
             self.logs.close(failed=True)
             raise
         self.logs.close()
+
+    def skipped_file(self, stage: str) -> Path:
+        """Where a stage lists the rows that it cannot use."""
+        return self.path / f"skipped-{stage}.jsonl"
 
     def evaluation_file(self, stage: str, name: str | None = None) -> Path:
         """Where an evaluation leaves its figures. name: of the data, where it has one."""

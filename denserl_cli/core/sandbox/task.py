@@ -11,22 +11,14 @@ are the stages that train any other model.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.observer import Observer
-from denserl_cli.core.system.files import replaced_folder, write_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from denserl_cli.core.recipe.schema import Recipe, SandboxConfig
 
 MOODS = ("calm", "bright", "bitter", "proud")
@@ -38,25 +30,9 @@ STRAY_WORTH = -1.0
 HABIT, TASTE = 0.8, 1.0
 """How unevenly phrases are used by all responses of a mood, and by one response beside them: std of
 the log-odds of choosing each phrase, in nats."""
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
-
-class Slots(NamedTuple):
-    """Where the sandbox keeps what it made."""
-
-    model: Path
-    preferences: Path
-    prompts: Path
-    settings: Path
-
-    @classmethod
-    def of(cls, folder: Path) -> Slots:
-        """The files of the sandbox in `folder`."""
-        names = ("model", "preferences.jsonl", "prompts.jsonl", "settings.json")
-        return cls(*(folder / name for name in names))
+TrueReward = Callable[[str, str], float]
+"""The task's true reward of (prompt text, response text), where the task knows it."""
 
 
 class Task:
@@ -175,142 +151,8 @@ def _word(index: int) -> str:
     return syllables[first] + syllables[second]
 
 
-def build_tokenizer(task: Task) -> PreTrainedTokenizerBase:
-    """One token a word, with chat markers and a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    specials = ["<|pad|>", "<|unknown|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    words = {"write", "words", "about", *MOODS, *SUBJECTS, *(w for p in task.phrases for w in p)}
-    vocabulary = {token: index for index, token in enumerate([*specials, *sorted(words)])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<|pad|>",
-        unk_token="<|unknown|>",
-        eos_token="<|end|>",
-        extra_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def build_model(config: SandboxConfig, vocabulary: int) -> PreTrainedModel:
-    """A small Llama; its random weights come from torch's current seed."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=config.hidden_size,
-            intermediate_size=2 * config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=max(1, config.hidden_size // 16),
-            max_position_embeddings=4096,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=5,
-        )
-    )
-
-
-def fit_language_model(
-    model: PreTrainedModel,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
-    *,
-    steps: int,
-    batch_size: int = 32,
-    learning_rate: float = 3e-3,
-    seed: int = 0,
-    observer: Observer | None = None,
-) -> None:
-    """Fit a small model to (prompt ids, response ids) in place: plain next-token training.
-
-    The loss covers the responses. Random weights have an entropy near log V everywhere, so a model
-    made from a configuration needs this before segments mean anything (method §2).
-    """
-    import torch
-    from transformers import get_cosine_schedule_with_warmup
-
-    from denserl_cli.core.data.encoding import collate_sequences
-    from denserl_cli.core.models.causal_lm import response_logprobs
-
-    observer = observer or Observer()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    rng = np.random.default_rng(seed)
-    observer.begin("fit the starting model", total=steps)
-    for step in range(steps):
-        chosen = [sequences[i] for i in rng.integers(len(sequences), size=batch_size)]
-        batch = collate_sequences([p for p, _ in chosen], [r for _, r in chosen], pad_id=0)
-        logprobs = response_logprobs(model, batch, with_entropy=False).logprobs
-        loss = -logprobs.sum() / batch.response_mask.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 20 == 0:
-            observer.advance(loss=loss.item())
-        else:
-            observer.advance()
-    observer.end()
-
-
-def make(config: SandboxConfig, folder: Path, *, seed: int, observer: Observer) -> Slots:
-    """Write model, tokenizer, preference pairs and prompts to `folder`, unless they are there."""
-    slots = Slots.of(folder)
-    if folder.is_dir():
-        return slots
-    task = Task(config, seed)
-    with replaced_folder(folder) as aside:
-        settings = {"seed": seed, **asdict(config)}
-        write_text(aside / slots.settings.name, json.dumps(settings) + "\n")
-        _write_model(task, aside / slots.model.name, seed=seed, observer=observer)
-        rng = np.random.default_rng([seed, 2])
-        pairs = [_pair(task, rng) for _ in range(config.pairs)]
-        write_text(aside / slots.preferences.name, _jsonl(pairs))
-        prompts = [{"prompt": prompt} for prompt in task.prompts]
-        write_text(aside / slots.prompts.name, _jsonl(prompts))
-    return slots
-
-
-def _write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> None:
-    import torch
-
-    from denserl_cli.core.chat.format import ChatFormat
-
-    tokenizer = build_tokenizer(task)
-    chat = ChatFormat.of(tokenizer)
-    rng = np.random.default_rng([seed, 3])
-    texts = [(prompt, task.compose(prompt, rng)) for _ in range(32) for prompt in task.prompts]
-    sequences = [
-        (chat.encode_prompt([{"role": "user", "content": p}]), chat.encode_response(r))
-        for p, r in texts
-    ]
-    torch.manual_seed(seed)
-    model = build_model(task.config, len(tokenizer))
-    fit_language_model(model, sequences, steps=task.config.fit_steps, seed=seed, observer=observer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:
-    """Two responses to one prompt, ordered by a noisy Bradley-Terry choice on the true reward."""
-    prompt = task.prompts[rng.integers(len(task.prompts))]
-    first, second = task.compose(prompt, rng), task.compose(prompt, rng)
-    gap = task.true_reward(prompt, first) - task.true_reward(prompt, second)
-    odds = gap / task.config.label_temperature
-    if rng.random() > 0.5 * (1 + math.tanh(odds / 2)):  # the logistic function, without overflow
-        first, second = second, first
-    user = {"role": "user", "content": prompt}
-    return {
-        "chosen": [user, {"role": "assistant", "content": first}],
-        "rejected": [user, {"role": "assistant", "content": second}],
-    }
-
-
-def _jsonl(rows: Sequence[Mapping[str, object]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def true_reward_of(recipe: Recipe) -> TrueReward | None:
+    """The true reward of the sandbox, unless other prompts are asked for."""
+    if recipe.sandbox is None or recipe.data.prompts:
+        return None
+    return Task(recipe.sandbox, recipe.seed).true_reward

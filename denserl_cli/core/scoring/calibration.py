@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.encoding import (
     Pair,
     collate_sequences,
@@ -21,9 +22,8 @@ from denserl_cli.core.data.encoding import (
     micro_batches,
     read_pairs,
 )
-from denserl_cli.core.data.loading import load_chat
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import compute_dtype, device
+from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.models.lora import load_reference
 from denserl_cli.core.recipe import recipe_to_dict
 from denserl_cli.core.scoring.scorer import Scorer
@@ -31,9 +31,9 @@ from denserl_cli.core.segmentation import calibrate_cutoff, segment_ends, segmen
 from denserl_cli.core.system.files import write_text
 
 if TYPE_CHECKING:
+    from denserl_cli.core.models.reward_metadata import RewardRecord
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
-    from denserl_cli.core.reward_model.loss import RewardRecord
     from denserl_cli.core.runs.folder import RunFolder
 
 FILE = "cutoff.json"

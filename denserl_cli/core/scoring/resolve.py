@@ -8,35 +8,28 @@ them: so the two are never mixed, and every later command finds them in the same
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from denserl_cli.core.chat.loading import check_vocabulary
-from denserl_cli.core.data.loading import load_chat, with_sandbox
+from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import compute_dtype
-from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
+from denserl_cli.core.models.lora import is_adapters
+from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.models.sequence_classifier import (
-    SequenceReward,
     check_head,
-    has_plain_head,
     own_format,
     reads_ids_of,
-    translating,
 )
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.reward_model.loss import RECORD, RewardRecord
+from denserl_cli.core.sandbox.files import with_sandbox
 from denserl_cli.core.scoring.calibration import settled
-from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from denserl_cli.core.chat.format import ChatFormat
-    from denserl_cli.core.data.encoding import Prompt
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import PublishedConfig, Recipe
     from denserl_cli.core.runs.folder import RunFolder
@@ -139,70 +132,6 @@ def adopt(
     return record
 
 
-def load_reward_model(
-    record: RewardRecord,
-    recipe: Recipe,
-    run: RunFolder,
-    *,
-    trained: bool = False,
-    observer: Observer | None = None,
-    reference: PreTrainedModel | None = None,
-) -> PreTrainedModel | SequenceReward:
-    """The run's reward model, frozen, or as the body of a critic to train.
-
-    observer: told when a model of few positions has not read the whole of a conversation.
-    reference: the recipe's starting model where it is loaded already; adapters share its weights.
-    """
-    path = record.weights or str(run.reward_model)
-    whole = record.weights and not is_adapters(path)
-    if whole and not has_plain_head(path, record.weights_revision):
-        if trained or record.granularity != "bandit":
-            raise DenserlError(
-                f"the head of {path} is not a plain matrix product of each token's state",
-                hint="it can reward whole responses, segmentation.granularity=bandit, and start no "
-                "critic: ppo.critic_init=policy",
-            )
-        return SequenceReward.load(record, recipe.model, observer)
-    return saved_scalar_model(
-        recipe,
-        path,
-        revision=record.weights_revision,
-        trained=trained,
-        reference=reference,
-        option=_OPTION if record.weights else "",
-    )
-
-
-def load_scorer(
-    opened: Opened,
-    run: RunFolder,
-    observer: Observer,
-    *,
-    reference: PreTrainedModel | None = None,
-    prompts: Sequence[Prompt] = (),
-) -> Scorer:
-    """The run's reward model, if there is one, with the reference.
-
-    reference: the recipe's starting model; without it, it is loaded where segments depend on it.
-    prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
-    """
-    recipe, chat, reading = opened.recipe, opened.chat, opened.reading
-    if reference is None and recipe.segmentation.by_entropy:
-        reference = load_reference(recipe)
-    model, record = None, opened.record
-    if record is not None:
-        model = load_reward_model(record, recipe, run, observer=observer, reference=reference)
-    if prompts and reading is not chat:
-        model = translating(model, chat, reading, prompts, observer)
-    return Scorer(
-        recipe.segmentation,
-        reference=reference,
-        reward_model=model,
-        dtype=compute_dtype(recipe.model),
-        tokenizer=opened.tokenizer,
-    )
-
-
 def _published_record(recipe: Recipe, published: PublishedConfig) -> RewardRecord:
     """The record of the recipe's published model: its folder's, where denserl made it."""
     file = _published_file(published, RECORD)
@@ -285,3 +214,34 @@ def _check_unchanged(record: RewardRecord, recipe: Recipe, run: RunFolder) -> No
             f"{run.normalizer} has other coefficients than the recipe's published.normalizer",
             hint=hint,
         )
+
+
+def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None:
+    """The normaliser that PPO uses; None for kind none.
+
+    Raises DenserlError when it is missing, or was fitted for something else than the recipe says.
+    """
+    if recipe.normalizer.kind == "none":
+        return None
+    if not run.normalizer.exists():
+        raise DenserlError(
+            f"no normalizer in {run.path}",
+            hint=f"run: denserl fit-function --recipe {recipe.name} --out {run.path}",
+        )
+    normalizer = LocationNormalizer.load(run.normalizer)
+    record = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
+    asked = {
+        "kind": recipe.normalizer.kind,
+        **recipe.segmentation.deciding(),
+    }
+    record.setdefault("cut", "entropy")  # published and imported ones do not say it
+    wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
+    floor = recipe.normalizer.min_std
+    if floor is not None and floor != normalizer.min_std:
+        wrong.append(f"min_std {normalizer.min_std} instead of {floor}")
+    if wrong:
+        raise DenserlError(
+            f"{run.normalizer} was fitted for {', '.join(wrong)}",
+            hint="run denserl fit-function with this recipe and --fresh",
+        )
+    return normalizer

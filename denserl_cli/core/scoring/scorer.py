@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from denserl_cli.core.engine.base import Resting, autocast
-from denserl_cli.core.engine.deepspeed_engine import Sharded
+from denserl_cli.core.engine.frozen import Resting, called
+from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.models.device import autocast
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.models.sequence_classifier import SequenceReward
-from denserl_cli.core.reward_model.loss import token_values
 from denserl_cli.core.segmentation_rules import Cutter
 
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.data.encoding import SequenceBatch
     from denserl_cli.core.recipe.schema import SegmentationConfig
-
-
-def called(model: Any, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """`function` of a model that may be sharded over processes."""
-    if isinstance(model, Sharded):
-        return model(function, *inputs, **options)
-    return function(model, *inputs, **options)
 
 
 class ScoredBatch(NamedTuple):
@@ -101,3 +95,12 @@ class Scorer:
                 )
         ends = self.cut(batch.responses, entropy, mask, terminated)
         return ScoredBatch(ends, entropy, logprobs, values)
+
+
+def check_finite(score: float, origin: str) -> None:
+    """Raise DenserlError for a score that is not a number. origin: what was scored."""
+    if not math.isfinite(score):
+        raise DenserlError(
+            f"{origin}: the reward model's score is {score}",
+            hint="its weights are damaged or overflow; try --set model.dtype=float32",
+        )

@@ -11,16 +11,16 @@ import zlib
 from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data import cache
-from denserl_cli.core.data import fingerprint as identity
+from denserl_cli.core.data import cache, fingerprint
 from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths
-from denserl_cli.core.system.distributed import any_rank, from_first_rank, is_first
+from denserl_cli.core.system.distributed import any_rank, from_first_rank, is_first, world_size
+from denserl_cli.core.system.environment import device_name, versions
 
 if TYPE_CHECKING:
     from denserl_cli.core.data.encoding import SequenceBatch
@@ -130,7 +130,7 @@ def open_cache(
 
 def _key(rows: PairRows, recipe: Recipe) -> str | None:
     training = recipe.reward_model
-    reference = identity.of_model(recipe.model.path, recipe.model.revision)
+    reference = fingerprint.of_model(recipe.model.path, recipe.model.revision)
     if reference is None:
         return None
     follows_from = {
@@ -141,6 +141,19 @@ def _key(rows: PairRows, recipe: Recipe) -> str | None:
         "segmentation": recipe.segmentation.deciding(),
         "batches": [recipe.seed, training.batch_size, training.micro_batch_size],
         "engine": asdict(training.engine),
-        **identity.of_segmenting(),
+        **_of_segmenting(),
     }
-    return identity.of_settings(follows_from)
+    return fingerprint.of_settings(follows_from)
+
+
+def _of_segmenting() -> dict[str, Any]:
+    """What the numbers behind a segment depend on beside models and settings."""
+    import torch
+
+    return {
+        "code": fingerprint.of_code("reward_model.trainer"),
+        "versions": versions(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from denserl_cli import __version__
-from denserl_cli.core.data.loading import load_chat, with_sandbox
+from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.lora import FILES, is_adapters, merged
+from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.reward_model.loss import RECORD, RewardRecord
+from denserl_cli.core.sandbox.files import with_sandbox
 from denserl_cli.core.scoring.calibration import settled
 from denserl_cli.core.system.files import replaced_folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -14,11 +13,11 @@ import torch
 
 from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
 from denserl_cli.core.data.encoding import EncodedPairRow, collate_sides, micro_batches
-from denserl_cli.core.data.loading import draw_pairs, list_skipped
-from denserl_cli.core.engine.base import seed_everything
+from denserl_cli.core.data.loading import draw_pairs
+from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.factory import spread
-from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import device
+from denserl_cli.core.engine.random_state import seed_everything
+from denserl_cli.core.models.device import device
 from denserl_cli.core.normalizer import (
     LocationNormalizer,
     LocationTable,
@@ -27,7 +26,8 @@ from denserl_cli.core.normalizer import (
     huber_line,
     location_table,
 )
-from denserl_cli.core.scoring.resolve import load_scorer, open_reward_model
+from denserl_cli.core.scoring.loading import load_scorer
+from denserl_cli.core.scoring.resolve import open_reward_model
 from denserl_cli.core.system.distributed import (
     first_goes_ahead,
     from_all_ranks,
@@ -65,7 +65,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     scorer = load_scorer(opened, run, observer)
     spread(scorer, recipe, recipe.reward_model.engine)
     run.started(STAGE, mode, observer)
-    list_skipped(skipped, run, STAGE, observer)
+    list_skipped(skipped, run.skipped_file(STAGE), observer)
     rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)
     if not is_first():
         return
@@ -81,37 +81,6 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     normalizer.save(run.normalizer, record)
     run.finished(STAGE, {key: value for key, value in record.items() if key != "table"})
     _show(observer, normalizer, record)
-
-
-def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None:
-    """The normaliser that PPO uses; None for kind none.
-
-    Raises DenserlError when it is missing, or was fitted for something else than the recipe says.
-    """
-    if recipe.normalizer.kind == "none":
-        return None
-    if not run.normalizer.exists():
-        raise DenserlError(
-            f"no normalizer in {run.path}",
-            hint=f"run: denserl fit-function --recipe {recipe.name} --out {run.path}",
-        )
-    normalizer = LocationNormalizer.load(run.normalizer)
-    record = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
-    asked = {
-        "kind": recipe.normalizer.kind,
-        **recipe.segmentation.deciding(),
-    }
-    record.setdefault("cut", "entropy")  # published and imported ones do not say it
-    wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
-    floor = recipe.normalizer.min_std
-    if floor is not None and floor != normalizer.min_std:
-        wrong.append(f"min_std {normalizer.min_std} instead of {floor}")
-    if wrong:
-        raise DenserlError(
-            f"{run.normalizer} was fitted for {', '.join(wrong)}",
-            hint="run denserl fit-function with this recipe and --fresh",
-        )
-    return normalizer
 
 
 def segment_rewards(

@@ -17,9 +17,9 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.scoring.resolve import open_reward_model, reward_record
 
 if TYPE_CHECKING:
+    from denserl_cli.core.models.reward_metadata import RewardRecord
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
-    from denserl_cli.core.reward_model.loss import RewardRecord
     from denserl_cli.core.runs.folder import Mode, RunFolder
 
 STAGE = "fit-function"

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.data.encoding import Prompt, global_batches
-from denserl_cli.core.data.loading import list_skipped, load_prompts
-from denserl_cli.core.engine.base import Engine, seed_everything
+from denserl_cli.core.data.loading import load_prompts
+from denserl_cli.core.data.skipped import list_skipped
+from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine, spread
+from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
 from denserl_cli.core.ppo.collect import Collector
-from denserl_cli.core.ppo.prompts import Judge, PromptPlan, evaluation_batch
+from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import OwnRewards
-from denserl_cli.core.ppo.rollout import Sampling
+from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
-from denserl_cli.core.sandbox import task as sandbox
-from denserl_cli.core.scoring.resolve import Opened, load_reward_model, load_scorer, open_rewards
-from denserl_cli.core.stages.fit_function import load_normalizer
+from denserl_cli.core.sandbox.task import true_reward_of
+from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
+from denserl_cli.core.scoring.resolve import Opened, load_normalizer, open_rewards
 from denserl_cli.core.system.distributed import first_goes_ahead, is_first, wait_for_all
 from denserl_cli.core.system.files import replaced_folder
 
@@ -58,11 +60,11 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         normalizer=normalizer,
         own=own,
         tokenizer=tokenizer,
-        judge=judge_of(asked),
+        judge=true_reward_of(asked),
         save_policy=partial(_save, update.actor, tokenizer, run),
     )
     checkpoint = run.started(STAGE, mode, observer)
-    list_skipped(prompts.skipped, run, STAGE, observer)
+    list_skipped(prompts.skipped, run.skipped_file(STAGE), observer)
     start = 0
     if checkpoint is not None:
         start = checkpoint.step
@@ -132,13 +134,6 @@ def _models(
     )
     update = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
     return collect, update
-
-
-def judge_of(recipe: Recipe) -> Judge | None:
-    """The true reward of the sandbox, unless other prompts are asked for."""
-    if recipe.sandbox is None or recipe.data.prompts:
-        return None
-    return sandbox.Task(recipe.sandbox, recipe.seed).true_reward
 
 
 def _stop_generation(policy: Any, chat: ChatFormat) -> None:

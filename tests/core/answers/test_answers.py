@@ -28,7 +28,7 @@ from denserl_cli.core.answers.questions import read_questions
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.ppo.rollout import Sampling, noise, sample
+from denserl_cli.core.ppo.sampling import Sampling, noise, sample
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from tests import ROOT, tiny

@@ -9,15 +9,14 @@ import torch
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from denserl_cli.core.chat.format import ChatFormat
-from denserl_cli.core.chat.loading import check_vocabulary
+from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.data.batches import collate_sides
 from denserl_cli.core.data.encoding import Pair, encode_pairs
-from denserl_cli.core.data.loading import load_chat
-from denserl_cli.core.engine.base import Frozen
+from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.rewards import replace_penalized
-from denserl_cli.core.ppo.rollout import Sampling
+from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import SegmentationConfig
 from denserl_cli.core.scoring.scorer import Scorer

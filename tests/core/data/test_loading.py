@@ -4,21 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.encoding import Skipped
-from denserl_cli.core.data.loading import (
-    draw_pairs,
-    list_skipped,
-    load_chat,
-    load_pairs,
-    load_prompts,
-    with_sandbox,
-)
+from denserl_cli.core.data.loading import draw_pairs, load_pairs, load_prompts
+from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.schema import Source
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.task import Slots
+from denserl_cli.core.sandbox.files import Slots, with_sandbox
 from tests.core.conftest import Ears, MakeRecipe
 
 SMALL = (
@@ -148,10 +143,11 @@ def test_what_is_cut_is_counted(recipe: MakeRecipe, tmp_path: Path):
 
 def test_skipped_rows_are_listed_in_the_run_folder(recipe: MakeRecipe, tmp_path: Path):
     run, ears = run_of(recipe(), tmp_path), Ears()
-    list_skipped([], run, "train-rm", ears)
+    file = run.skipped_file("train-rm")
+    list_skipped([], file, ears)
     assert not run.path.exists() and ears.notices == []
-    list_skipped([Skipped("f:2", "empty answer", "chosen")], run, "train-rm", ears)
-    file = run.path / "skipped-train-rm.jsonl"
+    list_skipped([Skipped("f:2", "empty answer", "chosen")], file, ears)
+    assert file == run.path / "skipped-train-rm.jsonl"
     assert json.loads(file.read_text()) == {
         "origin": "f:2", "reason": "empty answer", "detail": "chosen"
     }  # fmt: skip

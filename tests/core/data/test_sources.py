@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from denserl_cli.core.data.sources import (
-    Row,
-    Skipped,
-    check_usable,
-    read_source,
-    skipped_report,
-    write_skipped,
-)
+from denserl_cli.core.data.skipped import Skipped, check_usable, skipped_report, write_skipped
+from denserl_cli.core.data.sources import Row, read_source
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import Source
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
-from denserl_cli.core.engine.base import NonFiniteError, TorchEngine, step
+from denserl_cli.core.engine.base import NonFiniteError, step
+from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
-from denserl_cli.core.reward_model.loss import token_values
 from denserl_cli.core.system import distributed
 from tests import tiny
 

@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denserl_cli.core.engine.base import (
-    NonFiniteError,
-    TorchEngine,
-    autocast,
-    random_state,
-    restore_random_state,
-    seed_everything,
-    step,
-)
+from denserl_cli.core.engine.base import NonFiniteError, step
+from denserl_cli.core.engine.random_state import random_state, restore_random_state, seed_everything
+from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.device import autocast
 from denserl_cli.core.recipe.schema import OptimizerConfig
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from denserl_cli.core.evaluation.statistics import best_of
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.sandbox import task as sandbox
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 
 FIGURES = {

@@ -10,14 +10,12 @@ import pytest
 from scipy.stats import pearsonr
 
 from denserl_cli.core.evaluation.statistics import (
-    accuracy,
     best_of,
     best_of_kl,
-    calibration,
     equivalent_n,
-    length_effect,
     paired_difference,
 )
+from denserl_cli.core.reward_model.metrics import accuracy, calibration, length_effect
 
 
 def test_accuracy_with_a_tie():

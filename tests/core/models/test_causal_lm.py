@@ -19,17 +19,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from denserl_cli.core.chat.loading import load_tokenizer
 from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import (
-    load_causal_lm,
-    load_tokenizer,
-    refuse_unusual_head,
-    response_logprobs,
-)
+from denserl_cli.core.models.causal_lm import load_causal_lm, refuse_unusual_head, response_logprobs
+from denserl_cli.core.models.scalar_head import load_scalar_model, token_values
 from denserl_cli.core.recipe.schema import ModelConfig
-from denserl_cli.core.reward_model.loss import load_scalar_model, token_values
-from denserl_cli.core.sandbox.task import Slots
+from denserl_cli.core.sandbox.files import Slots
 from tests.tiny import causal_lm, config, scalar_model
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10]]

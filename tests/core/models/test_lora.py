@@ -22,19 +22,21 @@ from transformers import (
 )
 
 from denserl_cli.core.data.batches import collate_sequences
-from denserl_cli.core.data.loading import with_sandbox
-from denserl_cli.core.engine.base import TorchEngine, autocast, step
+from denserl_cli.core.engine.base import step
+from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.models import lora as adapters
 from denserl_cli.core.models.causal_lm import load_causal_lm, response_logprobs
+from denserl_cli.core.models.device import autocast
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.schema import LoraConfig, ModelConfig, OptimizerConfig
-from denserl_cli.core.reward_model.loss import token_values
 from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.sandbox.files import with_sandbox
 from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.export import export
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 from tests.core.conftest import Ears
 

@@ -33,10 +33,11 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.task import Slots
-from denserl_cli.core.scoring.resolve import Opened, load_reward_model, open_reward_model
+from denserl_cli.core.sandbox.files import Slots
+from denserl_cli.core.scoring.loading import load_reward_model
+from denserl_cli.core.scoring.resolve import Opened, open_reward_model
 from denserl_cli.core.scoring.scorer import Scorer
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer
 from tests.core.scoring.test_resolve import PPO

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.engine.base import Frozen
+from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.ppo.collect import Collector, evaluating
-from denserl_cli.core.ppo.rollout import Response, Rollout, Sampling, noise
+from denserl_cli.core.ppo.rollout import Rollout
+from denserl_cli.core.ppo.sampling import Response, Sampling, noise
 from denserl_cli.core.recipe.schema import SegmentationConfig
 from denserl_cli.core.scoring.scorer import Scorer
 from tests import tiny

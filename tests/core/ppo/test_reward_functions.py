@@ -13,12 +13,12 @@ from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.evaluation.policy import evaluate_policy
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.ppo import reward_functions as own_rewards
-from denserl_cli.core.ppo.metrics import dense_rewards
-from denserl_cli.core.ppo.reward_functions import Earned, OwnRewards, UserFunction, placed
+from denserl_cli.core.ppo.reward_functions import OwnRewards, UserFunction, placed
+from denserl_cli.core.ppo.rewards import Earned, dense_rewards
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages.export import export
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import ROOT, tiny
 
 PROMPTS = [

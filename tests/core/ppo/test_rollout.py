@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.ppo.rollout import Response, Sampling, draw, noise, sample
+from denserl_cli.core.ppo.sampling import Response, Sampling, draw, noise, sample
 from tests import tiny
 
 STOPS = (5, 11)

@@ -15,8 +15,8 @@ from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import TIMES, Observer
-from denserl_cli.core.ppo.metrics import dense_rewards
 from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan, evaluation_batch
+from denserl_cli.core.ppo.rewards import dense_rewards
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig

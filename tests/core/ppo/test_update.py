@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.engine.base import NonFiniteError, TorchEngine
+from denserl_cli.core.engine.base import NonFiniteError
+from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.update import Updater

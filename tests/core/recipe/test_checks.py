@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from denserl_cli.core.recipe.checks import looks_local, problems
+from denserl_cli.core.recipe.defaults import resolved
 from denserl_cli.core.recipe.schema import (
     EngineConfig,
     LoraConfig,
@@ -10,7 +11,6 @@ from denserl_cli.core.recipe.schema import (
     Recipe,
     SegmentationConfig,
     Source,
-    resolved,
 )
 
 GOOD = resolved(

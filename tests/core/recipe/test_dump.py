@@ -7,13 +7,13 @@ from denserl_cli.core.recipe import (
     recipe_to_dict,
     recipe_to_yaml,
 )
+from denserl_cli.core.recipe.defaults import resolved
 from denserl_cli.core.recipe.schema import (
     ChatConfig,
     ModelConfig,
     Recipe,
     SegmentationConfig,
     Source,
-    resolved,
 )
 
 RECIPE = resolved(

@@ -15,20 +15,22 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data import batches
 from denserl_cli.core.data.batches import EncodedPairRow, SequenceBatch, collate_sides
-from denserl_cli.core.data.loading import load_chat, load_pairs
-from denserl_cli.core.engine.base import seed_everything
+from denserl_cli.core.data.loading import load_pairs
+from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.errors import DenserlError, Interrupted
+from denserl_cli.core.models.reward_metadata import RewardRecord
+from denserl_cli.core.models.scalar_head import load_scalar_model, token_values
 from denserl_cli.core.observer import TIMES, Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.reward_model import trainer as reward_training
-from denserl_cli.core.reward_model.loss import RewardRecord, load_scalar_model, token_values
 from denserl_cli.core.reward_model.trainer import STAGE, RewardTrainer
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.scoring.segment_cache import SegmentCache
+from denserl_cli.core.stages.run import run_stage
 from denserl_cli.core.system.environment import versions
-from denserl_cli.launch.worker import run_stage
 from tests import ROOT
 from tests.core.conftest import Ears, MakeRecipe
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from denserl_cli.core.engine.base import NonFiniteError, TorchEngine, step
+from denserl_cli.core.engine.base import NonFiniteError, step
+from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import OptimizerConfig

@@ -8,7 +8,8 @@ import torch
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
-from denserl_cli.core.runs.folder import READS, RunFolder
+from denserl_cli.core.recipe.stages import READS
+from denserl_cli.core.runs.folder import RunFolder
 from tests.core.conftest import Ears
 
 STAGE = "train-rm"

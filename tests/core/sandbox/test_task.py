@@ -7,21 +7,14 @@ import pytest
 import torch
 
 from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.chat.loading import load_tokenizer
 from denserl_cli.core.data.encoding import collate_sequences
-from denserl_cli.core.models.causal_lm import load_causal_lm, load_tokenizer
+from denserl_cli.core.models.causal_lm import load_causal_lm
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import ModelConfig, SandboxConfig, SegmentationConfig
-from denserl_cli.core.sandbox.task import (
-    MOODS,
-    SUBJECTS,
-    Slots,
-    Task,
-    _word,
-    boundary_agreement,
-    build_model,
-    build_tokenizer,
-    make,
-)
+from denserl_cli.core.sandbox.files import Slots, make
+from denserl_cli.core.sandbox.language_model import build_model, build_tokenizer
+from denserl_cli.core.sandbox.task import MOODS, SUBJECTS, Task, _word, boundary_agreement
 from denserl_cli.core.scoring.scorer import Scorer
 from tests.core.conftest import TASK
 

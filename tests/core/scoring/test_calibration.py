@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.inspection.inspector import Inspector, answers_of
+from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
-from denserl_cli.core.reward_model.loss import RewardRecord
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.task import Slots
+from denserl_cli.core.sandbox.files import Slots
 from denserl_cli.core.scoring import calibration as cutoffs
 from denserl_cli.core.scoring.calibration import sample_pairs, settled
 from denserl_cli.core.stages.export import export
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 from tests.core.scoring.test_resolve import PPO, published
 

@@ -16,9 +16,9 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.scoring.resolve import load_reward_model, open_reward_model, reward_record
-from denserl_cli.core.stages.fit_function import load_normalizer
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.scoring.loading import load_reward_model
+from denserl_cli.core.scoring.resolve import load_normalizer, open_reward_model, reward_record
+from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 
 COEFFICIENTS = "{w_mean: 0.1, w_std: 0.2, b_mean: 0.3, b_std: 0.4}"

@@ -4,8 +4,8 @@ import torch
 from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.recipe.schema import SegmentationConfig
-from denserl_cli.core.reward_model.loss import token_values
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.segmentation import segment_ends
 from tests.tiny import causal_lm, scalar_model

@@ -17,7 +17,7 @@ from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages.export import export, model_card
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 
 IDS = torch.tensor([[3, 9, 10, 11, 4, 20]])

@@ -12,15 +12,10 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer, fit_location_normalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.scoring.resolve import load_normalizer
 from denserl_cli.core.scoring.scorer import ScoredBatch
-from denserl_cli.core.stages.fit_function import (
-    STAGE,
-    SegmentRewards,
-    fit,
-    load_normalizer,
-    segment_rewards,
-)
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.fit_function import STAGE, SegmentRewards, fit, segment_rewards
+from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 
 KINDS = ("location", "global", "last", "none")

@@ -24,7 +24,7 @@ from denserl_cli.core.ppo import collect
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.stages import train_ppo as stage
-from denserl_cli.launch.worker import run_stage
+from denserl_cli.core.stages.run import run_stage
 from tests import ROOT, tiny
 
 STAGE = "train-ppo"

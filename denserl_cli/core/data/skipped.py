@@ -1,0 +1,69 @@
+"""Rows that cannot be used: counted, listed, and refused where the recipe is strict."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.system.distributed import is_first
+from denserl_cli.core.system.files import write_text
+
+if TYPE_CHECKING:
+    from denserl_cli.core.observer import Observer
+
+
+_PLACES = 3
+
+
+class Skipped(NamedTuple):
+    """A row that cannot be used, where it is and why."""
+
+    origin: str
+    reason: str
+    detail: str
+
+
+def check_usable(usable: int, skipped: Sequence[Skipped], *, strict: bool) -> None:
+    """Raise DenserlError when no row is usable, or when `strict` and one row is not."""
+    if usable and not (strict and skipped):
+        return
+    what = f"{len(skipped)} rows cannot be used" if usable else "no usable row"
+    raise DenserlError(
+        "\n".join([what, *skipped_report(skipped)]),
+        hint="mend the rows, or set data.strict to false to skip them" if usable else "mend them",
+    )
+
+
+def skipped_report(skipped: Sequence[Skipped]) -> list[str]:
+    """One line a reason, the most frequent first: how many rows and where the first ones are."""
+    places = defaultdict(list)
+    for row in skipped:
+        places[row.reason].append(row.origin)
+    lines = []
+    for reason, origins in sorted(places.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(origins) - _PLACES} more" if len(origins) > _PLACES else ""
+        lines.append(f"{len(origins)} x {reason}: {', '.join(origins[:_PLACES])}{more}")
+    return lines
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Write the skipped rows as JSON Lines: origin, reason, detail."""
+    write_text(path, "".join(json.dumps(row._asdict()) + "\n" for row in skipped))
+
+
+def list_skipped(skipped: Sequence[Skipped], file: Path, observer: Observer) -> None:
+    """List every skipped row in a file of the run folder."""
+    if not skipped or not is_first():
+        return
+    write_skipped(file, skipped)
+    observer.notice(f"all skipped rows are listed in {file}")
+
+
+def count_skipped(skipped: Sequence[Skipped], observer: Observer) -> None:
+    """Say how many rows were skipped and why."""
+    for line in skipped_report(skipped):
+        observer.notice(f"skipped {line}")

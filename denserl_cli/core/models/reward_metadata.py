@@ -1,0 +1,141 @@
+"""What is recorded with a reward model, and what a recipe must agree with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.recipe.schema import SegmentationConfig
+from denserl_cli.core.system.files import write_text
+
+if TYPE_CHECKING:
+    from denserl_cli.core.chat.format import ChatFormat
+    from denserl_cli.core.recipe.schema import Granularity, Recipe
+
+
+RECORD = "denserl.json"
+"""File in a reward model's folder that holds its `RewardRecord`."""
+
+
+@dataclass(frozen=True)
+class RewardRecord:
+    """What belongs to a reward model beside its weights; travels in its folder.
+
+    weights: hub name or folder of the weights where they are not in the record's own folder.
+    """
+
+    granularity: Granularity
+    cutoff: float | None
+    aggregate: str
+    reference: str
+    revision: str | None
+    tokenizer: str | None
+    terminator_id: int | None
+    template_arguments: dict[str, Any]
+    weights: str | None = None
+    weights_revision: str | None = None
+    cut: str = "entropy"
+    quantile: float | None = None
+    segment_length: float | None = None
+    cut_seed: int | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the record into a reward model's folder."""
+        write_text(folder / RECORD, json.dumps({"schema": 1, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def of(cls, recipe: Recipe, chat: ChatFormat) -> RewardRecord:
+        """The record of a reward model trained by a recipe."""
+        assert recipe.segmentation.cutoff != "auto", "an automatic cutoff is settled before"
+        return cls(
+            **recipe.segmentation.deciding(),
+            aggregate=recipe.reward_model.aggregate,
+            reference=recipe.model.path,
+            revision=recipe.model.revision,
+            tokenizer=recipe.model.tokenizer,
+            terminator_id=chat.terminator_id,
+            template_arguments=dict(recipe.chat.template_arguments),
+        )
+
+    @classmethod
+    def published(cls, recipe: Recipe) -> RewardRecord:
+        """The record of a recipe's published reward model; what nobody wrote down is the recipe's.
+
+        Its terminator is not known yet.
+        """
+        made = recipe.published
+        assert made is not None
+        cut = recipe.segmentation if made.cutoff is None else SegmentationConfig()
+        made_for = {"granularity": made.granularity, "cutoff": made.cutoff}
+        return cls(
+            **{**cut.deciding(), **made_for},
+            aggregate=recipe.reward_model.aggregate,
+            reference=recipe.model.path,
+            revision=recipe.model.revision,
+            tokenizer=recipe.model.tokenizer,
+            terminator_id=None,
+            template_arguments=dict(recipe.chat.template_arguments),
+            weights=made.reward_model,
+            weights_revision=made.revision,
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> RewardRecord:
+        """Read a folder's record. Raises DenserlError when it is absent or damaged."""
+        file = folder / RECORD
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            schema = fields.pop("schema")
+            if schema != 1:
+                raise ValueError(f"schema {schema}, expected 1")
+            return cls(**fields)
+        except FileNotFoundError as error:
+            raise DenserlError(
+                f"no reward model in {folder}", hint="run denserl train-rm"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DenserlError(
+                f"{file} is damaged: {error}", hint="train the reward model again with --fresh"
+            ) from error
+
+    def check(self, recipe: Recipe, folder: Path | str) -> None:
+        """Raise DenserlError when the recipe contradicts what the model was trained with.
+
+        A cutoff that the recipe leaves to calibration is the model's.
+        """
+        cut = recipe.segmentation
+        if cut.cutoff == "auto" and self.cut == "entropy":
+            cut = replace(cut, cutoff=self.cutoff)
+        asked = {
+            **{f"segmentation.{k}": (getattr(self, k), v) for k, v in cut.deciding().items()},
+            "reward_model.aggregate": (self.aggregate, recipe.reward_model.aggregate),
+            "model.path": (self.reference, recipe.model.path),
+            "model.revision": (self.revision, recipe.model.revision),
+            "model.tokenizer": (self.tokenizer, recipe.model.tokenizer),
+            "chat.template_arguments": (
+                self.template_arguments,
+                dict(recipe.chat.template_arguments),
+            ),
+        }
+        wrong = [
+            f"{field} is {now}, the reward model was trained with {then}"
+            for field, (then, now) in asked.items()
+            if then != now
+        ]
+        if wrong:
+            raise DenserlError(
+                f"the recipe contradicts the reward model in {folder}: {'; '.join(wrong)}",
+                hint="change the recipe back, or train a reward model for it in another folder",
+            )
+
+    def check_terminator(self, chat: ChatFormat, folder: Path | str) -> None:
+        """Raise DenserlError when responses end with another token than in training."""
+        if chat.terminator_id != self.terminator_id:
+            raise DenserlError(
+                f"responses end with token {chat.terminator_id}, those that the reward model in "
+                f"{folder} was trained on with {self.terminator_id}",
+                hint="change chat.terminator back, or train another reward model",
+            )

@@ -1,0 +1,93 @@
+"""A stage of a resolved recipe run in its run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.observer import Observer
+from denserl_cli.core.recipe import Recipe
+from denserl_cli.core.runs.folder import Mode, RunFolder
+from denserl_cli.core.system import distributed
+from denserl_cli.core.system.signals import stoppable
+
+
+def evaluate(
+    stage: str, recipe: Recipe, folder: Path, observer: Observer, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate the reward model or the policy of a run; options: those of the evaluation itself."""
+    quiet_libraries()
+    from denserl_cli.core.runs.failures import memory_advice
+
+    with memory_advice(stage, recipe):
+        if stage == "evaluate-rm":
+            from denserl_cli.core.evaluation.reward_model import evaluate_reward_model
+
+            return evaluate_reward_model(recipe, RunFolder(folder, recipe), observer, **options)
+        from denserl_cli.core.evaluation.policy import evaluate_policy
+
+        return evaluate_policy(recipe, RunFolder(folder, recipe), observer, **options)
+
+
+def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Observer) -> None:
+    """Run one stage of a recipe in its run folder; says so and returns when it is finished.
+
+    Raises DenserlError when another job works in the folder, Interrupted when a signal ends it.
+    """
+    run = RunFolder(folder, recipe)
+    with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
+        if distributed.from_first_rank(distributed.is_first() and run.admit(stage, mode)):
+            _work(stage, recipe, run, mode, observer)
+        else:
+            done = f"{stage} in {folder} is finished"
+            observer.notice(f"{done}; nothing to do (--fresh does it again)")
+
+
+def _work(stage: str, recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    quiet_libraries()
+    from denserl_cli.core.models.lora import quantization
+    from denserl_cli.core.runs.failures import memory_advice
+
+    try:
+        quantization(recipe)  # refused before anything is made or loaded
+        with memory_advice(stage, recipe):
+            _stage(stage)(recipe, run, mode, observer)
+    except DenserlError:
+        run.abandon()
+        raise
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and chatter out of ours; their errors still show."""
+    import transformers
+
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it is a second to import
+    # of names that torch has changed and DeepSpeed has not
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # it logs to stdout, where results go, and sets its level itself when something imports it
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _stage(name: str) -> Callable[[Recipe, RunFolder, Mode, Observer], None]:
+    if name == "train-rm":
+        from denserl_cli.core.stages.train_rm import train_reward_model
+
+        return train_reward_model
+    if name == "fit-function":
+        from denserl_cli.core.stages.fit_function import fit_normalizer
+
+        return fit_normalizer
+    from denserl_cli.core.stages.train_ppo import train_policy
+
+    return train_policy

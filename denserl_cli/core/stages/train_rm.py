@@ -1,0 +1,65 @@
+"""The stage train-rm: from preference pairs to a reward model's folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from denserl_cli.core.chat.loading import load_chat
+from denserl_cli.core.data.encoding import global_batches
+from denserl_cli.core.data.loading import load_pairs
+from denserl_cli.core.data.skipped import list_skipped
+from denserl_cli.core.engine.factory import check_engine
+from denserl_cli.core.engine.random_state import seed_everything
+from denserl_cli.core.models.reward_metadata import RewardRecord
+from denserl_cli.core.reward_model.trainer import STAGE, RewardTrainer
+from denserl_cli.core.sandbox.files import with_sandbox
+from denserl_cli.core.scoring.calibration import settled
+from denserl_cli.core.system.distributed import first_goes_ahead, is_first, wait_for_all
+from denserl_cli.core.system.files import replaced_folder
+
+if TYPE_CHECKING:
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.folder import Mode, RunFolder
+
+
+def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
+    """Train the reward model of a recipe and leave it in the run folder."""
+    check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
+    with first_goes_ahead():
+        recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+    tokenizer, chat = load_chat(recipe)
+    data = load_pairs(recipe, chat, observer)
+    settings = recipe.reward_model
+    batches = global_batches(
+        len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
+    )
+    seed_everything(recipe.seed)
+    trainer = RewardTrainer(
+        recipe, run, observer, data.train, data.evaluation, batches, tokenizer, chat.pad_id
+    )
+    checkpoint = run.started(STAGE, mode, observer)
+    list_skipped(data.skipped, run.skipped_file(STAGE), observer)
+    start = 0
+    if checkpoint is not None:
+        start = checkpoint.step
+        trainer.restore(checkpoint)
+        observer.notice(f"resuming after step {start} of {len(batches)}")
+        del checkpoint  # a copy of all weights and optimizer states
+    trainer.train(start)
+    with trainer.engine.gathered() as model:
+        if is_first():
+            model.config.pad_token_id = chat.pad_id
+            with replaced_folder(run.reward_model) as folder:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                # the cutoff as a number
+                asked = replace(run.recipe, segmentation=recipe.segmentation)
+                RewardRecord.of(asked, chat).save(folder)
+    wait_for_all()
+    if not is_first():
+        return
+    summary = trainer.summary()
+    run.finished(STAGE, summary)
+    observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
