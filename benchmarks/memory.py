@@ -116,7 +116,7 @@ def work(stage: str, engine: str, shape: str, checkpointing: bool) -> None:
     train(stage, engine, "small", steps=1, checkpointing=False)  # loads every library
     before = resident("VmRSS")
     peak = train(stage, engine, shape, steps=2, checkpointing=checkpointing)
-    if distributed.is_first():
+    if distributed.is_main_process():
         found = {"measured": peak - before, **predict(stage, engine, shape, checkpointing)}
         print(json.dumps(found))
     distributed.leave()

@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from denserl_cli.core.chat.format import ChatFormat
-from denserl_cli.core.data.encoding import encode_pairs, read_pairs
+from denserl_cli.core.data.conversations import read_pairs
+from denserl_cli.core.data.encoding import encode_pairs
 from denserl_cli.core.recipe.schema import Source
 from denserl_cli.core.sandbox.language_model import fit_language_model
 from denserl_cli.terminal.dashboard import make_observer

@@ -297,7 +297,7 @@ def _prepare(what: str, out: Path, arm: Arm, preferences: Path | None) -> str:
     """Make what several arms share, unless it is there."""
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.runs.folder import RunFolder
-    from denserl_cli.core.sandbox.files import with_sandbox
+    from denserl_cli.core.sandbox.files import with_sandbox_files
 
     start, folder = sandbox_of(out, arm), reward_model_of(out, arm)
     if what == "sandbox_of":
@@ -306,7 +306,7 @@ def _prepare(what: str, out: Path, arm: Arm, preferences: Path | None) -> str:
             study_english.make(preferences, start, arm.seed)
         else:
             recipe = recipe_of(out, arm, READ_BY_REWARD_MODEL)
-            with_sandbox(recipe, RunFolder(start, recipe), Observer())
+            with_sandbox_files(recipe, RunFolder(start, recipe), Observer())
         return f"starting model for {arm.task}, seed {arm.seed}"
     recipe = recipe_of(out, arm, READ_BY_REWARD_MODEL)
     _stage("train-rm", recipe, folder if arm.task == "english" else _copied(start, folder))

@@ -54,7 +54,7 @@ def make(pairs_file: Path, folder: Path, seed: int) -> None:
 
 def read_rows(file: Path) -> list[dict[str, str]]:
     """Short prompts with the beginnings of two answers that have at least two sentences each."""
-    from denserl_cli.core.data.encoding import read_pairs
+    from denserl_cli.core.data.conversations import read_pairs
     from denserl_cli.core.recipe.schema import Source
 
     rows = []

@@ -16,7 +16,7 @@ def fail(*_: object) -> None:
     if how == "everywhere":
         raise OSError(28, "No space left on device", "/full/x")
     if distributed.rank() == 0:
-        distributed.wait_for_all()
+        distributed.barrier()
     print("on stdout")
     print("last words", file=sys.stderr, flush=True)
     if how == "user":

@@ -112,10 +112,10 @@ def segment(
     with make_observer() as observer:
         run = RunFolder(folder, loaded)
         inspector = Inspector(loaded, run, observer, rewards=calibrate is None)
-        settled = inspector.recipe
-        other = None if compare is None else Other.named(compare, settled, folder)
+        with_calibrated_cutoff = inspector.recipe
+        other = None if compare is None else Other.named(compare, with_calibrated_cutoff, folder)
         pairs = _pairs(limit, html, stats or calibrate is not None)
-        answers = _answers(settled, text, file, prompt, pairs, observer)
+        answers = _answers(with_calibrated_cutoff, text, file, prompt, pairs, observer)
         if calibrate is not None:
             _report_cutoff(inspector.calibrate(answers, calibrate), len(answers), as_json)
             return
@@ -125,7 +125,7 @@ def segment(
             views.append(other.view(views[0], answers, observer))
     found = statistics(views[0].cut, views[0].traces, levels) if stats else []
     if html is not None:
-        _write_page(html, settled, folder, views, found)
+        _write_page(html, with_calibrated_cutoff, folder, views, found)
     if as_json:
         typer.echo(json.dumps(_document(views, found), ensure_ascii=False))
     elif html is None or found:

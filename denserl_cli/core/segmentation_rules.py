@@ -103,7 +103,7 @@ class Cutter:
     """
 
     def __init__(self, segmentation: SegmentationConfig, tokenizer: Any = None) -> None:
-        assert segmentation.cutoff != "auto", "an automatic cutoff is settled before"
+        assert segmentation.cutoff != "auto", "an automatic cutoff is with_calibrated_cutoff before"
         self.settings, self.cutoff = segmentation, segmentation.cutoff
         self.pattern = {"sentence": SENTENCE, "newline": NEWLINE}.get(segmentation.cut)
         if self.pattern is not None:

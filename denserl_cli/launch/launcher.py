@@ -15,7 +15,7 @@ from denserl_cli.core.planning.workload import check_batches
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.runs.trackers import check_trackers
-from denserl_cli.core.system.distributed import is_first
+from denserl_cli.core.system.distributed import is_main_process
 from denserl_cli.launch.processes import Processes
 from denserl_cli.launch.torchrun import hosts_command, run_hosts, run_processes, worker_words
 
@@ -42,7 +42,7 @@ def launch(
     check_batches(stage, recipe, processes.world_size)
     check_trackers(recipe)
     if dry_run:
-        if is_first():
+        if is_main_process():
             print(dry_run_text(stage, recipe, folder, mode, processes))
     elif processes.hostfile:
         run_hosts(processes.hostfile, stage, recipe, folder, mode)
@@ -71,7 +71,7 @@ def launch_evaluation(
 
     with last_words() if processes.world_size > 1 else nullcontext():
         result = work(stage, recipe, folder, "start", options)
-    return result if is_first() else None
+    return result if is_main_process() else None
 
 
 def dry_run_text(

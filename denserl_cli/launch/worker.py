@@ -78,7 +78,7 @@ def work(
 
     distributed.join()
     result = None
-    with make_observer() if distributed.is_first() else nullcontext(Observer()) as observer:
+    with make_observer() if distributed.is_main_process() else nullcontext(Observer()) as observer:
         if stage.startswith("evaluate-"):
             result = evaluate(stage, recipe, folder, observer, options or {})
         else:

@@ -43,7 +43,7 @@ _LEAST_SAMPLE = 3
 Lines = list[list[Segment]]
 
 
-class Board:
+class LiveCurves:
     """What is known of the stage on the screen: its figures, their curves, its latest samples."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ def _curve(name: str, curve: Curve, width: int) -> Text:
 class Display(Progress):
     """Bars for the pieces of work, and below them the board as far as there is room."""
 
-    def __init__(self, board: Board, console: Console) -> None:
+    def __init__(self, board: LiveCurves, console: Console) -> None:
         self.board, self._terminal = board, console
         self._bar, self._widths = BarColumn(), list[int]()
         words = ("count", "rate", "elapsed", "left")
@@ -189,7 +189,7 @@ class TerminalObserver(ConsoleObserver):
     def __init__(self) -> None:
         super().__init__()
         self._console = make_console(sys.stderr)
-        self._board = Board()
+        self._board = LiveCurves()
         self._display: Display | None = None
         self._bars: list[TaskID] = []
 
@@ -227,7 +227,7 @@ class TerminalObserver(ConsoleObserver):
         else:
             self._board.samples = (0, [])
             self._display.stop()
-            self._display, self._board = None, Board()
+            self._display, self._board = None, LiveCurves()
 
     def notice(self, message: str) -> None:
         """Print the message above the bars."""

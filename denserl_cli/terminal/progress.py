@@ -12,7 +12,7 @@ from denserl_cli.terminal.console import print_table
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class Pace:
+class Progress:
     """How fast one piece of work goes, measured from its start."""
 
     def __init__(self, title: str, total: int | None, done: int) -> None:
@@ -77,7 +77,7 @@ class ConsoleObserver(Observer):
     """What both observers share: pieces of work may nest, and leaving the context ends them all."""
 
     def __init__(self) -> None:
-        self._work: list[Pace] = []
+        self._work: list[Progress] = []
 
     def __enter__(self) -> ConsoleObserver:
         return self
@@ -88,7 +88,7 @@ class ConsoleObserver(Observer):
 
     def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
         """Start a piece of work, inside the current one if there is one."""
-        self._work.append(Pace(title, total, done))
+        self._work.append(Progress(title, total, done))
 
     def advance(self, count: int = 1, /, **figures: float) -> None:
         """Count finished units of the innermost piece of work."""

@@ -8,7 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from denserl_cli.core.chat.format import ChatFormat, encode_pair, encode_prompt
-from denserl_cli.core.data.encoding import Pair, collate_sides, encode_pairs
+from denserl_cli.core.data.batches import collate_sides
+from denserl_cli.core.data.conversations import Pair
+from denserl_cli.core.data.encoding import encode_pairs
 from denserl_cli.core.errors import DenserlError
 from tests.core.fake_tokenizers import byte_tokenizer, ids
 

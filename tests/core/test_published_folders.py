@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from denserl_cli.core.chat.loading import load_tokenizer
-from denserl_cli.core.data.encoding import collate_sequences
+from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_causal_lm
 from denserl_cli.core.models.scalar_head import load_scalar_model, token_values

@@ -7,8 +7,14 @@ import pytest
 from rich.console import Console, Group
 from rich.segment import Segment
 
-from denserl_cli.terminal.dashboard import CURVES, Board, Display, TerminalObserver, make_observer
-from denserl_cli.terminal.progress import Pace, PlainObserver
+from denserl_cli.terminal.dashboard import (
+    CURVES,
+    Display,
+    LiveCurves,
+    TerminalObserver,
+    make_observer,
+)
+from denserl_cli.terminal.progress import PlainObserver, Progress
 from tests.pretend_terminal import open_terminal, without_codes
 
 TEXTS = ["Hello", ", 世界! " * 9, "\x1b[2J\n\n", " 👩‍🚀 مرحبا", "long" * 60]
@@ -22,8 +28,8 @@ def sample(count: int = len(TEXTS), **more: Any) -> dict[str, Any]:
     return {"prompt": "say\nsomething " * 30, "segments": segments, **more}
 
 
-def full_board(steps: int = 300) -> Board:
-    board = Board()
+def full_board(steps: int = 300) -> LiveCurves:
+    board = LiveCurves()
     for step in range(steps):
         speeds = {"tokens_per_second": 12345.6, "responses_per_second": 9.87}
         phases = {"rollout_seconds": 1.5, "scoring_seconds": 0.04, "update_seconds": 123.4}
@@ -33,12 +39,12 @@ def full_board(steps: int = 300) -> Board:
     return board
 
 
-def display(board: Board, width: int, height: int, bars: int = 2) -> Display:
+def display(board: LiveCurves, width: int, height: int, bars: int = 2) -> Display:
     """A display that nobody refreshes."""
     console = Console(width=width, height=height, force_terminal=True, file=io.StringIO())
     shown = Display(board, console)
     for depth in range(bars):
-        pace = Pace("", total=4000, done=40 * depth)
+        pace = Progress("", total=4000, done=40 * depth)
         shown.add_task("  " * depth + "train [the] policy", total=4000, pace=pace)
     return shown
 
@@ -48,7 +54,7 @@ def screen(shown: Display) -> list[str]:
     return ["".join(part.text for part in line if not part.control).rstrip() for line in lines]
 
 
-def frame(board: Board, width: int, height: int, bars: int = 2) -> list[str]:
+def frame(board: LiveCurves, width: int, height: int, bars: int = 2) -> list[str]:
     return screen(display(board, width, height, bars))
 
 
@@ -64,7 +70,7 @@ def test_a_frame_fits_every_terminal(width: int, height: int):
 
 
 def test_80_columns():
-    board = Board()
+    board = LiveCurves()
     for step in range(1, 5):
         board.add({"kl": step / 2, "loss": math.nan if step == 2 else 1 / step, "learning_rate": 1})
     board.add({"kl": 2500.0, "loss": None, "tokens_per_second": 4321.9})
@@ -78,11 +84,11 @@ def test_80_columns():
 
 
 def test_reward_functions_have_curves():
-    board, names = Board(), lambda: [text.plain.split()[0] for text in board.curves(80)]
+    board, names = LiveCurves(), lambda: [text.plain.split()[0] for text in board.curves(80)]
     board.add({"eval_reward_brevity": 2.0, "eval_kl": 0.5})
     board.add({"reward_brevity": 2.0, "dense_reward": 1.0, "kl": 0.5})
     assert names() == ["reward_brevity", "dense_reward", "eval_reward_brevity", "kl"]
-    board = Board()
+    board = LiveCurves()
     board.add({"reward_mean": 1.0, "reward_std": 2.0, "loss": 0.5})  # of train-rm
     assert names() == ["loss"]
     board.add({"rm_score": 1.0, "dense_reward": 1.0, "kl": 0.5})
@@ -105,7 +111,7 @@ def test_two_curves_stand_side_by_side_on_a_wide_terminal():
 
 
 def test_samples_tell_what_they_are():
-    board = Board()
+    board = LiveCurves()
     board.add_sample(1, sample(1, label="chosen", score=0.25))
     board.add_sample(2, sample(1, label="rejected", score=-0.5))
     board.add_sample(2, sample(1, held_out=True))

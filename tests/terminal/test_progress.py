@@ -27,14 +27,14 @@ def test_durations(seconds: float, text: str):
 
 
 def test_pace_counts_only_what_was_done_now(clock):
-    pace = progress.Pace("train", total=100, done=40)
+    pace = progress.Progress("train", total=100, done=40)
     assert (pace.count, pace.rate, pace.left) == ("40/100", "", "")
     clock.now += 10
     pace.advance(20, {"loss": 0.5})
     pace.advance(0, {"kl": 2.0})
     assert (pace.count, pace.rate, pace.left) == ("60/100", "2.0/s", "0:20 left")
     assert pace.latest == "loss 0.5  kl 2"
-    slow = progress.Pace("generate", total=None, done=0)
+    slow = progress.Progress("generate", total=None, done=0)
     clock.now += 30
     slow.advance(2, {})
     assert (slow.count, slow.rate, slow.left) == ("2", "15.0 s each", "")

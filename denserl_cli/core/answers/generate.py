@@ -20,7 +20,7 @@ from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.models.device import autocast, compute_dtype
 from denserl_cli.core.models.lora import load_policy
 from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
-from denserl_cli.core.sandbox.files import with_sandbox
+from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.system.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def answer(recipe: Recipe, run: RunFolder, job: Job, mode: Mode, observer: Obser
     file = AnswersFile(job.target, job.benchmark, job.questions, job.settings(recipe))
     if not file.admit(mode):
         return False
-    answerer = Answerer(with_sandbox(recipe, run, observer), job)
+    answerer = Answerer(with_sandbox_files(recipe, run, observer), job)
     if run.path in job.target.parents and not (run.path / "run.json").exists():
         run.claim()
     answers = file.begin(mode)

@@ -55,7 +55,7 @@ class SequenceBatch:
     """(R, T) int64, the responses alone, terminators included."""
     response_mask: Tensor
     """(R, T) bool, True on the response."""
-    places: Tensor
+    response_positions: Tensor
     """(N,) int64, where the N response tokens, row by row, are in the flattened `input_ids`."""
 
     def window(self, values: Tensor) -> Tensor:
@@ -121,13 +121,13 @@ def micro_batches(
     """Cut a batch into parts of at most `size` rows with the least padding, the longest first.
 
     lengths: (N,) of the rows in `indices` (N,), in the same order. With several processes, every
-    one of them gets a part of each turn (`distributed.share`), and a turn takes as long as its
-    longest part.
+    one of them gets a part of each round (`distributed.shard_micro_batches`), and a round takes as
+    long as its longest part.
     """
     ordered_lengths, ordered = _longest_first(lengths, indices)
     ranks = world_size()
-    turns = _cheapest_cut(ordered_lengths[::ranks], size)
-    return _dealt(ordered, [slice(turn.start * ranks, turn.stop * ranks) for turn in turns])
+    rounds = _cheapest_cut(ordered_lengths[::ranks], size)
+    return _dealt(ordered, [slice(r.start * ranks, r.stop * ranks) for r in rounds])
 
 
 def pair_batches(
@@ -135,14 +135,14 @@ def pair_batches(
 ) -> list[np.ndarray]:
     """Cut a batch of pairs into as few parts of at most `size` pairs as there can be.
 
-    Arguments as in `micro_batches`. Padding is left to `passes`, which cuts within a part.
+    Arguments as in `micro_batches`. Padding is left to `forward_passes`, which cuts within a part.
     """
     ordered = _longest_first(lengths, indices)[1]
     turn = size * world_size()
     return _dealt(ordered, [slice(at, at + turn) for at in range(0, len(ordered), turn)])
 
 
-def passes(lengths: np.ndarray, *beside: np.ndarray) -> list[np.ndarray]:
+def forward_passes(lengths: np.ndarray, *beside: np.ndarray) -> list[np.ndarray]:
     """Cut sequences into the passes that take least time, the longest first: their row numbers.
 
     lengths: (R,). beside: those that other processes have in this turn. All make equally many
@@ -177,10 +177,10 @@ def _cheapest_cut(lengths: np.ndarray, size: int) -> list[slice]:
     return cuts
 
 
-def _dealt(ordered: np.ndarray, turns: Sequence[slice]) -> list[np.ndarray]:
+def _dealt(ordered: np.ndarray, rounds: Sequence[slice]) -> list[np.ndarray]:
     """Deal the rows of each turn to the processes one by one, so that all get alike ones."""
     parts: list[np.ndarray] = []
-    for turn in turns:
+    for turn in rounds:
         rows = ordered[turn]
         ranks = min(world_size(), len(rows))
         parts += [rows[rank::ranks] for rank in range(ranks)]
@@ -218,8 +218,8 @@ def collate_sequences(
         input_ids[row, start : start + length] = windows[row, :length] = response
     mask = np.arange(windows.shape[1]) < lengths[:, None]
     row_starts = np.arange(len(prompts)) * input_ids.shape[1] + starts
-    places = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
-    arrays = (input_ids, windows, mask, places)
+    response_positions = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
+    arrays = (input_ids, windows, mask, response_positions)
     return SequenceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
 

@@ -24,16 +24,16 @@ from filelock import FileLock, Timeout
 
 from denserl_cli.core.data import fingerprint
 from denserl_cli.core.data.arrow_rows import Batch, Rows
-from denserl_cli.core.data.conversations import Notes, Tally, check_read
+from denserl_cli.core.data.conversations import Count, ReadStats, check_read
 from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.data.sources import OpenSource, Row, open_source
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer, with_progress
 from denserl_cli.core.system.distributed import (
-    from_all_ranks,
+    all_gather_object,
+    barrier,
     local_rank,
     said_by_first_of_machine,
-    wait_for_all,
 )
 from denserl_cli.core.system.files import sync_folder
 
@@ -65,7 +65,7 @@ class Encoding(Protocol):
     def limits(self) -> dict[str, int]:
         """Limits to the number of ids."""
 
-    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Any]:
+    def parse(self, rows: Iterable[Row | Skipped], notes: ReadStats) -> Iterator[Any]:
         """What the usable rows hold."""
 
     def encode(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -83,7 +83,7 @@ class Entry:
     batches: list[Batch]
     usable: int
     failed: dict[int, Skipped]
-    notes: Notes
+    notes: ReadStats
     random: dict[str, Any] | None
 
 
@@ -132,7 +132,7 @@ def entries(
     places = said_by_first_of_machine(make)
     _check_same([Path(path).name for path, *_ in places])
     found = [_opened(Path(path), name) for path, name, _ in places]
-    wait_for_all()
+    barrier()
     for path, _, lasting in places:
         if not lasting and local_rank() == 0:
             shutil.rmtree(Path(path).parent)  # what is mapped stays
@@ -141,7 +141,7 @@ def entries(
 
 def _check_same(names: list[str]) -> None:
     """Raise DenserlError unless all processes have the same entries."""
-    if any(others != names for others in from_all_ranks(names)):
+    if any(others != names for others in all_gather_object(names)):
         raise DenserlError(
             "the machines of this job have different data, tokenizers or versions of denserl",
             hint="let them read the same files, and install the same versions",
@@ -160,7 +160,7 @@ def _wanted(source: Source, draw: list[int], common: dict[str, Any]) -> _Wanted:
 
 def _check_all(encoding: Encoding, wanted: Sequence[_Wanted]) -> None:
     """Raise DenserlError when a row is unusable; names all of them."""
-    notes, usable = Notes(), 0
+    notes, usable = ReadStats(), 0
     for one in wanted:
         rows = one.opened.read(one.source.max_samples, np.random.default_rng(one.draw))
         usable += sum(1 for _ in encoding.parse(rows, notes))
@@ -269,7 +269,7 @@ def _make(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -
 
 def _write(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -> dict[str, Any]:
     """Encode a source into a file, a few rows at a time; returns what is to be recorded."""
-    name, notes = wanted.opened.name, Notes()
+    name, notes = wanted.opened.name, ReadStats()
     rng = np.random.default_rng(wanted.draw)
     rows = wanted.opened.read(wanted.source.max_samples, rng)
     usable, failed, batch = 0, [], []
@@ -313,14 +313,14 @@ def _opened(path: Path, name: str) -> Entry:
     def skipped(origin: str, reason: str, detail: str) -> Skipped:
         return Skipped(name + origin, reason, detail)
 
-    def tally(count: int, first: str) -> Tally:
-        return Tally(count, name + first)
+    def tally(count: int, first: str) -> Count:
+        return Count(count, name + first)
 
     return Entry(
         batches=[Batch(name, file.get_batch(n)) for n in range(file.num_record_batches)],
         usable=record["usable"],
         failed={number: skipped(*row) for number, *row in record["failed"]},
-        notes=Notes(
+        notes=ReadStats(
             [skipped(*row) for row in record["skipped"]],
             tally(*record["guessed"]),
             tally(*record["with_tools"]),

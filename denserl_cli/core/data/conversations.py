@@ -62,7 +62,7 @@ class PromptSet(NamedTuple):
 
 
 @dataclass
-class Tally:
+class Count:
     """How many rows something is to be said of, and where the first of them is."""
 
     count: int = 0
@@ -75,15 +75,15 @@ class Tally:
 
 
 @dataclass
-class Notes:
+class ReadStats:
     """What is to be said about rows that were read."""
 
     skipped: list[Skipped] = field(default_factory=list)
-    guessed: Tally = field(default_factory=Tally)
+    guessed: Count = field(default_factory=Count)
     """Pairs whose prompt is what their two texts begin with."""
-    with_tools: Tally = field(default_factory=Tally)
+    with_tools: Count = field(default_factory=Count)
 
-    def add(self, others: Notes) -> None:
+    def add(self, others: ReadStats) -> None:
         """Take over what there is to say about further rows."""
         self.skipped += others.skipped
         self.guessed.add(others.guessed.first, others.guessed.count)
@@ -129,24 +129,24 @@ def read_prompts(
 
 def _read(
     sources: Sequence[Source],
-    parse: Callable[[Row, Notes], Item],
+    parse: Callable[[Row, ReadStats], Item],
     seed: int,
     strict: bool,
     notice: Notice,
 ) -> tuple[list[Item], list[Skipped]]:
     items: list[Item] = []
-    notes = Notes()
+    notes = ReadStats()
     for place, source in enumerate(sources):
         rng = np.random.default_rng([seed, place])
         usable = list(parsed(read_source(source, rng), parse, notes))
-        items += [usable[i] for i in passes(len(usable), source.weight, rng)]
+        items += [usable[i] for i in repeat_rows(len(usable), source.weight, rng)]
     check_read(len(items), notes, sources, strict=strict)
     notes.tell(notice)
     return items, notes.skipped
 
 
 def parsed(
-    rows: Iterable[Row | Skipped], parse: Callable[[Row, Notes], Item], notes: Notes
+    rows: Iterable[Row | Skipped], parse: Callable[[Row, ReadStats], Item], notes: ReadStats
 ) -> Iterator[Item]:
     """Yield what the usable rows hold; the others go into the notes."""
     for row in rows:
@@ -163,7 +163,7 @@ def parsed(
         yield item
 
 
-def as_pair(row: Row, notes: Notes) -> Pair:
+def as_pair(row: Row, notes: ReadStats) -> Pair:
     """The preference pair of a row. Raises UnusableRow."""
     pair = pair_of(row.fields)
     if pair.guessed:
@@ -175,20 +175,20 @@ def as_pair(row: Row, notes: Notes) -> Pair:
     return Pair(pair.chosen, pair.rejected, pair.margin, row.origin, named)
 
 
-def as_prompt(row: Row, notes: Notes) -> Prompt:
+def as_prompt(row: Row, notes: ReadStats) -> Prompt:
     """The prompt of a row. Raises UnusableRow."""
     messages, others = prompt_of(row.fields)
     return Prompt(messages, row.origin, others)
 
 
-def check_read(usable: int, notes: Notes, sources: Sequence[Source], *, strict: bool) -> None:
+def check_read(usable: int, notes: ReadStats, sources: Sequence[Source], *, strict: bool) -> None:
     """Raise DenserlError when no row is usable, or when `strict` and one row is not."""
     if not usable and not notes.skipped:
         raise DenserlError(f"no rows in {', '.join(s.path for s in sources)}", hint="name others")
     check_usable(usable, notes.skipped, strict=strict)
 
 
-def passes(count: int, weight: float, rng: np.random.Generator) -> np.ndarray:
+def repeat_rows(count: int, weight: float, rng: np.random.Generator) -> np.ndarray:
     """Row numbers in `weight` passes: all of them for each whole pass, a random part for the rest.
 
     2.5 gives every row twice and half of them once more.

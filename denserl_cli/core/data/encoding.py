@@ -19,67 +19,20 @@ from denserl_cli.core.chat.format import (
 from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, digest
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
-    SequenceBatch,
-    by_length,
-    collate_sequences,
-    collate_sides,
-    global_batches,
-    margins,
-    micro_batches,
-    pair_batches,
-    passes,
 )
 from denserl_cli.core.data.conversations import (
     Item,
-    Notes,
     Pair,
-    PairSet,
     Prompt,
-    PromptSet,
+    ReadStats,
     as_pair,
     as_prompt,
     parsed,
-    read_pairs,
-    read_prompts,
 )
-from denserl_cli.core.data.skipped import Skipped, check_usable, skipped_report, write_skipped
+from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.data.sources import Row
-from denserl_cli.core.data.splitting import split_pairs, split_prompts
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import CHUNK, Observer, with_progress
-
-__all__ = [
-    "EncodedPairRow",
-    "EncodedPairs",
-    "EncodedPrompts",
-    "Pair",
-    "PairEncoding",
-    "PairRows",
-    "PairSet",
-    "Prompt",
-    "PromptEncoding",
-    "PromptRows",
-    "PromptSet",
-    "SequenceBatch",
-    "Skipped",
-    "by_length",
-    "check_usable",
-    "collate_sequences",
-    "collate_sides",
-    "encode_pairs",
-    "encode_prompts",
-    "global_batches",
-    "margins",
-    "micro_batches",
-    "pair_batches",
-    "passes",
-    "read_pairs",
-    "read_prompts",
-    "skipped_report",
-    "split_pairs",
-    "split_prompts",
-    "write_skipped",
-]
 
 
 class EncodedPairs(NamedTuple):
@@ -112,7 +65,7 @@ class PairEncoding:
         """Limits to the number of ids."""
         return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
 
-    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Pair]:
+    def parse(self, rows: Iterable[Row | Skipped], notes: ReadStats) -> Iterator[Pair]:
         """The preference pairs of the usable rows."""
         return parsed(rows, as_pair, notes)
 
@@ -154,7 +107,7 @@ class PromptEncoding:
         """Limits to the number of ids."""
         return {"max_prompt_length": self.max_prompt_length}
 
-    def parse(self, rows: Iterable[Row | Skipped], notes: Notes) -> Iterator[Prompt]:
+    def parse(self, rows: Iterable[Row | Skipped], notes: ReadStats) -> Iterator[Prompt]:
         """The prompts of the usable rows."""
         return parsed(rows, as_prompt, notes)
 

@@ -10,20 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from denserl_cli.core.chat.format import ChatFormat
-from denserl_cli.core.data.encoding import (
-    PairEncoding,
-    PairRows,
-    PromptEncoding,
-    PromptRows,
-    Skipped,
-    split_pairs,
-    split_prompts,
-)
+from denserl_cli.core.data.arrow_rows import PairRows, PromptRows
+from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding
 from denserl_cli.core.data.mixture import Mixture, mixed
-from denserl_cli.core.data.skipped import count_skipped
+from denserl_cli.core.data.skipped import Skipped, count_skipped
 from denserl_cli.core.data.sources import row_count
+from denserl_cli.core.data.splitting import split_pairs, split_prompts
 from denserl_cli.core.recipe.schema import Recipe, Source
-from denserl_cli.core.system.distributed import from_first_rank, said_by_first_of_machine
+from denserl_cli.core.system.distributed import broadcast_object, said_by_first_of_machine
 
 if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
@@ -85,7 +79,7 @@ def draw_pairs(
     """
     data = recipe.data
     sources = (*data.preferences, *data.evaluation)
-    sizes = from_first_rank(said_by_first_of_machine(lambda: [row_count(one) for one in sources]))
+    sizes = broadcast_object(said_by_first_of_machine(lambda: [row_count(one) for one in sources]))
     total = sum(size * source.weight for size, source in zip(sizes, sources, strict=True))
     if all(sizes) and total > count:
         thinned = tuple(

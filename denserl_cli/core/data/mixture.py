@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from denserl_cli.core.data import cache
-from denserl_cli.core.data.conversations import Notes, check_read, passes
+from denserl_cli.core.data.conversations import ReadStats, check_read, repeat_rows
 from denserl_cli.core.data.skipped import Skipped, check_usable
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def mixed(
     when a source cannot be read, when no row is usable and, with `strict`, when one row is not.
     """
     entries = cache.entries(encoding, sources, seed=seed, strict=strict, observer=observer)
-    notes, failed, order = Notes(), list[Skipped](), []
+    notes, failed, order = ReadStats(), list[Skipped](), []
     usable = rows = 0
     for place, (source, entry) in enumerate(zip(sources, entries, strict=True)):
-        drawn = passes(entry.usable, source.weight, _generator(entry, [seed, place]))
+        drawn = repeat_rows(entry.usable, source.weight, _generator(entry, [seed, place]))
         encoded = np.ones(entry.usable, bool)
         encoded[list(entry.failed)] = False
         failed += [entry.failed[number] for number in drawn[~encoded[drawn]]]

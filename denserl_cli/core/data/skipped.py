@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.system.distributed import is_first
+from denserl_cli.core.system.distributed import is_main_process
 from denserl_cli.core.system.files import write_text
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 
 def list_skipped(skipped: Sequence[Skipped], file: Path, observer: Observer) -> None:
     """List every skipped row in a file of the run folder."""
-    if not skipped or not is_first():
+    if not skipped or not is_main_process():
         return
     write_skipped(file, skipped)
     observer.notice(f"all skipped rows are listed in {file}")

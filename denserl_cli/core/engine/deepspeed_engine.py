@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from denserl_cli.core.engine.base import NonFiniteError, cosine_schedule
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.system.distributed import join_alone, sum_over_ranks, world_size
+from denserl_cli.core.system.distributed import all_reduce_sum, join_alone, world_size
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
@@ -26,7 +26,7 @@ T = TypeVar("T")
 _TAG = "shards"
 
 
-class Whole(nn.Module):
+class FunctionModule(nn.Module):
     """A root around a model: ZeRO 3 counts one forward of the root as one pass over the weights."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,7 +92,7 @@ class DeepSpeedEngine:
 
     def check(self) -> None:
         """Raise NonFiniteError, on all processes, when loss or gradient of one is not finite."""
-        loss = sum_over_ranks(self.loss.float())
+        loss = all_reduce_sum(self.loss.float())
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss:g}")
         self.norm = self._gradient_norm()
@@ -229,7 +229,7 @@ def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
     if world_size() == 1:
         join_alone()
     with redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(model=Whole(model), config=made, **options)
+        engine, *_ = deepspeed.initialize(model=FunctionModule(model), config=made, **options)
     return engine
 
 

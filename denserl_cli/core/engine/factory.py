@@ -67,13 +67,13 @@ def make_engine(
     )
 
 
-def spread(scorer: Scorer, recipe: Recipe, engine: EngineConfig) -> None:
+def shard_frozen_models(scorer: Scorer, recipe: Recipe, engine: EngineConfig) -> None:
     """Shard a scorer's frozen models over the processes, or let them rest, as the recipe says."""
     wanted = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
     wanted &= recipe.lora is None  # adapters share the weights
     if world_size() == 1 or not wanted or not uses_deepspeed(engine):
         if engine.offload_frozen and torch.cuda.is_available():  # else they are there already
-            scorer.rest(device())
+            scorer.offload(device())
         return
     for name in ("reference", "reward_model"):
         model, dtype = getattr(scorer, name), compute_dtype(recipe.model)

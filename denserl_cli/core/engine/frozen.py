@@ -36,7 +36,7 @@ class Frozen:
         yield self.model
 
 
-class Resting:
+class CpuOffloaded:
     """Frozen models whose weights wait in the CPU's memory until somebody needs them."""
 
     def __init__(self, models: Iterable[nn.Module], device: torch.device) -> None:
@@ -44,19 +44,19 @@ class Resting:
         self.weights = list({id(weight): weight for weight in held}.values())
         self.kept = [weight.detach().cpu() for weight in self.weights]
         self.device = device
-        self._rest()
+        self._offload()
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """Copies of the weights on the device for the while."""
         for weight, kept in zip(self.weights, self.kept, strict=True):
             weight.data = torch.empty_like(kept, device=self.device).copy_(kept)
         try:
             yield
         finally:
-            self._rest()
+            self._offload()
 
-    def _rest(self) -> None:
+    def _offload(self) -> None:
         for weight, kept in zip(self.weights, self.kept, strict=True):
             weight.data = kept
 

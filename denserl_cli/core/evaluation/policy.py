@@ -26,30 +26,31 @@ from denserl_cli.core.models.lora import load_policy, load_reference
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.metrics import response_figures
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import OwnRewards
+from denserl_cli.core.ppo.reward_functions import RewardFunctions
 from denserl_cli.core.ppo.rewards import dense_rewards
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import load_normalizer, open_rewards
+from denserl_cli.core.scoring.resolve import load_normalizer, prepare_rewards
 from denserl_cli.core.scoring.scorer import check_finite
-from denserl_cli.core.system.distributed import first_goes_ahead, is_first
+from denserl_cli.core.system.distributed import is_main_process, main_process_first
 from denserl_cli.core.system.files import replaced_file, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from denserl_cli.core.chat.format import ChatFormat
-    from denserl_cli.core.data.encoding import Prompt, PromptRows
+    from denserl_cli.core.data.arrow_rows import PromptRows
+    from denserl_cli.core.data.conversations import Prompt
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
     from denserl_cli.core.sandbox.task import TrueReward
-    from denserl_cli.core.scoring.resolve import Opened
+    from denserl_cli.core.scoring.resolve import RewardSetup
     from denserl_cli.core.scoring.scorer import Scorer
 
 STAGE = "evaluate-policy"
@@ -77,8 +78,8 @@ def evaluate_policy(
     chosen, asked = choose_policy(recipe, run, policy), recipe
     if chosen.notice:
         observer.notice(chosen.notice)
-    with first_goes_ahead():
-        opened = open_rewards(recipe, run, observer)
+    with main_process_first():
+        opened = prepare_rewards(recipe, run, observer)
     recipe, record = opened.recipe, opened.record
     path = chosen.path or recipe.model.path
     prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
@@ -94,7 +95,11 @@ def evaluate_policy(
     file = run.evaluation_file(STAGE)
     batch = evaluation_batch(prompts, recipe.seed, samples)
     trained = _load(path, recipe, start)
-    with replaced_file(file.with_name("policy-samples.jsonl")) if is_first() else BytesIO() as out:
+    with (
+        replaced_file(file.with_name("policy-samples.jsonl"))
+        if is_main_process()
+        else BytesIO() as out
+    ):
         before = measure("start", start, batch, samples, out)
         after = measure("policy", trained, batch, samples, out)
     result = {
@@ -108,7 +113,7 @@ def evaluate_policy(
         "seed": recipe.seed,
         **compare(before, after),
     }
-    if is_first():
+    if is_main_process():
         write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}, samples beside it")
     return result
@@ -132,7 +137,7 @@ class Measure:
 
     def __init__(
         self,
-        opened: Opened,
+        opened: RewardSetup,
         *,
         scorer: Scorer,
         normalizer: LocationNormalizer | None,
@@ -142,7 +147,7 @@ class Measure:
         self.recipe, self.tokenizer, self.chat = opened.recipe, opened.tokenizer, opened.chat
         self.scorer, self.normalizer = scorer, normalizer
         self.judge, self.observer = judge, observer
-        self.own = OwnRewards(self.recipe, self.tokenizer)
+        self.own = RewardFunctions(self.recipe, self.tokenizer)
 
     def __call__(
         self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO

@@ -55,7 +55,7 @@ def score_responses(
 
 
 @dataclass
-class Tally:
+class Count:
     """What has become of the rows of a file."""
 
     scored: int = 0
@@ -79,7 +79,7 @@ def score_lines(
     scored, when `data.strict` and one cannot, when a row has one of those fields already, and for
     a score that is not a number.
     """
-    tally, rows = Tally(), read_lines(name, lines)
+    tally, rows = Count(), read_lines(name, lines)
     observer.begin("score responses")
     while chunk := list(islice(rows, CHUNK)):
         for row in _score_rows(inspector, chunk, tally, prefix):
@@ -98,7 +98,7 @@ def score_lines(
 
 
 def _score_rows(
-    inspector: Inspector, rows: Sequence[Row | Skipped], tally: Tally, prefix: str
+    inspector: Inspector, rows: Sequence[Row | Skipped], tally: Count, prefix: str
 ) -> Iterator[dict[str, Any]]:
     """The rows of one chunk with what is added to them."""
     encoded = [_encode(inspector, row) for row in rows]

@@ -11,30 +11,30 @@ import numpy as np
 import torch
 
 from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
-from denserl_cli.core.data.encoding import EncodedPairRow, collate_sides, micro_batches
+from denserl_cli.core.data.batches import EncodedPairRow, collate_sides, micro_batches
 from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
 from denserl_cli.core.data.skipped import count_skipped, list_skipped
-from denserl_cli.core.engine.factory import spread
+from denserl_cli.core.engine.factory import shard_frozen_models
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.models.device import device
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import open_reward_model
+from denserl_cli.core.scoring.resolve import prepare_reward_model
 from denserl_cli.core.scoring.scorer import check_finite
 from denserl_cli.core.system.distributed import (
-    first_goes_ahead,
-    is_first,
-    share,
-    sum_over_ranks,
+    all_reduce_sum,
+    is_main_process,
+    main_process_first,
+    shard_micro_batches,
     world_size,
 )
 from denserl_cli.core.system.files import write_text
 
 if TYPE_CHECKING:
     from denserl_cli.core.chat.format import ChatFormat
-    from denserl_cli.core.data.encoding import Skipped
+    from denserl_cli.core.data.skipped import Skipped
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
@@ -57,9 +57,9 @@ def evaluate_reward_model(
     The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out. name:
     of the result's file. subsets: every row must name the part of the benchmark it belongs to.
     """
-    with first_goes_ahead():
-        opened = open_reward_model(recipe, run, observer)
-    recipe, record, chat = opened.recipe, opened.record, opened.reading
+    with main_process_first():
+        opened = prepare_reward_model(recipe, run, observer)
+    recipe, record, chat = opened.recipe, opened.record, opened.reward_chat_format
     rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
     if subsets and any(row.subset is None for row in rows):
         (first, *_) = [row.origin for row in rows if row.subset is None]
@@ -70,7 +70,7 @@ def evaluate_reward_model(
     list_skipped(skipped, run.skipped_file(STAGE), observer)
     scorer = load_scorer(opened, run, observer)
     assert record is not None
-    spread(scorer, recipe, recipe.reward_model.engine)
+    shard_frozen_models(scorer, recipe, recipe.reward_model.engine)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {
@@ -85,7 +85,7 @@ def evaluate_reward_model(
         **describe(rows, scores),
     }
     file = run.evaluation_file(STAGE, name)
-    if is_first():
+    if is_main_process():
         write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}")
     return result
@@ -130,14 +130,16 @@ def score_pairs(
     lengths = side_lengths(pair_lengths(rows))
     scores = np.zeros(len(lengths))
     observer.begin("score responses", total=len(lengths))
-    for part, counts in share(micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)):
+    for part, counts in shard_micro_batches(
+        micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)
+    ):
         scored = scorer(collate_sides(rows, part, pad_id, device()))
         assert scored.token_values is not None
         found = aggregate_segments(scored.token_values, scored.ends, aggregate)
         scores[part] = found.double().cpu().numpy() * counts
         observer.advance(len(part) * world_size())
     observer.end()
-    scores = sum_over_ranks(torch.from_numpy(scores).to(device())).cpu().numpy()
+    scores = all_reduce_sum(torch.from_numpy(scores).to(device())).cpu().numpy()
     of_pairs = scores.reshape(2, -1).T
     for place in np.flatnonzero(~np.isfinite(of_pairs).all(1)):
         check_finite(of_pairs[place].sum(), rows[int(place)].origin)

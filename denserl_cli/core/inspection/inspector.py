@@ -11,17 +11,22 @@ import torch
 
 from denserl_cli.core.chat.decoding import token_texts
 from denserl_cli.core.chat.loading import load_chat
-from denserl_cli.core.data.encoding import collate_sequences, micro_batches
+from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.traces import Cut, SegmentedResponse, Trace
 from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.models.lora import load_reference
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.sandbox import task as sandbox
-from denserl_cli.core.sandbox.files import with_sandbox
-from denserl_cli.core.scoring.calibration import Calibration, calibrate, sample_pairs, settled
+from denserl_cli.core.sandbox.files import with_sandbox_files
+from denserl_cli.core.scoring.calibration import (
+    Calibration,
+    calibrate,
+    sample_pairs,
+    with_calibrated_cutoff,
+)
 from denserl_cli.core.scoring.loading import load_reward_model
-from denserl_cli.core.scoring.resolve import load_normalizer, open_reward_model
+from denserl_cli.core.scoring.resolve import load_normalizer, prepare_reward_model
 from denserl_cli.core.scoring.scorer import ScoredBatch, Scorer, check_finite
 
 if TYPE_CHECKING:
@@ -76,14 +81,15 @@ class Inspector:
         self.normalizer: LocationNormalizer | None = None
         opened = None
         if scoring or (rewards and run.reward_model.is_dir()):
-            opened = open_reward_model(recipe, run, observer)
-            self.recipe, self.chat = opened.recipe, opened.reading
+            opened = prepare_reward_model(recipe, run, observer)
+            self.recipe, self.chat = opened.recipe, opened.reward_chat_format
         else:
-            self.recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+            recipe = with_sandbox_files(recipe, run, observer)
+            self.recipe = with_calibrated_cutoff(recipe, run, observer)
             _, self.chat = load_chat(self.recipe)
         self.tokenizer, recipe = self.chat.template.tokenizer, self.recipe
         segmented = recipe.segmentation.by_entropy
-        foreign = opened is not None and opened.reading is not opened.chat
+        foreign = opened is not None and opened.reward_chat_format is not opened.chat
         reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
         if opened is not None:

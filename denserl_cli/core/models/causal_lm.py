@@ -18,7 +18,7 @@ from denserl_cli.core.system.hub import readable_errors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.recipe.schema import ModelConfig
 
 
@@ -241,7 +241,7 @@ def response_logprobs(
     Log-probabilities are those of the tempered distribution, entropies those at temperature 1 or,
     if `drawn`, of the tempered distributions that the tokens were drawn from.
     """
-    states = hidden_states(model, batch)[batch.places - 1]
+    states = hidden_states(model, batch)[batch.response_positions - 1]
     targets = batch.responses[batch.response_mask]
     head = model.get_output_embeddings()
     both = with_entropy and (drawn or temperature == 1.0)

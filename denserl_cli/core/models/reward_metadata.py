@@ -49,7 +49,7 @@ class RewardRecord:
     @classmethod
     def of(cls, recipe: Recipe, chat: ChatFormat) -> RewardRecord:
         """The record of a reward model trained by a recipe."""
-        assert recipe.segmentation.cutoff != "auto", "an automatic cutoff is settled before"
+        assert recipe.segmentation.cutoff != "auto", "an automatic cutoff is calibrated before"
         return cls(
             **recipe.segmentation.deciding(),
             aggregate=recipe.reward_model.aggregate,

@@ -14,7 +14,7 @@ from denserl_cli.core.models.device import compute_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.recipe.schema import ModelConfig
 
 
@@ -71,7 +71,7 @@ def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> T
 
     before: read at the position before each token, the state in which it is chosen (the critic).
     """
-    states = hidden_states(model, batch)[batch.places - int(before)]
+    states = hidden_states(model, batch)[batch.response_positions - int(before)]
     with torch.autocast(states.device.type, enabled=False):  # the head stays float32
         # its weight is of another type only under DeepSpeed's bfloat16, which has float32 masters
         values = model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()

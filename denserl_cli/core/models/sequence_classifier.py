@@ -16,13 +16,10 @@ from torch import Tensor, nn
 
 from denserl_cli.core.chat.format import ChatFormat, Layout
 from denserl_cli.core.chat.template import Slot, Template
-from denserl_cli.core.data.encoding import (
-    Prompt,
-    PromptEncoding,
-    Skipped,
-    check_usable,
-    collate_sequences,
-)
+from denserl_cli.core.data.batches import collate_sequences
+from denserl_cli.core.data.conversations import Prompt
+from denserl_cli.core.data.encoding import PromptEncoding
+from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_weights
 from denserl_cli.core.models.scalar_head import token_values
@@ -31,7 +28,7 @@ from denserl_cli.core.system.hub import readable_errors, weight_names
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.models.reward_metadata import RewardRecord
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import ModelConfig
@@ -92,7 +89,7 @@ class SequenceReward:
         """The model's value at the last token of each response: (R, T) float32, 0 elsewhere."""
         ids, lengths = batch.input_ids.cpu().numpy(), batch.response_mask.sum(1)
         ends = lengths.cpu().numpy()
-        firsts = batch.places.cpu().numpy()[ends.cumsum() - ends]
+        firsts = batch.response_positions.cpu().numpy()[ends.cumsum() - ends]
         starts = firsts - np.arange(len(ids)) * ids.shape[1]
         rows = [
             self._within(self.rewrite(row[:start], row[start : start + length]))

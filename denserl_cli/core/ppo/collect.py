@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data.encoding import by_length, collate_sequences, micro_batches
+from denserl_cli.core.data.batches import by_length, collate_sequences, micro_batches
 from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.models.causal_lm import response_logprobs
@@ -20,10 +20,10 @@ from denserl_cli.core.observer import timed
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
 from denserl_cli.core.system.distributed import (
-    from_all_ranks,
+    all_gather_object,
+    all_reduce_sum,
     rank,
-    share,
-    sum_over_ranks,
+    shard_micro_batches,
     world_size,
 )
 
@@ -70,7 +70,7 @@ class Collector:
         with evaluating(*models):
             with timed(self.seconds, "rollout_seconds"):
                 responses = self.sample(prompts, keys, progress)
-            with timed(self.seconds, "scoring_seconds"), self.scorer.at_hand():
+            with timed(self.seconds, "scoring_seconds"), self.scorer.on_device():
                 return self.score(prompts, responses)
 
     def sample(
@@ -97,7 +97,7 @@ class Collector:
                 for i, response in zip(part, drawn, strict=True):
                     responses[i] = response
                 progress(len(part) * world_size())  # the others are about as far
-        for theirs in from_all_ranks([(i, r) for i, r in enumerate(responses) if r is not None]):
+        for theirs in all_gather_object([(i, r) for i, r in enumerate(responses) if r is not None]):
             for i, response in theirs:
                 responses[i] = response
         return [response for response in responses if response is not None]
@@ -112,7 +112,7 @@ class Collector:
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
         parts = micro_batches(lengths, np.arange(len(lengths)), self.micro_batch_size)
-        for part, counts in share(parts):
+        for part, counts in shard_micro_batches(parts):
             batch = collate_sequences(
                 [prompts[i] for i in part],
                 [responses[i].ids for i in part],
@@ -141,7 +141,7 @@ class Collector:
             mask[rows, : window.shape[1]] = window
             ends[rows, : window.shape[1]] = scored.ends
         for measured_everywhere in (*columns.values(), mask, ends):
-            sum_over_ranks(measured_everywhere)  # each process has filled in rows of its own
+            all_reduce_sum(measured_everywhere)  # each process has filled in rows of its own
         return Rollout(
             prompts=list(prompts),
             responses=[response.ids for response in responses],

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from denserl_cli.core.data.encoding import Prompt
+from denserl_cli.core.data.conversations import Prompt
 
 EVALUATION = 2**31
 """Stands where a training iteration's number would in the noise key of evaluation samples."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_texts
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.ppo.rewards import Earned, spread_rewards
+from denserl_cli.core.ppo.rewards import TokenRewards, spread_rewards
 from denserl_cli.core.recipe.functions import (
     PREFIX,
     installed,
@@ -25,10 +25,10 @@ from denserl_cli.core.recipe.functions import (
     short_name,
     why_not,
 )
-from denserl_cli.core.system.distributed import from_all_ranks, rank, world_size
+from denserl_cli.core.system.distributed import all_gather_object, rank, world_size
 
 if TYPE_CHECKING:
-    from denserl_cli.core.data.encoding import Prompt
+    from denserl_cli.core.data.conversations import Prompt
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
 
@@ -46,14 +46,14 @@ class Segment(NamedTuple):
     end: int
 
 
-class OwnRewards:
+class RewardFunctions:
     """The reward functions of a recipe."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.functions = [(one.weight, UserFunction(one.function)) for one in recipe.ppo.reward]
 
-    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Earned | None:
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> TokenRewards | None:
         """Call each function once, for all responses of a rollout; None without functions.
 
         Every process asks for rows of its own. Raises DenserlError when a function fails, or
@@ -65,13 +65,13 @@ class OwnRewards:
         totals = {}
         mine = Responses(self.recipe, self.tokenizer, prompts, rollout)
         for weight, function in self.functions:
-            theirs, size = from_all_ranks(function(mine) if mine.rows else []), world_size()
+            theirs, size = all_gather_object(function(mine) if mine.rows else []), world_size()
             values = [theirs[row % size][row // size] for row in range(len(prompts))]
             where = [f"{function.name} for {prompt.origin}" for prompt in prompts]
             given, total = placed(values, rollout, self.recipe, where)
             tokens += weight * given
             totals[f"reward_{short_name(function.name)}"] = total
-        return Earned(tokens, totals)
+        return TokenRewards(tokens, totals)
 
 
 class Responses:

@@ -146,7 +146,7 @@ def dense_rewards(
     rollout: Rollout,
     recipe: Recipe,
     normalizer: LocationNormalizer | None,
-    own: Earned | None = None,
+    own: TokenRewards | None = None,
 ) -> Tensor:
     """Each token's reward before the KL penalty: (R, T) (method §5).
 
@@ -178,7 +178,7 @@ def dense_rewards(
     )
 
 
-class Earned(NamedTuple):
+class TokenRewards(NamedTuple):
     """What all functions give the responses of a rollout.
 
     tokens: (R, T), their weighted sum. totals: for each function what it gave each response before

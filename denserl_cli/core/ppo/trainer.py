@@ -27,9 +27,9 @@ from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.runs.failures import NonFiniteGuard
 from denserl_cli.core.system.distributed import (
+    all_gather_object,
     any_rank,
-    from_all_ranks,
-    from_first_rank,
+    broadcast_object,
     rank,
     world_size,
 )
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.ppo.collect import Collector
     from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan
-    from denserl_cli.core.ppo.reward_functions import OwnRewards
-    from denserl_cli.core.ppo.rewards import Earned
+    from denserl_cli.core.ppo.reward_functions import RewardFunctions
+    from denserl_cli.core.ppo.rewards import TokenRewards
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.checkpoints import Checkpoint
@@ -70,7 +70,7 @@ class PPOTrainer:
         update: Updater,
         collect: Collector,
         normalizer: LocationNormalizer | None,
-        own: OwnRewards,
+        own: RewardFunctions,
         tokenizer: Any,
         judge: TrueReward | None,
         save_policy: Callable[[str], None],
@@ -97,7 +97,7 @@ class PPOTrainer:
             return
         settings = self.settings
         self.observer.begin("train the policy", total=self.plan.iterations, done=start)
-        if not from_first_rank(
+        if not broadcast_object(
             bool(self.run.metrics(STAGE))
         ):  # a run that was stopped in its first iteration has them
             before = self.evaluate()
@@ -165,7 +165,7 @@ class PPOTrainer:
         self,
         prompts: PromptBatch,
         rollout: Rollout,
-        own: Earned | None,
+        own: TokenRewards | None,
         earned: Tensor,
         returns: Tensor,
     ) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class PPOTrainer:
         shown = self.samples(prompts, rollout, earned)
         return stats | {"responses": len(rollout.responses), "samples": shown}
 
-    def figures(self, rollout: Rollout, own: Earned | None) -> dict[str, Tensor]:
+    def figures(self, rollout: Rollout, own: TokenRewards | None) -> dict[str, Tensor]:
         """Means over the responses, with those of the user's own rewards."""
         totals = {} if own is None else own.totals
         means = {name: values.mean() for name, values in totals.items()}
@@ -301,7 +301,7 @@ class PPOTrainer:
         state = {
             "actor": self.update.actor.state(),
             "critic": self.update.critic.state(),
-            "random": from_all_ranks(random_state()),
+            "random": all_gather_object(random_state()),
             "guard": self.guard.state(),
             "kl_coef": self.kl.coef,
             "best": self.best,
@@ -336,7 +336,7 @@ def _numbers(figures: dict[str, Tensor]) -> dict[str, Any]:
     for name, figure in figures.items():
         part = flat[place : place + figure.numel()]
         found[name], place = part if figure.dim() else part[0], place + figure.numel()
-    return from_first_rank(found)
+    return broadcast_object(found)
 
 
 def _throughput(rollout: Rollout, seconds: float) -> dict[str, float]:

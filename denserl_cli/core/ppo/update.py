@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micro_batches
 from denserl_cli.core.engine.base import step
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
-from denserl_cli.core.system.distributed import max_over_ranks, share, sum_over_ranks
+from denserl_cli.core.system.distributed import all_reduce_sum, max_over_ranks, shard_micro_batches
 
 if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
@@ -79,7 +79,7 @@ class Updater:
     ) -> dict[str, Tensor]:
         """One optimizer step on the train batch `rows`; micro-batches weigh by their share."""
         total: dict[str, Tensor] = {}
-        mine = share(self.parts(rollout, rows))
+        mine = shard_micro_batches(self.parts(rollout, rows))
         for turn, (part, counts) in enumerate(mine, 1):
             batch = self.collate(rollout, part)
             tokens = _share(rollout, part, rows) * counts
@@ -162,7 +162,7 @@ def _gather(total: dict[str, Tensor], figure: str, value: Tensor, share: float) 
 
 def _over_ranks(total: dict[str, Tensor]) -> None:
     """Complete figures of this process's micro-batches to those of the whole train batch."""
-    for largest, reduce in ((False, sum_over_ranks), (True, max_over_ranks)):
+    for largest, reduce in ((False, all_reduce_sum), (True, max_over_ranks)):
         names = [name for name in total if name.endswith("_max") is largest]
         if names:
             whole = reduce(torch.stack([total[name].float() for name in names]))

@@ -39,7 +39,7 @@ RESULTS = {
 """What each stage leaves in the run folder."""
 
 
-KNOBS = {
+MEMORY_FIELDS = {
     "train-rm": ("reward_model.micro_batch_size", "data.max_length", "data.max_prompt_length"),
     "fit-function": ("normalizer.batch_size", "data.max_length", "data.max_prompt_length"),
     "train-ppo": (

@@ -50,7 +50,7 @@ def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
     """Each figure of a stage over its steps; held-out values as dashes between points."""
     found: list[Plot] = []
     x = "step" if stage == RM else "iteration"
-    own = {name: (own_title(name), "before its weight") for name in own_rewards(runs)}
+    own = {name: (own_title(name), "before its weight") for name in reward_functions(runs)}
     for name, (title, unit) in {**(own if stage == PPO else {}), **CURVES[stage]}.items():
         with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
             held = False
@@ -134,7 +134,7 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
     """What the distance from the reference has bought."""
     found: list[Plot] = []
     x, names = "KL to the reference, nats a response", ["rm_score", _paid(runs), "true_reward"]
-    for name in dict.fromkeys([*own_rewards(runs), *names]):
+    for name in dict.fromkeys([*reward_functions(runs), *names]):
         y = CURVES[PPO][name][0] if name in CURVES[PPO] else own_title(name)
         title = "score" if name == "rm_score" else y
         with drawing(f"kl-{name}", f"{title} against KL", found, x, y) as axes:
@@ -178,7 +178,7 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
     return found
 
 
-def own_rewards(runs: Sequence[RunRecord]) -> list[str]:
+def reward_functions(runs: Sequence[RunRecord]) -> list[str]:
     """The figures of the reward functions that any run was trained by (`ppo.reward`)."""
     names = dict.fromkeys(
         name for run in runs for line in run.metrics.get(PPO, ()) for name in line

@@ -101,7 +101,7 @@ def overview(runs: Sequence[RunRecord]) -> Table:
     rows = [["recipe", *(str(run.setting("name") or "–") for run in runs)]]
     rows += [["rewards", *(_granularity(run) for run in runs)]]
     rows += [[stage, *(_status(run, stage) for run in runs)] for stage in STAGES]
-    own = [(PPO, name, plots.own_title(name)) for name in plots.own_rewards(runs)]
+    own = [(PPO, name, plots.own_title(name)) for name in plots.reward_functions(runs)]
     for stage, name, words in (*OVERVIEW, *own):
         for prefix, where in (("eval_", ", held out"), ("", "")):
             cells = [_change(run, stage, prefix + name) for run in runs]

@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_values
-from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
-from denserl_cli.core.data.encoding import (
+from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
+from denserl_cli.core.data.batches import (
     EncodedPairRow,
-    PairRows,
     SequenceBatch,
     collate_sides,
+    forward_passes,
     margins,
     micro_batches,
     pair_batches,
-    passes,
 )
 from denserl_cli.core.engine.base import step as engine_step
-from denserl_cli.core.engine.factory import make_engine, spread
+from denserl_cli.core.engine.factory import make_engine, shard_frozen_models
 from denserl_cli.core.engine.random_state import random_state, restore_random_state
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.models.device import compute_dtype, device
@@ -44,12 +43,12 @@ from denserl_cli.core.runs.failures import NonFiniteGuard
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.scoring.segment_cache import open_cache
 from denserl_cli.core.system.distributed import (
+    all_gather_object,
+    all_reduce_sum,
     any_rank,
-    from_all_ranks,
     rank,
-    share,
-    sum_over_ranks,
-    turns,
+    rounds,
+    shard_micro_batches,
     world_size,
 )
 from denserl_cli.core.system.signals import stop_requested
@@ -103,7 +102,7 @@ class RewardTrainer:
         self.scorer = Scorer(
             recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
         )
-        spread(self.scorer, recipe, self.settings.engine)
+        shard_frozen_models(self.scorer, recipe, self.settings.engine)
         asks = reference is not None
         self.segments = open_cache(rows, recipe, self.scorer, observer) if asks else None
         self.guard = NonFiniteGuard(STAGE, run, observer)
@@ -146,9 +145,9 @@ class RewardTrainer:
         learning_rate = self.engine.learning_rate
         tokens = self.sides[:, indices].sum(0)
         parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
-        mine = list(zip(share(parts), turns(parts), strict=True))
+        mine = list(zip(shard_micro_batches(parts), rounds(parts), strict=True))
         for turn, ((part, counts), beside) in enumerate(mine, 1):
-            cut = passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
+            cut = forward_passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
             figures = self.forward(part, cut)
             weight = len(part) * counts
             self.engine.backward(figures["loss"] * weight / len(indices), last=turn == len(mine))
@@ -156,7 +155,7 @@ class RewardTrainer:
         norm = math.nan
         with self.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
             norm = engine_step(self.engine)[0].item()
-        means = sum_over_ranks(torch.stack(totals).sum(0)) / len(indices)
+        means = all_reduce_sum(torch.stack(totals).sum(0)) / len(indices)
         return {
             **_named(list(figures), means),
             "gradient_norm": norm,
@@ -200,7 +199,7 @@ class RewardTrainer:
         model.eval()
         found = torch.zeros(2, len(sides), device=device())
         scores, segments = found
-        for turn, (part, counts) in enumerate(share(parts)):
+        for turn, (part, counts) in enumerate(shard_micro_batches(parts)):
             batch = collate_sides(self.evaluation, part, self.pad_id, device())
             if turn == len(self.evaluation_ends):  # the same batches every time
                 self.evaluation_ends.append(self.scorer(batch).ends)
@@ -211,7 +210,7 @@ class RewardTrainer:
             self.observer.advance(len(part) * world_size())
         model.train()
         self.observer.end()
-        sum_over_ranks(found)
+        all_reduce_sum(found)
         figures = preference_figures(scores, segments, margins(self.evaluation, device()))
         named = _named(list(figures), torch.stack(list(figures.values())))
         chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
@@ -263,7 +262,7 @@ class RewardTrainer:
         """Everything that resuming needs; the data position is the step itself."""
         return {
             "engine": self.engine.state(),
-            "random": from_all_ranks(random_state()),
+            "random": all_gather_object(random_state()),
             "guard": self.guard.state(),
         }
 

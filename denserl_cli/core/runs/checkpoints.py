@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.system.distributed import from_first_rank, is_first, wait_for_all
+from denserl_cli.core.system.distributed import barrier, broadcast_object, is_main_process
 from denserl_cli.core.system.files import aside_of, full_disk_named, replaced_folder
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Checkpoints:
             with _together(place) as aside:
                 for name, engine in (shards or {}).items():
                     engine.save_shards(aside / name)
-                wait_for_all()
-                if is_first():
+                barrier()
+                if is_main_process():
                     record["files"] = [str(file.relative_to(aside)) for file in _shards(aside)]
                     # a file of Python's own: torch hides why its own could not be written
                     with (aside / "state.pt").open("wb") as file:
@@ -82,7 +82,7 @@ class Checkpoints:
             if error.errno != errno.ENOSPC:
                 raise
             raise self._disk_full(step) from error
-        if is_first():
+        if is_main_process():
             self._prune()
 
     def latest(self, observer: Observer) -> Checkpoint | None:
@@ -90,9 +90,11 @@ class Checkpoints:
 
         Raises DenserlError when it was written under other settings.
         """
-        mine = self._newest(observer) if is_first() else None  # checking reads all that was written
-        folder = from_first_rank(None if mine is None else mine.folder)
-        if is_first() or folder is None:
+        mine = (
+            self._newest(observer) if is_main_process() else None
+        )  # checking reads all that was written
+        folder = broadcast_object(None if mine is None else mine.folder)
+        if is_main_process() or folder is None:
             return mine
         record = _read(folder / "state.pt")
         return Checkpoint(record["step"], record["state"], folder)
@@ -183,11 +185,11 @@ def versions() -> dict[str, str]:
 @contextmanager
 def _together(place: Path) -> Iterator[Path]:
     """Yield, to all processes, a folder aside that becomes `place` when all have left."""
-    with replaced_folder(place) if is_first() else full_disk_named(place):
-        wait_for_all()
+    with replaced_folder(place) if is_main_process() else full_disk_named(place):
+        barrier()
         yield aside_of(place)
-        wait_for_all()
-    wait_for_all()
+        barrier()
+    barrier()
 
 
 def _shards(folder: Path) -> list[Path]:

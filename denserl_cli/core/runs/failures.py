@@ -11,8 +11,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.stages import KNOBS
-from denserl_cli.core.system.distributed import is_first, wait_for_all
+from denserl_cli.core.recipe.stages import MEMORY_FIELDS
+from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class NonFiniteGuard:
             self.observer.notice(f"{self.stage} step {step}: {error}; its update is skipped")
             return
         place = self.run.path / "nonfinite" / f"{self.stage}-{step:08d}"
-        if is_first():
+        if is_main_process():
             with replaced_folder(place) as folder:
                 torch.save(dict(batch()), folder / "batch.pt")
-        wait_for_all()  # an error in one process ends the others
+        barrier()  # an error in one process ends the others
         before = f" after {self.in_a_row} skipped updates in a row" if self.in_a_row else ""
         raise DenserlError(
             f"{self.stage} stopped at step {step}{before}: {error}; the batch is in {place}",
@@ -101,7 +101,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _advice(stage: str, recipe: Recipe) -> str:
     lower = []
-    for knob in KNOBS[stage]:
+    for knob in MEMORY_FIELDS[stage]:
         block, name = knob.split(".")
         lower.append(f"{knob} ({getattr(getattr(recipe, block), name)})")
     advice = f"lower {', '.join(lower)}"

@@ -29,7 +29,7 @@ from denserl_cli.core.recipe.stages import _MEMORY, READS, RESULTS
 from denserl_cli.core.runs.checkpoints import Checkpoint, Checkpoints
 from denserl_cli.core.runs.logs import Logs
 from denserl_cli.core.runs.run_json import new_book, read_book
-from denserl_cli.core.system.distributed import is_first, wait_for_all, world_size
+from denserl_cli.core.system.distributed import barrier, is_main_process, world_size
 from denserl_cli.core.system.environment import device_name, versions
 from denserl_cli.core.system.files import clear_leftovers, write_text
 from denserl_cli.core.system.lock import locked
@@ -136,7 +136,7 @@ class RunFolder:
 
         Raises DenserlError, naming the holder, when another job works here.
         """
-        if self._locked or not is_first():
+        if self._locked or not is_main_process():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class RunFolder:
 
     def claim(self) -> None:
         """Make the folder this recipe's."""
-        if not is_first():
+        if not is_main_process():
             return
         if not (self.path / "run.json").exists():
             self._write_book()
@@ -179,7 +179,7 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Remove the folder if this command made it and no stage got as far as to start."""
-        if is_first() and self._new and not self._book["stages"]:
+        if is_main_process() and self._new and not self._book["stages"]:
             _remove(self.path)
             for parent in self._new[1:]:
                 with suppress(OSError):  # somebody else has put something there
@@ -194,13 +194,13 @@ class RunFolder:
         latest = self.latest_checkpoint(stage, observer) if mode == "resume" else None
         if mode == "resume" and latest is None and self.interrupted(stage):
             observer.notice(f"no checkpoint of {stage} to go on from; it starts again")
-        wait_for_all()  # nothing is changed before all processes have read it
-        if is_first():
+        barrier()  # nothing is changed before all processes have read it
+        if is_main_process():
             kept = latest.step if latest else None
             self.logs.follow(self.recipe, stage, kept, observer)  # first: a tracker may refuse
             self._begin(stage, latest, observer)
             self.logs.replay(stage)
-        wait_for_all()
+        barrier()
         return latest
 
     def _begin(self, stage: str, latest: Checkpoint | None, observer: Observer) -> None:
@@ -232,7 +232,7 @@ class RunFolder:
 
     def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
         """Record that a stage is finished and what it reports; its checkpoints go."""
-        if not is_first():
+        if not is_main_process():
             return
         self._book["stages"][stage] |= {"status": "finished", "summary": dict(summary)}
         self._write_book()
@@ -242,7 +242,7 @@ class RunFolder:
         self, stage: str, step: int, figures: Mapping[str, Any], *, file: str = "metrics.jsonl"
     ) -> None:
         """Append one line to metrics.jsonl, or to samples.jsonl."""
-        if is_first():
+        if is_main_process():
             self.logs.write(stage, step, figures, file)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.runs.folder import RunFolder
 
 
-def with_sandbox(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
+def with_sandbox_files(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
     """The recipe with the sandbox's model and data filled in where it names none of its own.
 
     Makes them in the run folder at first use. Raises DenserlError when the folder's sandbox was

@@ -82,7 +82,7 @@ def fit_language_model(
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
-    from denserl_cli.core.data.encoding import collate_sequences
+    from denserl_cli.core.data.batches import collate_sequences
     from denserl_cli.core.models.causal_lm import response_logprobs
 
     observer = observer or Observer()

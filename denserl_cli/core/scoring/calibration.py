@@ -15,13 +15,9 @@ import numpy as np
 import torch
 
 from denserl_cli.core.chat.loading import load_chat
-from denserl_cli.core.data.encoding import (
-    Pair,
-    collate_sequences,
-    encode_pairs,
-    micro_batches,
-    read_pairs,
-)
+from denserl_cli.core.data.batches import collate_sequences, micro_batches
+from denserl_cli.core.data.conversations import Pair, read_pairs
+from denserl_cli.core.data.encoding import encode_pairs
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.models.lora import load_reference
@@ -50,7 +46,7 @@ class Calibration(NamedTuple):
     segment_length: float
 
 
-def settled(
+def with_calibrated_cutoff(
     recipe: Recipe, run: RunFolder, observer: Observer, record: RewardRecord | None = None
 ) -> Recipe:
     """The recipe with its cutoff as a number, whatever it says.

@@ -10,13 +10,13 @@ from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
 from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.models.sequence_classifier import SequenceReward, has_plain_head, translating
-from denserl_cli.core.scoring.resolve import _OPTION, Opened
+from denserl_cli.core.scoring.resolve import _OPTION, RewardSetup
 from denserl_cli.core.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from denserl_cli.core.data.encoding import Prompt
+    from denserl_cli.core.data.conversations import Prompt
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
@@ -57,7 +57,7 @@ def load_reward_model(
 
 
 def load_scorer(
-    opened: Opened,
+    opened: RewardSetup,
     run: RunFolder,
     observer: Observer,
     *,
@@ -69,14 +69,14 @@ def load_scorer(
     reference: the recipe's starting model; without it, it is loaded where segments depend on it.
     prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
     """
-    recipe, chat, reading = opened.recipe, opened.chat, opened.reading
+    recipe, chat, reward_chat_format = opened.recipe, opened.chat, opened.reward_chat_format
     if reference is None and recipe.segmentation.by_entropy:
         reference = load_reference(recipe)
     model, record = None, opened.record
     if record is not None:
         model = load_reward_model(record, recipe, run, observer=observer, reference=reference)
-    if prompts and reading is not chat:
-        model = translating(model, chat, reading, prompts, observer)
+    if prompts and reward_chat_format is not chat:
+        model = translating(model, chat, reward_chat_format, prompts, observer)
     return Scorer(
         recipe.segmentation,
         reference=reference,

@@ -22,8 +22,8 @@ from denserl_cli.core.models.sequence_classifier import (
     reads_ids_of,
 )
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.sandbox.files import with_sandbox
-from denserl_cli.core.scoring.calibration import settled
+from denserl_cli.core.sandbox.files import with_sandbox_files
+from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ NORMALIZER = "normalizer.json"
 _OPTION = "published.reward_model"
 
 
-class Opened(NamedTuple):
+class RewardSetup(NamedTuple):
     """What a command that scores begins with.
 
     recipe: with the sandbox's files and a cutoff that is a number. record: None without a reward
@@ -50,28 +50,36 @@ class Opened(NamedTuple):
     record: RewardRecord | None
     tokenizer: PreTrainedTokenizerBase
     chat: ChatFormat
-    reading: ChatFormat
+    reward_chat_format: ChatFormat
 
 
-def open_reward_model(recipe: Recipe, run: RunFolder, observer: Observer) -> Opened:
+def prepare_reward_model(recipe: Recipe, run: RunFolder, observer: Observer) -> RewardSetup:
     """Find the reward model that the run scores with, and adopt it where it is a published one."""
     record = reward_record(recipe, run)
-    recipe = settled(with_sandbox(recipe, run, observer), run, observer, record)
+    recipe = with_calibrated_cutoff(
+        with_sandbox_files(recipe, run, observer), run, observer, record
+    )
     tokenizer, chat = load_chat(recipe)
-    reading = own_format(record, chat) or chat
+    reward_chat_format = own_format(record, chat) or chat
     if record.weights and not is_adapters(record.weights):
         revision = record.weights_revision
-        check_vocabulary(reading, record.weights, revision, what="reward model")
-    return Opened(recipe, adopt(record, recipe, run, chat, observer), tokenizer, chat, reading)
+        check_vocabulary(reward_chat_format, record.weights, revision, what="reward model")
+    return RewardSetup(
+        recipe,
+        record_published(record, recipe, run, chat, observer),
+        tokenizer,
+        chat,
+        reward_chat_format,
+    )
 
 
-def open_rewards(recipe: Recipe, run: RunFolder, observer: Observer) -> Opened:
+def prepare_rewards(recipe: Recipe, run: RunFolder, observer: Observer) -> RewardSetup:
     """What PPO begins with: the reward model, unless the user's own rewards take its place."""
     if recipe.ppo.learned_weight:
-        return open_reward_model(recipe, run, observer)
-    recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+        return prepare_reward_model(recipe, run, observer)
+    recipe = with_calibrated_cutoff(with_sandbox_files(recipe, run, observer), run, observer)
     tokenizer, chat = load_chat(recipe)
-    return Opened(recipe, None, tokenizer, chat, chat)
+    return RewardSetup(recipe, None, tokenizer, chat, chat)
 
 
 def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:
@@ -96,7 +104,7 @@ def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:
     return record
 
 
-def adopt(
+def record_published(
     record: RewardRecord, recipe: Recipe, run: RunFolder, chat: ChatFormat, observer: Observer
 ) -> RewardRecord:
     """Write down a published reward model and its normaliser in the run folder on first use.

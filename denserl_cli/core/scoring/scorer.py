@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from denserl_cli.core.engine.frozen import Resting, called
+from denserl_cli.core.engine.frozen import CpuOffloaded, called
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.device import autocast
@@ -20,7 +20,7 @@ from denserl_cli.core.segmentation_rules import Cutter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.recipe.schema import SegmentationConfig
 
 
@@ -56,17 +56,17 @@ class Scorer:
         self.reference = reference
         self.reward_model = reward_model
         self.dtype = dtype
-        self.resting: Resting | None = None
+        self.offloaded: CpuOffloaded | None = None
 
-    def rest(self, device: torch.device) -> None:
-        """Leave the models in the CPU's memory, except inside `at_hand`."""
+    def offload(self, device: torch.device) -> None:
+        """Leave the models in the CPU's memory, except inside `on_device`."""
         reward = self.reward_model
         held = (self.reference, reward.model if isinstance(reward, SequenceReward) else reward)
-        self.resting = Resting([model for model in held if model is not None], device)
+        self.offloaded = CpuOffloaded([model for model in held if model is not None], device)
 
-    def at_hand(self) -> AbstractContextManager[None]:
+    def on_device(self) -> AbstractContextManager[None]:
         """The models on their device for the while, if they rest elsewhere."""
-        return nullcontext() if self.resting is None else self.resting.at_hand()
+        return nullcontext() if self.offloaded is None else self.offloaded.on_device()
 
     @torch.no_grad()
     def __call__(

@@ -19,11 +19,16 @@ from torch import Tensor
 
 from denserl_cli.core.data import cache, fingerprint
 from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths
-from denserl_cli.core.system.distributed import any_rank, from_first_rank, is_first, world_size
+from denserl_cli.core.system.distributed import (
+    any_rank,
+    broadcast_object,
+    is_main_process,
+    world_size,
+)
 from denserl_cli.core.system.environment import device_name, versions
 
 if TYPE_CHECKING:
-    from denserl_cli.core.data.encoding import SequenceBatch
+    from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.scoring.scorer import Scorer
@@ -121,7 +126,7 @@ def open_cache(
     None where nothing tells the reference from another one of its name. The first process decides
     for all, or some would wait for the others in vain.
     """
-    key = from_first_rank(_key(rows, recipe) if is_first() else None)
+    key = broadcast_object(_key(rows, recipe) if is_main_process() else None)
     if key is None:
         return None
     responses = pair_lengths(rows)[:, 1:].T.ravel()  # numbered as by `collate_sides`

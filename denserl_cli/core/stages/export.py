@@ -14,8 +14,8 @@ from denserl_cli.core.models.lora import FILES, is_adapters, merged
 from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.sandbox.files import with_sandbox
-from denserl_cli.core.scoring.calibration import settled
+from denserl_cli.core.sandbox.files import with_sandbox_files
+from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
     if recipe.segmentation.cutoff == "auto":
         known = (run.reward_model / RECORD).exists()
         record = RewardRecord.load(run.reward_model) if known else None
-        recipe = settled(recipe, run, Observer(), record)
+        recipe = with_calibrated_cutoff(recipe, run, Observer(), record)
     with replaced_folder(target) as folder:
         if is_adapters(source):
-            _write_merged(part, with_sandbox(recipe, run, Observer()), source, folder)
+            _write_merged(part, with_sandbox_files(recipe, run, Observer()), source, folder)
         ignored = shutil.ignore_patterns(*FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         (folder / "README.md").write_text(model_card(part, recipe, summary), encoding="utf-8")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
-from denserl_cli.core.data.encoding import EncodedPairRow, collate_sides, micro_batches
+from denserl_cli.core.data.batches import EncodedPairRow, collate_sides, micro_batches
 from denserl_cli.core.data.loading import draw_pairs
 from denserl_cli.core.data.skipped import list_skipped
-from denserl_cli.core.engine.factory import spread
+from denserl_cli.core.engine.factory import shard_frozen_models
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.device import device
 from denserl_cli.core.normalizer import (
@@ -27,12 +27,12 @@ from denserl_cli.core.normalizer import (
     location_table,
 )
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import open_reward_model
+from denserl_cli.core.scoring.resolve import prepare_reward_model
 from denserl_cli.core.system.distributed import (
-    first_goes_ahead,
-    from_all_ranks,
-    is_first,
-    share,
+    all_gather_object,
+    is_main_process,
+    main_process_first,
+    shard_micro_batches,
     world_size,
 )
 
@@ -55,19 +55,19 @@ class SegmentRewards(NamedTuple):
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Fit the normaliser of a run's reward model and leave it beside the model."""
-    with first_goes_ahead():
-        opened = open_reward_model(recipe, run, observer)
-    recipe, chat = opened.recipe, opened.reading
+    with main_process_first():
+        opened = prepare_reward_model(recipe, run, observer)
+    recipe, chat = opened.recipe, opened.reward_chat_format
     rows, skipped = draw_pairs(
         recipe, chat, recipe.normalizer.pairs, recipe.normalizer.seed, observer
     )
     seed_everything(recipe.seed)
     scorer = load_scorer(opened, run, observer)
-    spread(scorer, recipe, recipe.reward_model.engine)
+    shard_frozen_models(scorer, recipe, recipe.reward_model.engine)
     run.started(STAGE, mode, observer)
     list_skipped(skipped, run.skipped_file(STAGE), observer)
     rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)
-    if not is_first():
+    if not is_main_process():
         return
     normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
     if recipe.normalizer.min_std is not None:
@@ -90,7 +90,9 @@ def segment_rewards(
     lengths = side_lengths(pair_lengths(rows))
     found: list[np.ndarray] = []
     observer.begin("score responses", total=len(lengths))
-    for part, is_mine in share(micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)):
+    for part, is_mine in shard_micro_batches(
+        micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)
+    ):
         scored = scorer(collate_sides(rows, part, pad_id, device()))
         assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
@@ -100,7 +102,7 @@ def segment_rewards(
             found.append(torch.stack([c[scored.ends].double() for c in columns]).cpu().numpy())
         observer.advance(len(part) * world_size())
     observer.end()
-    in_order = [part for turn in zip_longest(*from_all_ranks(found)) for part in turn]
+    in_order = [part for turn in zip_longest(*all_gather_object(found)) for part in turn]
     location, reward, last = np.concatenate([p for p in in_order if p is not None], axis=1)
     return SegmentRewards(location, reward, last > 0)
 

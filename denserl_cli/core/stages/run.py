@@ -41,7 +41,7 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
     """
     run = RunFolder(folder, recipe)
     with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
-        if distributed.from_first_rank(distributed.is_first() and run.admit(stage, mode)):
+        if distributed.broadcast_object(distributed.is_main_process() and run.admit(stage, mode)):
             _work(stage, recipe, run, mode, observer)
         else:
             done = f"{stage} in {folder} is finished"

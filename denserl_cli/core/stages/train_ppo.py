@@ -7,23 +7,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.chat.format import ChatFormat
-from denserl_cli.core.data.encoding import Prompt, global_batches
+from denserl_cli.core.data.batches import global_batches
+from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.base import Engine
-from denserl_cli.core.engine.factory import check_engine, make_engine, spread
+from denserl_cli.core.engine.factory import check_engine, make_engine, shard_frozen_models
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
 from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import OwnRewards
+from denserl_cli.core.ppo.reward_functions import RewardFunctions
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
-from denserl_cli.core.scoring.resolve import Opened, load_normalizer, open_rewards
-from denserl_cli.core.system.distributed import first_goes_ahead, is_first, wait_for_all
+from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare_rewards
+from denserl_cli.core.system.distributed import barrier, is_main_process, main_process_first
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
-    with first_goes_ahead():
-        asked, opened = recipe, open_rewards(recipe, run, observer)
+    with main_process_first():
+        asked, opened = recipe, prepare_rewards(recipe, run, observer)
     recipe, tokenizer, chat = opened.recipe, opened.tokenizer, opened.chat
-    own = OwnRewards(recipe, tokenizer)
+    own = RewardFunctions(recipe, tokenizer)
     normalizer = None if opened.record is None else load_normalizer(recipe, run)
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
@@ -73,7 +74,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         del checkpoint  # a copy of all weights and optimizer states
     trainer.train(start)
     trainer.save_policy("policy")
-    if not is_first():
+    if not is_main_process():
         return
     summary = trainer.summary()
     run.finished(STAGE, summary)
@@ -98,7 +99,7 @@ def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
 
 
 def _models(
-    opened: Opened, run: RunFolder, plan: PromptPlan, scorer: Scorer
+    opened: RewardSetup, run: RunFolder, plan: PromptPlan, scorer: Scorer
 ) -> tuple[Collector, Updater]:
     """Policy and critic with their engines, beside the frozen models of the scorer."""
     recipe, record, chat = opened.recipe, opened.record, opened.chat
@@ -107,7 +108,8 @@ def _models(
     steps = ppo.epochs * responses // ppo.train_batch_size
     reference = scorer.reference
     assert reference is not None
-    spread(scorer, recipe, ppo.engine)  # first, or whole models would wait beside the trained ones
+    # first, or whole models would wait beside the trained ones
+    shard_frozen_models(scorer, recipe, ppo.engine)
     actor = make_engine(
         recipe,
         ppo.engine,
@@ -152,8 +154,8 @@ def _stop_generation(policy: Any, chat: ChatFormat) -> None:
 
 def _save(actor: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
     with actor.gathered() as policy:
-        if is_first():
+        if is_main_process():
             with replaced_folder(run.path / name) as folder:
                 policy.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-    wait_for_all()
+    barrier()

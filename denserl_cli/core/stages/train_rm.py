@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from denserl_cli.core.chat.loading import load_chat
-from denserl_cli.core.data.encoding import global_batches
+from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.loading import load_pairs
 from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.factory import check_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.reward_model.trainer import STAGE, RewardTrainer
-from denserl_cli.core.sandbox.files import with_sandbox
-from denserl_cli.core.scoring.calibration import settled
-from denserl_cli.core.system.distributed import first_goes_ahead, is_first, wait_for_all
+from denserl_cli.core.sandbox.files import with_sandbox_files
+from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
+from denserl_cli.core.system.distributed import barrier, is_main_process, main_process_first
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the reward model of a recipe and leave it in the run folder."""
     check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
-    with first_goes_ahead():
-        recipe = settled(with_sandbox(recipe, run, observer), run, observer)
+    with main_process_first():
+        recipe = with_calibrated_cutoff(with_sandbox_files(recipe, run, observer), run, observer)
     tokenizer, chat = load_chat(recipe)
     data = load_pairs(recipe, chat, observer)
     settings = recipe.reward_model
@@ -49,7 +49,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
         del checkpoint  # a copy of all weights and optimizer states
     trainer.train(start)
     with trainer.engine.gathered() as model:
-        if is_first():
+        if is_main_process():
             model.config.pad_token_id = chat.pad_id
             with replaced_folder(run.reward_model) as folder:
                 model.save_pretrained(folder)
@@ -57,8 +57,8 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
                 # the cutoff as a number
                 asked = replace(run.recipe, segmentation=recipe.segmentation)
                 RewardRecord.of(asked, chat).save(folder)
-    wait_for_all()
-    if not is_first():
+    barrier()
+    if not is_main_process():
         return
     summary = trainer.summary()
     run.finished(STAGE, summary)

@@ -41,7 +41,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes and speaks."""
     return rank() == 0
 
@@ -102,7 +102,7 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come this far."""
     import torch
 
@@ -136,21 +136,21 @@ def _patient_group() -> Any:
 
 
 @contextmanager
-def first_goes_ahead() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Let the first process do something alone; the others do it when it has finished."""
-    if not is_first():
-        wait_for_all()
+    if not is_main_process():
+        barrier()
     yield
-    if is_first():
-        wait_for_all()
+    if is_main_process():
+        barrier()
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set in some process."""
-    return any(from_all_ranks(flag)) if world_size() > 1 else flag
+    return any(all_gather_object(flag)) if world_size() > 1 else flag
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place; each must call with the same shape."""
     import torch
 
@@ -168,7 +168,7 @@ def max_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def from_all_ranks(mine: T) -> list[T]:
+def all_gather_object(mine: T) -> list[T]:
     """What each process passed, in the order of the ranks."""
     import torch
 
@@ -179,7 +179,7 @@ def from_all_ranks(mine: T) -> list[T]:
     return found
 
 
-def from_first_rank(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """What the first process passed."""
     import torch
 
@@ -190,7 +190,7 @@ def from_first_rank(value: T) -> T:
     return box[0]
 
 
-def turns(parts: Sequence[T]) -> list[list[T]]:
+def rounds(parts: Sequence[T]) -> list[list[T]]:
     """The parts that all processes work on side by side, turn by turn.
 
     Neighbours, which are of similar length, go to different processes. Where there are too few for
@@ -203,7 +203,7 @@ def turns(parts: Sequence[T]) -> list[list[T]]:
     ]
 
 
-def share(parts: Sequence[T]) -> list[tuple[T, bool]]:
+def shard_micro_batches(parts: Sequence[T]) -> list[tuple[T, bool]]:
     """The parts that fall to this process, and whether each one counts.
 
     Every process gets the same number, for each part is a collective call where weights are
@@ -211,5 +211,6 @@ def share(parts: Sequence[T]) -> list[tuple[T, bool]]:
     """
     places = range(rank(), rank() + len(parts), world_size())
     return [
-        (turn[rank()], place < len(parts)) for place, turn in zip(places, turns(parts), strict=True)
+        (turn[rank()], place < len(parts))
+        for place, turn in zip(places, rounds(parts), strict=True)
     ]

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerBase
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.data.batches import collate_sides
-from denserl_cli.core.data.encoding import Pair, encode_pairs
+from denserl_cli.core.data.conversations import Pair
+from denserl_cli.core.data.encoding import encode_pairs
 from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.ppo.collect import Collector

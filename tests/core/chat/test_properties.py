@@ -10,7 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from denserl_cli.core.chat.format import ChatFormat, EncodedPair, truncate_pair
-from denserl_cli.core.data.encoding import Pair, Prompt, encode_pairs, encode_prompts
+from denserl_cli.core.data.conversations import Pair, Prompt
+from denserl_cli.core.data.encoding import encode_pairs, encode_prompts
 from tests.core.fake_tokenizers import (
     PLAIN,
     TRIMMING,

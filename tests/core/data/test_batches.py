@@ -11,11 +11,11 @@ from denserl_cli.core.data.batches import (
     by_length,
     collate_sequences,
     collate_sides,
+    forward_passes,
     global_batches,
     margins,
     micro_batches,
     pair_batches,
-    passes,
 )
 from denserl_cli.core.errors import DenserlError
 
@@ -115,11 +115,11 @@ def test_pairs_are_dealt_to_processes_that_get_alike_ones(monkeypatch) -> None:
 def test_passes_are_as_many_in_every_process(monkeypatch) -> None:
     monkeypatch.setattr("denserl_cli.core.data.batches.PASS_TOKENS", {"cpu": 64, "cuda": 64})
     mine, theirs = np.array([100, 900, 110, 800]), np.array([100, 100, 900, 890])
-    assert [part.tolist() for part in passes(mine)] == [[1], [3], [2, 0]]
-    assert [part.tolist() for part in passes(theirs)] == [[2, 3], [0, 1]]
-    assert [part.tolist() for part in passes(mine, mine, theirs)] == [[1, 3], [2, 0]]
-    assert [part.tolist() for part in passes(theirs, mine, theirs)] == [[2, 3], [0, 1]]
-    assert [part.tolist() for part in passes(mine, mine, theirs[:2])] == [[1, 3, 2, 0]]
+    assert [part.tolist() for part in forward_passes(mine)] == [[1], [3], [2, 0]]
+    assert [part.tolist() for part in forward_passes(theirs)] == [[2, 3], [0, 1]]
+    assert [part.tolist() for part in forward_passes(mine, mine, theirs)] == [[1, 3], [2, 0]]
+    assert [part.tolist() for part in forward_passes(theirs, mine, theirs)] == [[2, 3], [0, 1]]
+    assert [part.tolist() for part in forward_passes(mine, mine, theirs[:2])] == [[1, 3, 2, 0]]
 
 
 def test_sequences_and_responses_start_in_the_first_column() -> None:
@@ -127,14 +127,17 @@ def test_sequences_and_responses_start_in_the_first_column() -> None:
     assert batch.input_ids.tolist() == [[1, 2, 3, 5], [4, 6, 7, 0]]
     assert batch.responses.tolist() == [[5, 0], [6, 7]]
     assert batch.response_mask.tolist() == [[True, False], [True, True]]
-    assert batch.places.tolist() == [3, 5, 6]
+    assert batch.response_positions.tolist() == [3, 5, 6]
     kinds = (batch.input_ids.dtype, batch.responses.dtype, batch.response_mask.dtype)
     assert kinds == (torch.int64, torch.int64, torch.bool)
 
 
 def test_a_window_holds_the_values_of_each_response() -> None:
     batch = collate_sequences([ints(1, 2, 3), ints(4)], [ints(5), ints(6, 7)], pad_id=0)
-    assert batch.window(batch.input_ids.flatten()[batch.places]).tolist() == [[5, 0], [6, 7]]
+    assert batch.window(batch.input_ids.flatten()[batch.response_positions]).tolist() == [
+        [5, 0],
+        [6, 7],
+    ]
     values = torch.tensor([1.5, 2.5, 3.5], requires_grad=True)
     batch.window(values)[1].sum().backward()
     assert values.grad is not None and values.grad.tolist() == [0, 1, 1]

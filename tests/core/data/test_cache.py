@@ -18,13 +18,12 @@ from datasets import Dataset
 
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.data import cache
+from denserl_cli.core.data.conversations import read_pairs, read_prompts
 from denserl_cli.core.data.encoding import (
     PairEncoding,
     PromptEncoding,
     encode_pairs,
     encode_prompts,
-    read_pairs,
-    read_prompts,
 )
 from denserl_cli.core.data.mixture import Mixture, mixed
 from denserl_cli.core.errors import DenserlError

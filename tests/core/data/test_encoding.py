@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 
 from denserl_cli.core.chat.format import ChatFormat, encode_pair, encode_prompt
-from denserl_cli.core.data.encoding import (
-    EncodedPairRow,
-    Pair,
-    PairRows,
-    Prompt,
-    PromptRows,
-    encode_pairs,
-    encode_prompts,
-    read_pairs,
-    read_prompts,
-    split_pairs,
-    split_prompts,
-)
+from denserl_cli.core.data.arrow_rows import PairRows, PromptRows
+from denserl_cli.core.data.batches import EncodedPairRow
+from denserl_cli.core.data.conversations import Pair, Prompt, read_pairs, read_prompts
+from denserl_cli.core.data.encoding import encode_pairs, encode_prompts
+from denserl_cli.core.data.splitting import split_pairs, split_prompts
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import Source

@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 
 from denserl_cli.core.chat.loading import load_chat
-from denserl_cli.core.data.encoding import Skipped
 from denserl_cli.core.data.loading import draw_pairs, load_pairs, load_prompts
-from denserl_cli.core.data.skipped import list_skipped
+from denserl_cli.core.data.skipped import Skipped, list_skipped
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.schema import Source
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.files import Slots, with_sandbox
+from denserl_cli.core.sandbox.files import SandboxFiles, with_sandbox_files
 from tests.core.conftest import Ears, MakeRecipe
 
 SMALL = (
@@ -41,13 +40,13 @@ def pairs_file(path: Path, *answers: tuple[str, str]) -> Path:
 
 def test_without_a_sandbox_the_recipe_stays_as_it_is(recipe: MakeRecipe, tmp_path: Path):
     asked = recipe()
-    assert with_sandbox(asked, run_of(asked, tmp_path), Observer()) is asked
+    assert with_sandbox_files(asked, run_of(asked, tmp_path), Observer()) is asked
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_sandbox_fills_in_what_the_recipe_leaves_open(tmp_path: Path):
     asked = sandbox_recipe()
-    filled = with_sandbox(asked, run_of(asked, tmp_path), Observer())
+    filled = with_sandbox_files(asked, run_of(asked, tmp_path), Observer())
     folder = tmp_path / "run" / "sandbox"
     assert filled.model.path == str(folder / "model")
     assert filled.data.preferences == (Source(str(folder / "preferences.jsonl")),)
@@ -55,10 +54,10 @@ def test_the_sandbox_fills_in_what_the_recipe_leaves_open(tmp_path: Path):
     assert run_of(asked, tmp_path).admit("train-rm", "start")
 
 
-def test_what_the_recipe_names_stays(slots: Slots, tmp_path: Path):
+def test_what_the_recipe_names_stays(slots: SandboxFiles, tmp_path: Path):
     own = [f"model.path={slots.model}", f"data.preferences=[{slots.preferences}]"]
     asked = sandbox_recipe(*own)
-    filled = with_sandbox(asked, run_of(asked, tmp_path), Observer())
+    filled = with_sandbox_files(asked, run_of(asked, tmp_path), Observer())
     assert filled.model.path == str(slots.model)
     assert filled.data.preferences == (Source(str(slots.preferences)),)
     assert filled.data.prompts[0].path.startswith(str(tmp_path))
@@ -67,17 +66,17 @@ def test_what_the_recipe_names_stays(slots: Slots, tmp_path: Path):
 def test_the_sandbox_is_made_once(tmp_path: Path):
     asked, ears = sandbox_recipe(), Ears()
     for _ in range(2):
-        with_sandbox(asked, run_of(asked, tmp_path), ears)
+        with_sandbox_files(asked, run_of(asked, tmp_path), ears)
     assert ears.titles == ["fit the starting model"]
 
 
 @pytest.mark.parametrize("setting", ["seed=7", "sandbox.pairs=5"])
 def test_another_sandbox_needs_another_folder(tmp_path: Path, setting: str):
     asked = sandbox_recipe()
-    with_sandbox(asked, run_of(asked, tmp_path), Observer())
+    with_sandbox_files(asked, run_of(asked, tmp_path), Observer())
     other = sandbox_recipe(setting)
     with pytest.raises(DenserlError, match="made with other settings or another seed") as caught:
-        with_sandbox(other, run_of(other, tmp_path), Observer())
+        with_sandbox_files(other, run_of(other, tmp_path), Observer())
     assert caught.value.hint and "--out" in caught.value.hint
 
 
@@ -85,7 +84,7 @@ def test_another_sandbox_needs_another_folder(tmp_path: Path, setting: str):
 
 
 def test_pairs_are_held_out_or_have_their_own_source(
-    recipe: MakeRecipe, slots: Slots, tmp_path: Path
+    recipe: MakeRecipe, slots: SandboxFiles, tmp_path: Path
 ):
     _, chat = load_chat(recipe())
     split = load_pairs(recipe(), chat, Observer())

@@ -55,7 +55,7 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
         prompts = [rng.integers(1, 20, rng.integers(1, 6)) for _ in range(8)]
         responses = [rng.integers(1, 20, rng.integers(1, 9)) for _ in range(8)]
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        parts = distributed.share(micro_batches(lengths, np.arange(8), 2))
+        parts = distributed.shard_micro_batches(micro_batches(lengths, np.arange(8), 2))
         total = torch.zeros(2)
         for turn, (part, _) in enumerate(parts, 1):
             found = []
@@ -67,10 +67,10 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
             pair = [sum(losses) for losses in zip(*found, strict=True)]
             last = turn == len(parts)
             actor.backward(pair[0], last=last)
-            spoilt = number == 2 and last and distributed.is_first()
+            spoilt = number == 2 and last and distributed.is_main_process()
             critic.backward(pair[1] + (values.sum() * 0).sqrt() if spoilt else pair[1], last=last)
             total += torch.stack([loss.detach() for loss in pair])
-        losses.append(distributed.sum_over_ranks(total))
+        losses.append(distributed.all_reduce_sum(total))
         rates.append(actor.learning_rate)
         if number == 2:
             with pytest.raises(NonFiniteError, match="the gradient norm is"):
@@ -121,7 +121,7 @@ def main(tied: str, out: str) -> None:
     found = {stage: train("deepspeed", stage, tied == "tied") for stage in (1, 2, 3)}
     for stage in (1, 2, 3):
         leaves_out_in_half_precision(stage)
-    if distributed.is_first():
+    if distributed.is_main_process():
         torch.save(found, Path(out))
     distributed.leave()
 

@@ -74,7 +74,7 @@ def test_per_token_is_what_ppo_spreads(interpolation: str, total: str):
 @pytest.mark.parametrize("weight", [0.25, 3.0])
 def test_per_token_has_the_reward_models_weight_before_the_clip(weight: float):
     one = trace([0.5, 2.0, 0.5, 0.5, 9.0])
-    own = "ppo.reward=[{function: 'python:tests.own_rewards.variety'}]"
+    own = "ppo.reward=[{function: 'python:tests.reward_functions.variety'}]"
     plain = [s.per_token for s in cut(1.0, "ppo.reward_clip=99")(one).segments]
     weighed = cut(1.0, own, f"ppo.reward_model_weight={weight}", "ppo.reward_clip=1")
     expected = np.clip(weight * np.array(plain), -1, 1)

@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from denserl_cli.core.chat.loading import load_tokenizer
-from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences
+from denserl_cli.core.data.batches import SequenceBatch, collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_causal_lm, refuse_unusual_head, response_logprobs
 from denserl_cli.core.models.scalar_head import load_scalar_model, token_values
 from denserl_cli.core.recipe.schema import ModelConfig
-from denserl_cli.core.sandbox.files import Slots
+from denserl_cli.core.sandbox.files import SandboxFiles
 from tests.tiny import causal_lm, config, scalar_model
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10]]
@@ -147,7 +147,7 @@ def model_at(path: Path, **options: object) -> ModelConfig:
     return ModelConfig(path=str(path), gradient_checkpointing=False, **options)  # type: ignore[arg-type]
 
 
-def test_frozen_models_have_no_gradients_and_trained_ones_are_float32(slots: Slots):
+def test_frozen_models_have_no_gradients_and_trained_ones_are_float32(slots: SandboxFiles):
     half = model_at(slots.model, dtype="bfloat16")
     for trained in (False, True):
         for model in (
@@ -232,7 +232,7 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path):
         assert "a t5 model is not a causal language model" in message
 
 
-def test_what_cannot_be_read_is_one_error(tmp_path: Path, slots: Slots):
+def test_what_cannot_be_read_is_one_error(tmp_path: Path, slots: SandboxFiles):
     for name in ("torn", "unread", "empty"):
         shutil.copytree(slots.model, tmp_path / name)
     file = tmp_path / "torn" / "model.safetensors"

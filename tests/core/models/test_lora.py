@@ -33,7 +33,7 @@ from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.schema import LoraConfig, ModelConfig, OptimizerConfig
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.files import with_sandbox
+from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.export import export
 from denserl_cli.core.stages.run import run_stage
@@ -483,7 +483,7 @@ def weights(folder: Path) -> bytes:
 
 def opened(folder: Path) -> Recipe:
     recipe = tiny.recipe(*SETTINGS)
-    return with_sandbox(recipe, RunFolder(folder, recipe), Observer())
+    return with_sandbox_files(recipe, RunFolder(folder, recipe), Observer())
 
 
 def test_the_stages_leave_adapters_that_have_learnt(finished: Path):

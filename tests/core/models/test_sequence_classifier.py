@@ -24,7 +24,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from denserl_cli.core.data.encoding import collate_sequences
+from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.inspector import Inspector, answers_of
@@ -33,9 +33,9 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.files import Slots
+from denserl_cli.core.sandbox.files import SandboxFiles
 from denserl_cli.core.scoring.loading import load_reward_model
-from denserl_cli.core.scoring.resolve import Opened, open_reward_model
+from denserl_cli.core.scoring.resolve import RewardSetup, prepare_reward_model
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
@@ -108,9 +108,11 @@ def direct(folder: Path, conversations: list[list[dict[str, str]]]) -> np.ndarra
     return np.array(values)
 
 
-def begin(recipe: Recipe, path: Path, observer: Observer | None = None) -> tuple[Opened, RunFolder]:
+def begin(
+    recipe: Recipe, path: Path, observer: Observer | None = None
+) -> tuple[RewardSetup, RunFolder]:
     run = RunFolder(path, recipe)
-    return open_reward_model(recipe, run, observer or Observer()), run
+    return prepare_reward_model(recipe, run, observer or Observer()), run
 
 
 NAMES = ["llama", "gpt2", *ENCODERS]
@@ -146,7 +148,7 @@ def test_responses_of_the_policy_are_read_as_the_model_itself_would(
 
 @pytest.mark.parametrize("name", ["llama", "roberta"])
 def test_fit_and_ppo_with_a_model_of_another_make(
-    recipe: MakeRecipe, slots: Slots, name: str, tmp_path: Path
+    recipe: MakeRecipe, slots: SandboxFiles, name: str, tmp_path: Path
 ):
     folder, path = publish(made(name), tmp_path / "rm"), tmp_path / "run"
     pairs = f"data.preferences=[{{path: {slots.preferences}, max_samples: 12}}]"

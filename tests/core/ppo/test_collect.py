@@ -47,7 +47,7 @@ def collected(collect: Collector) -> Rollout:
 
 def test_frozen_models_rest_but_while_they_score(collected: Rollout, monkeypatch):
     made, seen = collector(), []
-    made.scorer.rest(torch.device("cpu"))
+    made.scorer.offload(torch.device("cpu"))
     weight = made.scorer.reward_model.score.weight
     kept = weight.data_ptr()
     for name in ("sample", "score"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from denserl_cli.core.data.encoding import Prompt
+from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.ppo.prompts import EVALUATION, PromptPlan, evaluation_batch
 
 

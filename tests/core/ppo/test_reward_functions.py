@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.data.encoding import Prompt
+from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.evaluation.policy import evaluate_policy
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.ppo import reward_functions as own_rewards
-from denserl_cli.core.ppo.reward_functions import OwnRewards, UserFunction, placed
-from denserl_cli.core.ppo.rewards import Earned, dense_rewards
+from denserl_cli.core.ppo import reward_functions as reward_functions
+from denserl_cli.core.ppo.reward_functions import RewardFunctions, UserFunction, placed
+from denserl_cli.core.ppo.rewards import TokenRewards, dense_rewards
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages.export import export
@@ -58,7 +58,7 @@ def two() -> Rollout:
 
 
 def own(monkeypatch, *functions, weights=(), **ppo):
-    """OwnRewards of plain functions in a module that is there for the while."""
+    """RewardFunctions of plain functions in a module that is there for the while."""
     module = SimpleNamespace(**{f.__name__: f for f in functions})
     monkeypatch.setitem(sys.modules, "given", module)
     weights = weights or [1.0] * len(functions)
@@ -67,7 +67,7 @@ def own(monkeypatch, *functions, weights=(), **ppo):
         for f, w in zip(functions, weights, strict=True)
     )
     settings = {"interpolation": "even", "segment_total": "sum", "reward": reward, **ppo}
-    return OwnRewards(SimpleNamespace(ppo=SimpleNamespace(**settings)), Words())
+    return RewardFunctions(SimpleNamespace(ppo=SimpleNamespace(**settings)), Words())
 
 
 def test_each_kind_of_reward_reaches_its_tokens(two, monkeypatch):
@@ -155,9 +155,9 @@ def test_the_result_does_not_depend_on_the_number_of_processes(two, monkeypatch)
 
     one = own(monkeypatch, length)(PROMPTS, two)
     for rank in (0, 1):
-        monkeypatch.setattr(own_rewards, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(own_rewards, "world_size", lambda: 2)
-        monkeypatch.setattr(own_rewards, "from_all_ranks", lambda mine: [[4.0], [1.0]])
+        monkeypatch.setattr(reward_functions, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(reward_functions, "world_size", lambda: 2)
+        monkeypatch.setattr(reward_functions, "all_gather_object", lambda mine: [[4.0], [1.0]])
         assert torch.equal(own(monkeypatch, length)(PROMPTS, two).tokens, one.tokens)
 
 
@@ -169,7 +169,7 @@ def test_rewards_add_up_before_the_clip_and_the_penalties(two):
         "ppo.segment_total=sum",
     )
     scored = two._replace(token_values=torch.tensor([[9.0, 4, 30, 9], [1, 0, 0, 0]]))
-    mine = Earned(torch.tensor([[1.0, 0, 0, 3], [1, 0, 0, 0]]), {})
+    mine = TokenRewards(torch.tensor([[1.0, 0, 0, 3], [1, 0, 0, 0]]), {})
     found = dense_rewards(scored, recipe, None, mine)
     assert found.tolist() == [[2, 1, 10, 3], [-2, 0, 0, 0]]
     assert dense_rewards(two, recipe, None, mine).tolist() == [[1, 0, 0, 3], [-2, 0, 0, 0]]
@@ -211,7 +211,7 @@ def test_all_that_is_wrong_with_rewards_is_said_at_once(tmp_path, monkeypatch):
 def test_a_function_of_ones_own_trains_a_policy(tmp_path, monkeypatch):
     """No reward model, no normaliser; then evaluation and export, as after any training."""
     monkeypatch.chdir(ROOT)
-    recipe, run = tiny.recipe("ppo.reward=python:tests.own_rewards.variety"), tmp_path / "run"
+    recipe, run = tiny.recipe("ppo.reward=python:tests.reward_functions.variety"), tmp_path / "run"
     run_stage("train-ppo", recipe, run, "start", Observer())
     assert not (run / "reward_model").exists() and (run / "policy_best").is_dir()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -240,7 +240,7 @@ def test_a_failing_function_shows_its_own_lines(tmp_path):
     assert done.returncode == 2
     assert "the reward python:mine.broken failed:" in done.stderr
     assert 'mine.py", line 2, in grade' in done.stderr and "ZeroDivisionError" in done.stderr
-    assert "own_rewards.py" not in done.stderr and "Traceback" not in done.stderr
+    assert "reward_functions.py" not in done.stderr and "Traceback" not in done.stderr
 
 
 def leave(responses):
@@ -267,4 +267,4 @@ def test_the_examples_of_the_docs_work(tmp_path):
 def test_the_true_reward_is_the_tasks_alone(two):
     recipe = tiny.recipe("ppo.reward=true_reward")
     with pytest.raises(DenserlError, match="does not know the prompt 'p0'"):
-        OwnRewards(recipe, Words())(PROMPTS, two)
+        RewardFunctions(recipe, Words())(PROMPTS, two)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from denserl_cli.core.data.encoding import Prompt
+from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.normalizer import LocationNormalizer

@@ -8,11 +8,11 @@ import torch
 
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.chat.loading import load_tokenizer
-from denserl_cli.core.data.encoding import collate_sequences
+from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.models.causal_lm import load_causal_lm
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import ModelConfig, SandboxConfig, SegmentationConfig
-from denserl_cli.core.sandbox.files import Slots, make
+from denserl_cli.core.sandbox.files import SandboxFiles, make
 from denserl_cli.core.sandbox.language_model import build_model, build_tokenizer
 from denserl_cli.core.sandbox.task import MOODS, SUBJECTS, Task, _word, boundary_agreement
 from denserl_cli.core.scoring.scorer import Scorer
@@ -153,7 +153,7 @@ def test_every_word_is_one_token_and_a_response_ends_with_the_terminator(task: T
     assert model.config.eos_token_id == chat.terminator_id
 
 
-def test_pairs_share_a_prompt_and_mostly_prefer_the_better_answer(slots: Slots, task: Task):
+def test_pairs_share_a_prompt_and_mostly_prefer_the_better_answer(slots: SandboxFiles, task: Task):
     rows = [json.loads(line) for line in slots.preferences.read_text().splitlines()]
     assert len(rows) == TASK.pairs
     right = 0
@@ -167,7 +167,7 @@ def test_pairs_share_a_prompt_and_mostly_prefer_the_better_answer(slots: Slots, 
     assert 0.75 < right / len(rows) < 1
 
 
-def test_the_prompts_are_all_prompts(slots: Slots, task: Task):
+def test_the_prompts_are_all_prompts(slots: SandboxFiles, task: Task):
     rows = [json.loads(line)["prompt"] for line in slots.prompts.read_text().splitlines()]
     assert rows == task.prompts
 
@@ -183,14 +183,14 @@ def test_a_seed_makes_the_same_files(tmp_path: Path):
     assert folders[0][0] != folders[2][0] and folders[0][1] != folders[2][1]
 
 
-def test_what_is_there_is_not_made_again(slots: Slots):
+def test_what_is_there_is_not_made_again(slots: SandboxFiles):
     folder = slots.model.parent
     before = slots.preferences.stat().st_mtime_ns
     again = make(replace(TASK, pairs=1), folder, seed=9, observer=Observer())
     assert again == slots and slots.preferences.stat().st_mtime_ns == before
 
 
-def test_the_fitted_model_is_surprised_at_the_phrase_boundaries(slots: Slots, task: Task):
+def test_the_fitted_model_is_surprised_at_the_phrase_boundaries(slots: SandboxFiles, task: Task):
     model = ModelConfig(path=str(slots.model))
     chat = ChatFormat.of(load_tokenizer(model))
     rng = np.random.default_rng(5)

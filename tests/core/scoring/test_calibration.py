@@ -16,9 +16,9 @@ from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.sandbox.files import Slots
+from denserl_cli.core.sandbox.files import SandboxFiles
 from denserl_cli.core.scoring import calibration as cutoffs
-from denserl_cli.core.scoring.calibration import sample_pairs, settled
+from denserl_cli.core.scoring.calibration import sample_pairs, with_calibrated_cutoff
 from denserl_cli.core.stages.export import export
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
@@ -46,7 +46,7 @@ def recorded(folder: Path) -> float:
 
 
 def settle(recipe: Recipe, folder: Path, ears: Observer | None = None) -> Recipe:
-    return settled(recipe, RunFolder(folder, recipe), ears or Observer())
+    return with_calibrated_cutoff(recipe, RunFolder(folder, recipe), ears or Observer())
 
 
 def test_every_stage_uses_the_one_number(recipe: MakeRecipe, run: Path, tmp_path: Path):
@@ -168,7 +168,7 @@ def test_other_granularities_have_no_cutoff(recipe: MakeRecipe, granularity: str
         recipe("segmentation.cutoff=auto", f"segmentation.granularity={granularity}")
 
 
-def test_pairs_are_drawn_from_all_sources(recipe: MakeRecipe, slots: Slots, tmp_path: Path):
+def test_pairs_are_drawn_from_all_sources(recipe: MakeRecipe, slots: SandboxFiles, tmp_path: Path):
     other = Path(shutil.copy(slots.preferences, tmp_path / "other.jsonl"))
     asked = recipe(f"data.preferences=[{slots.preferences}, {other}]")
     origins = [pair.origin for pair in sample_pairs(asked, 10, Observer())]

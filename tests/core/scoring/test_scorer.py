@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from denserl_cli.core.data.encoding import SequenceBatch, collate_sequences
+from denserl_cli.core.data.batches import SequenceBatch, collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.scalar_head import token_values

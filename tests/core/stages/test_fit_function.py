@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from denserl_cli.core.data.encoding import EncodedPairRow
+from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer, fit_location_normalizer
 from denserl_cli.core.observer import Observer

@@ -24,7 +24,7 @@ def main() -> None:
 
     found = [distributed.said_by_first_of_machine(slowly)]
     os.environ["LOCAL_RANK"] = "0"  # now each is on a machine of its own
-    if distributed.is_first():
+    if distributed.is_main_process():
         began = time.monotonic()
         found.append(distributed.said_by_first_of_machine(lambda: name))
         found.append(time.monotonic() - began > 0.5)
@@ -38,7 +38,7 @@ def fail(place: Path) -> None:
     """The second machine's first process ends with an error; the first one's must not wait on."""
 
     def work() -> str:
-        if distributed.is_first():
+        if distributed.is_main_process():
             return "done"
         raise OSError("no space left")
 
