@@ -64,7 +64,7 @@ LOADED = lru_cache(load_tokenizer)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes longest here: a tokenizer is read once for all stages, nothing is plotted."""
-    monkeypatch.setattr("denserl_cli.core.data.loading.load_tokenizer", LOADED)
+    monkeypatch.setattr("denserl_cli.core.chat.loading.load_tokenizer", LOADED)
     monkeypatch.setattr("denserl_cli.core.stages.fit_function.plot", lambda *_: None)
 
 

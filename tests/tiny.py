@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from denserl_cli.core.engine.frozen import LocalModel
 from denserl_cli.core.models.causal_lm import StreamedHead
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
@@ -105,3 +106,8 @@ def scalar_model(seed: int = 0, **shape: int) -> LlamaForSequenceClassification:
     settings = config(**shape)
     settings.num_labels = 1
     return LlamaForSequenceClassification(settings).eval()
+
+
+def frozen(model: torch.nn.Module) -> LocalModel:
+    """A model as a scorer holds it, in float32."""
+    return LocalModel(model, torch.float32)

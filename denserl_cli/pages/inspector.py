@@ -82,11 +82,11 @@ def _described(name: str, cut: Cut) -> dict[str, Any]:
         "ready": cut.pays,
         "aggregate": cut.aggregate,
         "spread": {
-            "interpolation": cut.ppo.interpolation or "even",
-            "segment_total": cut.ppo.segment_total,
-            "weight": cut.ppo.learned_weight,
-            "length_normalize": cut.ppo.length_normalize,
-            "clip": cut.ppo.reward_clip,
+            "interpolation": cut.rewards.interpolation,
+            "segment_total": cut.rewards.segment_total,
+            "weight": cut.rewards.learned_weight,
+            "length_normalize": cut.rewards.length_normalize,
+            "clip": cut.rewards.clip,
         },
     }
 

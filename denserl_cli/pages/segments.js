@@ -1,5 +1,5 @@
 "use strict";
-/* What core/segmentation.py, core/traces.py and core/segment_statistics.py compute, for a page: no DOM here. */
+/* What core/segmentation.py, core/ppo/rewards.py and core/inspection compute, for a page: no DOM here. */
 const denserl = (() => {
   const SPACES = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/g;
 

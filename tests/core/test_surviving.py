@@ -14,6 +14,7 @@ from denserl_cli.core.observer import Observer
 from denserl_cli.core.reward_model import trainer as reward_training
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages import fit_function as fitting
+from denserl_cli.core.stages import train_rm
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 from tests.core.reward_model.test_trainer import STEPS, metrics, train, weights
@@ -65,14 +66,14 @@ def test_a_second_signal_loses_what_has_no_checkpoint(
 def test_before_the_first_step_a_signal_breaks_nothing(
     recipe: MakeRecipe, trained: Path, tmp_path: Path, monkeypatch, place: str
 ):
-    folder, real = tmp_path / "run", getattr(reward_training, place)
+    folder, real = tmp_path / "run", getattr(train_rm, place)
 
     def signalled(*words: Any, **options: Any) -> Any:
         signal.raise_signal(signal.SIGUSR1)
         return real(*words, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reward_training, place, signalled)
+        patch.setattr(train_rm, place, signalled)
         with pytest.raises(Interrupted, match="at once by SIGUSR1") as caught:
             train(recipe(), folder)
     assert caught.value.exit_code == 75

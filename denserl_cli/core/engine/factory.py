@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
-from denserl_cli.core.engine.frozen import Sharded
+from denserl_cli.core.engine.frozen import FrozenModel, LocalModel, OffloadedModel, ShardedModel
 from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.device import compute_dtype, device
@@ -17,7 +16,6 @@ from denserl_cli.core.system.distributed import world_size
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import EngineConfig, Recipe
-    from denserl_cli.core.scoring.scorer import Scorer
 
 
 def uses_deepspeed(engine: EngineConfig) -> bool:
@@ -67,15 +65,23 @@ def make_engine(
     )
 
 
-def shard_frozen_models(scorer: Scorer, recipe: Recipe, engine: EngineConfig) -> None:
-    """Shard a scorer's frozen models over the processes, or let them rest, as the recipe says."""
-    wanted = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
-    wanted &= recipe.lora is None  # adapters share the weights
-    if world_size() == 1 or not wanted or not uses_deepspeed(engine):
-        if engine.offload_frozen and torch.cuda.is_available():  # else they are there already
-            scorer.offload(device())
-        return
-    for name in ("reference", "reward_model"):
-        model, dtype = getattr(scorer, name), compute_dtype(recipe.model)
-        if isinstance(model, nn.Module):  # and not one that reads texts of its own
-            setattr(scorer, name, Sharded(model, engine, dtype))
+def freeze(
+    model: Any, recipe: Recipe, engine: EngineConfig | None = None, *, alone: bool = False
+) -> FrozenModel:
+    """Hold a model that is not trained where a stage's engine wants it.
+
+    Args:
+        model: Of transformers, its weights frozen, on this process's device.
+        recipe: Says the compute type, and whether adapters share the weights.
+        engine: Of the stage; None keeps the model whole in this process.
+        alone: The model's forward passes are not the same in every process: it is never sharded.
+    """
+    dtype = compute_dtype(recipe.model)
+    if engine is None or recipe.lora is not None:  # adapters share the weights with what is trained
+        return LocalModel(model, dtype)
+    shards = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
+    if shards and world_size() > 1 and uses_deepspeed(engine) and not alone:
+        return ShardedModel(model, engine, dtype)
+    if engine.offload_frozen and torch.cuda.is_available():  # else they are there already
+        return OffloadedModel(model, dtype, device())
+    return LocalModel(model, dtype)

@@ -1,14 +1,13 @@
-"""Frozen models: called where they lie, offloaded to the CPU's memory, or sharded."""
+"""Models that are not trained: called where they lie, offloaded to the CPU's memory, or sharded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
 
 from denserl_cli.core.engine.base import T
 from denserl_cli.core.engine.deepspeed_engine import configuration, initialize
@@ -18,8 +17,25 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import EngineConfig
 
 
-class Frozen:
-    """A model that is not trained, in the compute type; what `Engine` and it share reads it."""
+class FrozenModel(Protocol):
+    """A model that is not trained, wherever its weights are."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its forward passes run."""
+
+    def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
+        """`function(model, *inputs)` with the weights in place, in the compute type."""
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Hold the weights where they are used, for as many calls as there are inside."""
+
+
+class LocalModel:
+    """A frozen model that this process holds whole, on its device.
+
+    `Engine` has `model`, `device`, `compute_dtype` and `gathered` as well, so either samples.
+    """
 
     def __init__(self, model: Any, compute_dtype: torch.dtype) -> None:
         self.model, self.compute_dtype = model, compute_dtype
@@ -30,25 +46,29 @@ class Frozen:
         with autocast(self.device, self.compute_dtype):
             return function(self.model, *inputs, **options)
 
+    def on_device(self) -> AbstractContextManager[None]:
+        """The weights are there already."""
+        return nullcontext()
+
     @contextmanager
     def gathered(self) -> Iterator[Any]:
         """Yield the model."""
         yield self.model
 
 
-class CpuOffloaded:
-    """Frozen models whose weights wait in the CPU's memory until somebody needs them."""
+class OffloadedModel(LocalModel):
+    """A frozen model whose weights stay in the CPU's memory except inside `on_device`."""
 
-    def __init__(self, models: Iterable[nn.Module], device: torch.device) -> None:
-        held = [w for model in models for w in (*model.parameters(), *model.buffers())]
-        self.weights = list({id(weight): weight for weight in held}.values())
-        self.kept = [weight.detach().cpu() for weight in self.weights]
+    def __init__(self, model: Any, compute_dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(model, compute_dtype)
         self.device = device
+        self.weights = [*model.parameters(), *model.buffers()]
+        self.kept = [weight.detach().cpu() for weight in self.weights]
         self._offload()
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Copies of the weights on the device for the while."""
+        """Copy the weights to the device; the copies are dropped at the end."""
         for weight, kept in zip(self.weights, self.kept, strict=True):
             weight.data = torch.empty_like(kept, device=self.device).copy_(kept)
         try:
@@ -61,16 +81,16 @@ class CpuOffloaded:
             weight.data = kept
 
 
-class Sharded:
-    """A frozen model whose weights are spread over the processes by ZeRO 3."""
+class ShardedModel:
+    """A frozen model whose weights are sharded over the processes by ZeRO 3."""
 
-    def __init__(self, model: Any, engine: EngineConfig, dtype: torch.dtype) -> None:
-        away = engine.offload_parameters or engine.offload_frozen
-        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=away)
-        made = configuration(own, 0.0, dtype)
+    def __init__(self, model: Any, engine: EngineConfig, compute_dtype: torch.dtype) -> None:
+        offload = engine.offload_parameters or engine.offload_frozen
+        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=offload)
+        made = configuration(own, 0.0, compute_dtype)
         # of the frozen weights' own type: nothing is trained, so nothing needs masters
         made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
-        self.config = model.config
+        self.config, self.compute_dtype = model.config, compute_dtype
         self.engine = initialize(model, made)
 
     @property
@@ -79,12 +99,10 @@ class Sharded:
         return self.engine.device
 
     def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
-        """`function(model, *inputs)` with the weights at hand."""
-        return self.engine(function, *inputs, **options)
+        """`function(model, *inputs)` with the weights gathered layer by layer."""
+        with autocast(self.device, self.compute_dtype):
+            return self.engine(function, *inputs, **options)
 
-
-def called(model: Any, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """`function` of a model that may be sharded over processes."""
-    if isinstance(model, Sharded):
-        return model(function, *inputs, **options)
-    return function(model, *inputs, **options)
+    def on_device(self) -> AbstractContextManager[None]:
+        """Each layer is gathered when it is used."""
+        return nullcontext()

@@ -13,7 +13,7 @@ import torch
 
 from denserl_cli.core.data.loading import at_most, load_prompts
 from denserl_cli.core.data.skipped import list_skipped
-from denserl_cli.core.engine.frozen import Frozen
+from denserl_cli.core.engine.frozen import LocalModel
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation.statistics import (
     best_of,
@@ -23,11 +23,11 @@ from denserl_cli.core.evaluation.statistics import (
 )
 from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import load_policy, load_reference
-from denserl_cli.core.ppo.collect import Collector
-from denserl_cli.core.ppo.metrics import response_figures
+from denserl_cli.core.ppo.evaluator import RewardSources
+from denserl_cli.core.ppo.metrics import response_metrics
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import RewardFunctions
-from denserl_cli.core.ppo.rewards import dense_rewards
+from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
+from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 STAGE = "evaluate-policy"
 RESPONSES = 256
 """Responses that are sampled and scored before they are written."""
-Figures = dict[str, Floats]
-"""Each figure of every response: (prompts, samples)."""
+Metrics = dict[str, Floats]
+"""Each metric of every response: (prompts, samples)."""
 
 
 def evaluate_policy(
@@ -70,10 +70,10 @@ def evaluate_policy(
     limit: int | None = None,
     held_out: bool = True,
 ) -> dict[str, Any]:
-    """Compare a policy with the one it started from; leaves figures and samples in the run folder.
+    """Compare a policy with the one it started from; leaves metrics and samples in the run folder.
 
     policy: as `choose_policy` has it. held_out: use the prompts that train-ppo holds out, otherwise
-    all of `data.prompts`. limit: at most so many of them. Returns the figures.
+    all of `data.prompts`. limit: at most so many of them. Returns the metrics.
     """
     chosen, asked = choose_policy(recipe, run, policy), recipe
     if chosen.notice:
@@ -85,11 +85,11 @@ def evaluate_policy(
     prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
     observer.notice(f"comparing the policy {path} with {recipe.model.path}")
     start = load_reference(recipe)
-    measure = Measure(
+    measured = Measure(
         opened,
         scorer=load_scorer(opened, run, observer, reference=start, prompts=prompts),
         normalizer=None if record is None else _normalizer(recipe, run, observer),
-        judge=true_reward_of(asked),
+        true_reward=true_reward_of(asked),
         observer=observer,
     )
     file = run.evaluation_file(STAGE)
@@ -100,8 +100,8 @@ def evaluate_policy(
         if is_main_process()
         else BytesIO() as out
     ):
-        before = measure("start", start, batch, samples, out)
-        after = measure("policy", trained, batch, samples, out)
+        before = measured.measure("start", start, batch, samples, out)
+        after = measured.measure("policy", trained, batch, samples, out)
     result = {
         "recipe": recipe.name,
         "policy": path,
@@ -137,71 +137,70 @@ class Measure:
 
     def __init__(
         self,
-        opened: RewardSetup,
+        setup: RewardSetup,
         *,
         scorer: Scorer,
         normalizer: LocationNormalizer | None,
-        judge: TrueReward | None,
+        true_reward: TrueReward | None,
         observer: Observer,
     ) -> None:
-        self.recipe, self.tokenizer, self.chat = opened.recipe, opened.tokenizer, opened.chat
-        self.scorer, self.normalizer = scorer, normalizer
-        self.judge, self.observer = judge, observer
-        self.own = RewardFunctions(self.recipe, self.tokenizer)
+        self.recipe, self.tokenizer, self.chat = setup.recipe, setup.tokenizer, setup.chat
+        self.scorer, self.true_reward, self.observer = scorer, true_reward, observer
+        functions = RewardFunctions(self.recipe, self.tokenizer)
+        self.sources = RewardSources(reward_settings(self.recipe), normalizer, functions)
 
-    def __call__(
+    def measure(
         self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
-    ) -> Figures:
-        """The figures of `samples` responses for each prompt, which are written to `out`."""
+    ) -> Metrics:
+        """The metrics of `samples` responses for each prompt, which are written to `out`."""
         ppo = self.recipe.ppo
-        collect = Collector(
-            policy=Frozen(policy, compute_dtype(self.recipe.model)),
+        collector = Collector(
+            policy=LocalModel(policy, compute_dtype(self.recipe.model)),
             scorer=self.scorer,
             sampling=Sampling(ppo.max_new_tokens, self.chat.stop_ids, ppo.temperature, ppo.top_p),
             micro_batch_size=ppo.rollout_micro_batch_size,
             pad_id=self.chat.pad_id,
         )
-        found: list[Figures] = []
+        found: list[Metrics] = []
         self.observer.begin(f"sample responses of the {name}", total=len(batch.prompts))
         for part in _parts(batch):
-            rollout = collect(part.ids, part.keys, progress=self.observer.advance)
+            rollout = collector.collect(part.ids, part.keys, self.observer.advance)
             ids = [response.tolist() for response in rollout.responses]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            found.append(self._figures(part.prompts, rollout, texts))
+            found.append(self._metrics(part.prompts, rollout, texts))
             self._write(out, name, part, texts, found[-1])
         self.observer.end()
         return {
-            figure: np.concatenate([one[figure] for one in found]).reshape(-1, samples)
-            for figure in found[0]
+            metric: np.concatenate([one[metric] for one in found]).reshape(-1, samples)
+            for metric in found[0]
         }
 
-    def _figures(
+    def _metrics(
         self, prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[str]
-    ) -> Figures:
-        """Every figure of each response of a rollout, (R,) each."""
-        tensors = response_figures(rollout, self.recipe.reward_model.aggregate)
-        own = self.own(prompts, rollout)
-        earned = {} if own is None else own.totals
+    ) -> Metrics:
+        """Every metric of each response of a rollout, (R,) each."""
+        tensors = response_metrics(rollout, self.recipe.reward_model.aggregate)
+        functions = self.sources.functions(prompts, rollout)
+        earned = {} if functions is None else functions.totals
         unscored = rollout.token_values is None
-        if unscored or self.normalizer is not None or self.recipe.normalizer.kind == "none":
-            dense = dense_rewards(rollout, self.recipe, self.normalizer, own).sum(1)
-            earned = {"dense_reward": dense, **earned}
+        if unscored or self.sources.normalizer is not None or self.recipe.normalizer.kind == "none":
+            earned = {"dense_reward": self.sources.of(rollout, functions).sum(1), **earned}
         if not unscored:
             earned = {"rm_score": tensors.pop("rm_score"), **earned}
         tensors = {**earned, **tensors}
         numbers = torch.stack(list(tensors.values())).double().cpu().numpy()
-        figures = dict(zip(tensors, numbers, strict=True))
-        scores = figures.get("rm_score", np.zeros(len(prompts)))
-        for prompt, score, kl in zip(prompts, scores, figures["kl"], strict=True):
+        metrics = dict(zip(tensors, numbers, strict=True))
+        scores = metrics.get("rm_score", np.zeros(len(prompts)))
+        for prompt, score, kl in zip(prompts, scores, metrics["kl"], strict=True):
             check_finite(score + kl, f"a response to {prompt.origin}")
-        if self.judge is not None:
+        if self.true_reward is not None:
             asked = [prompt.messages[-1]["content"] for prompt in prompts]
-            true = [self.judge(*pair) for pair in zip(asked, texts, strict=True)]
-            figures["true_reward"] = np.array(true)
-        return figures
+            true = [self.true_reward(*pair) for pair in zip(asked, texts, strict=True)]
+            metrics["true_reward"] = np.array(true)
+        return metrics
 
     def _write(
-        self, out: BinaryIO, name: str, batch: PromptBatch, texts: Sequence[str], figures: Figures
+        self, out: BinaryIO, name: str, batch: PromptBatch, texts: Sequence[str], metrics: Metrics
     ) -> None:
         for row, (prompt, text) in enumerate(zip(batch.prompts, texts, strict=True)):
             line = {
@@ -209,15 +208,15 @@ class Measure:
                 "origin": prompt.origin,
                 "sample": batch.keys[row][-1],
                 "messages": [*prompt.messages, {"role": "assistant", "content": text}],
-                **{figure: float(values[row]) for figure, values in figures.items()},
+                **{metric: float(values[row]) for metric, values in metrics.items()},
             }
             out.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
 
 
-def compare(before: Figures, after: Figures) -> dict[str, Any]:
+def compare(before: Metrics, after: Metrics) -> dict[str, Any]:
     """Means of both policies, their paired differences, and best-of-n of the one before.
 
-    before, after: the figures of the starting and of the evaluated policy on the same prompts. The
+    before, after: the metrics of the starting and of the evaluated policy on the same prompts. The
     best are those of the highest rm_score, or dense_reward where there is no reward model.
     """
     by = "rm_score" if "rm_score" in before else "dense_reward"

@@ -14,7 +14,6 @@ from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_length
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides, micro_batches
 from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
 from denserl_cli.core.data.skipped import count_skipped, list_skipped
-from denserl_cli.core.engine.factory import shard_frozen_models
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.models.device import device
@@ -68,9 +67,8 @@ def evaluate_reward_model(
             hint="name a file of the benchmark with --data, or leave --benchmark out",
         )
     list_skipped(skipped, run.skipped_file(STAGE), observer)
-    scorer = load_scorer(opened, run, observer)
+    scorer = load_scorer(opened, run, observer, engine=recipe.reward_model.engine)
     assert record is not None
-    shard_frozen_models(scorer, recipe, recipe.reward_model.engine)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {

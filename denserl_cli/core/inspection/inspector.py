@@ -12,10 +12,12 @@ import torch
 from denserl_cli.core.chat.decoding import token_texts
 from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
+from denserl_cli.core.engine.factory import freeze
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.traces import Cut, SegmentedResponse, Trace
-from denserl_cli.core.models.device import compute_dtype, device
+from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference
+from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.sandbox import task as sandbox
 from denserl_cli.core.sandbox.files import with_sandbox_files
@@ -27,7 +29,7 @@ from denserl_cli.core.scoring.calibration import (
 )
 from denserl_cli.core.scoring.loading import load_reward_model
 from denserl_cli.core.scoring.resolve import load_normalizer, prepare_reward_model
-from denserl_cli.core.scoring.scorer import ScoredBatch, Scorer, check_finite
+from denserl_cli.core.scoring.scorer import ReadValues, ScoredBatch, Scorer, check_finite
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
@@ -92,18 +94,20 @@ class Inspector:
         foreign = opened is not None and opened.reward_chat_format is not opened.chat
         reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
+        read: ReadValues = token_values
         if opened is not None:
             assert opened.record is not None
-            reward_model = load_reward_model(
+            model, read = load_reward_model(
                 opened.record, recipe, run, observer=observer, reference=reference
             )
+            reward_model = freeze(model, recipe)
             if run.normalizer.exists():
                 self.normalizer = load_normalizer(recipe, run)
         self.scorer = Scorer(
             recipe.segmentation,
-            reference=reference,
+            reference=None if reference is None else freeze(reference, recipe),
             reward_model=reward_model,
-            dtype=compute_dtype(recipe.model),
+            read=read,
             tokenizer=self.tokenizer,
         )
         self.cut = Cut.of(recipe, self.normalizer)

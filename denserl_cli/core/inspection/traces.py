@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -13,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from denserl_cli.core.chat.decoding import joined
-from denserl_cli.core.ppo.rewards import spread_rewards
+from denserl_cli.core.normalizer import normalize
+from denserl_cli.core.ppo.reward_functions import reward_settings
+from denserl_cli.core.ppo.rewards import RewardSettings, dense_rewards
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.segmentation import segment_ends
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
-    from denserl_cli.core.recipe.schema import Aggregate, Granularity, PPOConfig, Recipe
+    from denserl_cli.core.recipe.schema import Aggregate, Granularity, Recipe
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Cut(NamedTuple):
     """Where responses are cut, and what rewards their segments then get.
 
     cutoff: nats; None where none decides, so that the recipe's own segments stand. normalizer: None
-    where there is none. ready: whether PPO could use the rewards; ppo: how it would. rule: the
+    where there is none. ready: whether PPO could use the rewards; rewards: how it would. rule: the
     recipe's `segmentation.cut`.
     """
 
@@ -94,7 +95,7 @@ class Cut(NamedTuple):
     normalizer: LocationNormalizer | None
     ready: bool
     aggregate: Aggregate
-    ppo: PPOConfig
+    rewards: RewardSettings
     rule: str = "entropy"
 
     @classmethod
@@ -103,12 +104,16 @@ class Cut(NamedTuple):
         cut, ready = recipe.segmentation, recipe.normalizer.kind == "none" or normalizer is not None
         assert cut.cutoff != "auto"
         how = recipe.reward_model.aggregate
-        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, recipe.ppo, cut.cut)
+        # a response as it stands: penalties are for those that ended in another way
+        rewards = reward_settings(recipe)._replace(
+            missing_eos_penalty=None, max_response_tokens=None, overlong_penalty=None
+        )
+        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, rewards, cut.cut)
 
     @property
     def pays(self) -> bool:
         """Whether PPO would give the reward model's rewards to the policy."""
-        return self.ready and self.ppo.learned_weight != 0
+        return self.ready and self.rewards.learned_weight != 0
 
     @property
     def at_peaks(self) -> bool:
@@ -165,28 +170,21 @@ class Cut(NamedTuple):
         ends = torch.nonzero(marks[0])[:, 0]
         if trace.values is None:
             return [(None, None, None)] * len(ends)
-        values = torch.from_numpy(trace.values)[ends].double()
-        count = len(ends)
-        rewards: list[float | None] = [None] * count
+        values = torch.from_numpy(trace.values)[None]
+        rewards: list[float | None] = [None] * len(ends)
+        per_token = rewards
         if self.normalizer is not None:
-            p = torch.arange(1, count + 1, dtype=torch.float64) / count
-            normal = (values - self.normalizer.mean(p)) / self.normalizer.std(p)
-            rewards = list(normal.tolist())
-        spread: list[float | None] = [None] * count
+            normal = normalize(values.double(), marks, self.normalizer)
+            rewards = list(normal[0, ends].tolist())
         if self.pays:
-            per_token = self.ppo.learned_weight * spread_rewards(
-                torch.from_numpy(trace.values)[None],
-                marks,
-                torch.ones_like(marks),
-                normalizer=self.normalizer,
-                interpolation=self.ppo.interpolation or "even",
-                segment_total=self.ppo.segment_total,
-                length_normalize=self.ppo.length_normalize,
-                clip=math.inf,
+            whole = torch.ones_like(marks)
+            ended = torch.ones(1, dtype=torch.bool)
+            given = dense_rewards(
+                values, marks, whole, ended, self.rewards, normalizer=self.normalizer
             )
-            clip = self.ppo.reward_clip
-            spread = list(per_token[0, ends].clamp(-clip, clip).tolist())
-        return list(zip(values.tolist(), rewards, spread, strict=True))
+            per_token = list(given[0, ends].tolist())
+        raw = values[0, ends].double().tolist()
+        return list(zip(raw, rewards, per_token, strict=True))
 
 
 Sided = TypeVar("Sided", bound=SegmentedResponse | Trace)

@@ -52,41 +52,57 @@ class WholeFormat(ChatFormat):
         return [self.slot.trim(content), self.closing]
 
 
-class SequenceReward:
-    """A frozen classifier with one label that reads whole conversations."""
+def as_it_is(prompt: Ids, response: Ids) -> Ids:
+    """The conversation of ids that are the reward model's own already."""
+    return np.concatenate([prompt, response])
+
+
+def load_classifier(record: RewardRecord, model: ModelConfig) -> Any:
+    """Load a record's published weights, frozen. Raises DenserlError when they lack a head."""
+    from transformers import AutoModelForSequenceClassification
+
+    assert record.weights is not None
+    loaded = load_weights(
+        AutoModelForSequenceClassification,
+        model,
+        record.weights,
+        revision=record.weights_revision,
+        trained=False,
+        what="reward model",
+        dtype=torch.float32,
+        num_labels=1,
+        option="published.reward_model",
+        causal=False,
+    )
+    loaded.config.pad_token_id = None  # then transformers reads the very last token
+    return loaded
+
+
+class SequenceReader:
+    """Reads a classifier with one label, which takes whole conversations."""
 
     def __init__(
-        self, model: Any, *, plain_head: bool, rewrite: Rewrite, observer: Observer | None
+        self,
+        *,
+        plain_head: bool,
+        rewrite: Rewrite = as_it_is,
+        limit: int | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        self.model, self.plain_head, self.rewrite = model, plain_head, rewrite
-        self.limit, self.observer, self.cut = positions(model), observer, 0
+        """Keep how it reads.
 
-    @classmethod
-    def load(
-        cls, record: RewardRecord, model: ModelConfig, observer: Observer | None = None
-    ) -> SequenceReward:
-        """Load a record's published weights. Raises DenserlError when they lack a head."""
-        from transformers import AutoModelForSequenceClassification
-
-        assert record.weights is not None
-        loaded = load_weights(
-            AutoModelForSequenceClassification,
-            model,
-            record.weights,
-            revision=record.weights_revision,
-            trained=False,
-            what="reward model",
-            dtype=torch.float32,
-            num_labels=1,
-            option="published.reward_model",
-            causal=False,
-        )
-        loaded.config.pad_token_id = None  # then transformers reads the very last token
-        return cls(loaded, plain_head=False, rewrite=as_it_is, observer=observer)
+        Args:
+            plain_head: Whether the head `score` is a matrix product of each token's state.
+            rewrite: From the policy's ids to the classifier's own.
+            limit: Tokens that the classifier can read; None: as many as there are.
+            observer: Told when a conversation is longer than that.
+        """
+        self.plain_head, self.rewrite = plain_head, rewrite
+        self.limit, self.observer, self.cut = limit, observer, 0
 
     @torch.no_grad()
-    def __call__(self, batch: SequenceBatch) -> Tensor:
-        """The model's value at the last token of each response: (R, T) float32, 0 elsewhere."""
+    def __call__(self, model: Any, batch: SequenceBatch) -> Tensor:
+        """A model's value at the last token of each response: (R, T) float32, 0 elsewhere."""
         ids, lengths = batch.input_ids.cpu().numpy(), batch.response_mask.sum(1)
         ends = lengths.cpu().numpy()
         firsts = batch.response_positions.cpu().numpy()[ends.cumsum() - ends]
@@ -96,18 +112,18 @@ class SequenceReward:
             for row, start, length in zip(ids, starts, ends, strict=True)
         ]
         values = torch.zeros(batch.response_mask.shape, device=lengths.device)
-        values[torch.arange(len(rows)), lengths - 1] = self.read(rows)
+        values[torch.arange(len(rows)), lengths - 1] = self.read(model, rows)
         return values
 
-    def read(self, rows: Sequence[Ids]) -> Tensor:
+    def read(self, model: Any, rows: Sequence[Ids]) -> Tensor:
         """The value of each conversation: (R,) float32."""
-        device = self.model.device
+        device = model.device
         if self.plain_head:
             batch = collate_sequences([r[:-1] for r in rows], [r[-1:] for r in rows], 0, device)
-            return token_values(self.model, batch)[:, 0]
+            return token_values(model, batch)[:, 0]
         inputs = [torch.from_numpy(row.astype(np.int64))[None].to(device) for row in rows]
         with torch.autocast(device.type, enabled=False):  # alone: padding disturbs some heads
-            return torch.cat([self.model(input_ids=ids).logits[:, 0] for ids in inputs])
+            return torch.cat([model(input_ids=ids).logits[:, 0] for ids in inputs])
 
     def _within(self, ids: Ids) -> Ids:
         """The ids, without their beginning where there are more than the model has positions."""
@@ -122,38 +138,20 @@ class SequenceReward:
         return ids[-self.limit :]
 
 
-def as_it_is(prompt: Ids, response: Ids) -> Ids:
-    """The conversation of ids that are the reward model's own already."""
-    return np.concatenate([prompt, response])
-
-
-def translating(
-    reward_model: Any,
-    chat: ChatFormat,
-    reading: ChatFormat,
-    prompts: Sequence[Prompt],
-    observer: Observer,
-) -> SequenceReward:
-    """Let a reward model with a format of its own score responses that are the policy's ids."""
-    rewrite = Translation(chat, reading, prompts)
-    if isinstance(reward_model, SequenceReward):
-        reward_model.rewrite = rewrite
-        return reward_model
-    return SequenceReward(reward_model, plain_head=True, rewrite=rewrite, observer=observer)
-
-
 class Translation:
     """Rewrites the policy's ids as a conversation of the reward model's own format."""
 
-    def __init__(self, chat: ChatFormat, reading: ChatFormat, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, chat: ChatFormat, reward_chat_format: ChatFormat, prompts: Sequence[Prompt]
+    ) -> None:
         """Encode all prompts.
 
         Raises DenserlError for a prompt that the reward model's template refuses.
         """
-        self.chat, self.reading = chat, reading
+        self.chat, self.reward_chat_format = chat, reward_chat_format
         self.prompts: dict[bytes, Ids] = {}
         refused = []
-        encoded = PromptEncoding(reading, 2**31).encode(prompts)
+        encoded = PromptEncoding(reward_chat_format, 2**31).encode(prompts)
         for prompt, own in zip(prompts, encoded, strict=True):
             if isinstance(own, Skipped):
                 refused.append(own)
@@ -168,7 +166,7 @@ class Translation:
         tokenizer = self.chat.template.tokenizer
         text = str(tokenizer.decode(response, clean_up_tokenization_spaces=False))
         own = self.prompts[prompt.astype(np.int32).tobytes()]
-        return np.concatenate([own, self.reading.encode_response(text)])
+        return np.concatenate([own, self.reward_chat_format.encode_response(text)])
 
 
 def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,15 +47,16 @@ def clipped_policy_loss(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    clip: float,
+    clip: float | None,
     reduce: Reduce = "sequence",
 ) -> LossOutput:
     """PPO's pessimistic surrogate -min(r A, clamp(r, 1 ± clip) A), r = π / π_old.
 
-    All tensors (B, T), nats, response_mask bool. Metrics over all tokens: clip_fraction (share with
-    |r - 1| > clip), approx_kl (KL of the old policy to the new: mean of r - 1 - log r, never
-    negative), ratio_max (0 where no token counts).
+    All tensors (B, T), nats, response_mask bool. clip: None leaves the ratio alone. Metrics over
+    all tokens: clip_fraction (share with |r - 1| > clip), approx_kl (KL of the old policy to the
+    new: mean of r - 1 - log r, never negative), ratio_max (0 where no token counts).
     """
+    clip = math.inf if clip is None else clip
     # Masked columns may hold anything: emptied first, they cannot put inf * 0 into the gradient.
     log_ratio = (at_least_float32(logprobs) - old_logprobs).masked_fill(~response_mask, 0)
     log_ratio = log_ratio.clamp(max=_HIGHEST)
@@ -77,14 +79,15 @@ def clipped_value_loss(
     returns: Tensor,
     response_mask: Tensor,
     *,
-    clip: float,
+    clip: float | None,
     reduce: Reduce = "sequence",
 ) -> LossOutput:
     """Half the larger squared error of the value and of the value kept within old ± clip.
 
-    All tensors (B, T), response_mask bool. Metric: clip_fraction (share of tokens whose value moved
-    by more than `clip`).
+    All tensors (B, T), response_mask bool. clip: None is half the squared error. Metric:
+    clip_fraction (share of tokens whose value moved by more than `clip`).
     """
+    clip = math.inf if clip is None else clip
     values = at_least_float32(values).masked_fill(~response_mask, 0)
     old_values = old_values.masked_fill(~response_mask, 0)
     returns = returns.masked_fill(~response_mask, 0)

@@ -17,36 +17,36 @@ from denserl_cli.core.segmentation import segment_ids
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.ppo.rollout import Rollout
-    from denserl_cli.core.recipe.schema import Aggregate, Recipe
+    from denserl_cli.core.recipe.schema import Aggregate
 
 
 LOCATIONS = 10
 """Bins of a segment's location p: (0, 0.1], (0.1, 0.2] … (0.9, 1]."""
 
 
-def rollout_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
+def rollout_metrics(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
     """Means over the responses of a rollout, each 0-d.
 
     aggregate: how the reward model scores a response. kl: nats a response, the k1 estimate summed
     over its tokens. entropy: nats a token, of the policy where it drew the token. segment_length:
     tokens; a terminator that belongs to no segment does not count.
     """
-    figures = response_figures(rollout, aggregate)
-    kl, lengths = figures["kl"], figures["response_length"]
+    metrics = response_metrics(rollout, aggregate)
+    kl, lengths = metrics["kl"], metrics["response_length"]
     inside = segment_ids(rollout.ends, rollout.response_mask) >= 0
-    means = {name: values.mean() for name, values in figures.items()}
-    if "rm_score" in figures:
-        means["rm_score_std"] = figures["rm_score"].std(correction=0)
+    means = {name: values.mean() for name, values in metrics.items()}
+    if "rm_score" in metrics:
+        means["rm_score_std"] = metrics["rm_score"].std(correction=0)
     return {
         **means,
         "kl_per_token": kl.sum() / lengths.sum(),
         "entropy": rollout.policy_entropy.sum() / lengths.sum(),
-        "segment_length": inside.sum() / figures["segments_per_response"].sum(),
+        "segment_length": inside.sum() / metrics["segments_per_response"].sum(),
     }
 
 
-def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
-    """What `rollout_figures` takes the mean of: the figures of each response, (R,) each."""
+def response_metrics(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
+    """What `rollout_metrics` takes the mean of: the metrics of each response, (R,) each."""
     mask, values = rollout.response_mask, rollout.token_values
     score = {}
     if values is not None:
@@ -60,31 +60,36 @@ def response_figures(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor
     }
 
 
-def reward_figures(
-    rollout: Rollout, earned: Tensor, recipe: Recipe, normalizer: LocationNormalizer | None
+def reward_metrics(
+    rollout: Rollout, rewards: Tensor, clip: float, normalizer: LocationNormalizer | None
 ) -> dict[str, Tensor]:
     """What becomes of the reward model's values on their way to the tokens, 0-d or (LOCATIONS,).
 
-    earned: (R, T), of `dense_rewards`. dense_reward: its sum, mean over the responses.
-    clipped_rewards: share of the tokens with a reward (not 0) whose reward is at ± ppo.reward_clip.
-    floored_segments: share of segments where the normaliser's std is at its floor. location_*:
-    see `location_figures`.
+    dense_reward: their sum, mean over the responses. clipped_rewards: share of the tokens with a
+    reward (not 0) whose reward is at ± clip. floored_segments: share of segments where the
+    normaliser's std is at its floor. location_*: see `location_metrics`.
+
+    Args:
+        rollout: With R responses.
+        rewards: (R, T), of `dense_rewards`.
+        clip: `ppo.reward_clip`.
+        normalizer: Of the reward model's values.
     """
-    clipped, paid = earned.abs() >= recipe.ppo.reward_clip, earned != 0
-    figures = {
-        "dense_reward": earned.sum(1).mean(),
+    clipped, paid = rewards.abs() >= clip, rewards != 0
+    metrics = {
+        "dense_reward": rewards.sum(1).mean(),
         "clipped_rewards": clipped.sum() / paid.sum().clamp(min=1),
     }
     if rollout.token_values is not None:
-        figures |= location_figures(rollout.token_values, rollout.ends, normalizer)
+        metrics |= location_metrics(rollout.token_values, rollout.ends, normalizer)
     if normalizer is not None and normalizer.min_std is not None:
         std = normalizer.std(locations(rollout.ends, torch.float64))
         floored = (std <= normalizer.min_std) & rollout.ends
-        figures["floored_segments"] = floored.sum() / rollout.ends.sum()
-    return figures
+        metrics["floored_segments"] = floored.sum() / rollout.ends.sum()
+    return metrics
 
 
-def location_figures(
+def location_metrics(
     token_values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None
 ) -> dict[str, Tensor]:
     """Segment rewards by location, before (value) and after (reward) normalisation.
@@ -95,13 +100,13 @@ def location_figures(
     order, count = ends.cumsum(1), ends.sum(1, keepdim=True).clamp(min=1)
     bins = ((LOCATIONS * order - 1) // count)[ends]  # ceil(LOCATIONS p) - 1, exactly
     segments = torch.bincount(bins, minlength=LOCATIONS)
-    figures: dict[str, Tensor] = {"location_segments": segments}
+    metrics: dict[str, Tensor] = {"location_segments": segments}
     rewards = normalize(token_values.double(), ends, normalizer)
     for name, values in (("value", token_values.double()[ends]), ("reward", rewards[ends])):
         mean = torch.bincount(bins, values, LOCATIONS) / segments
         square = torch.bincount(bins, (values - mean[bins]).square(), LOCATIONS) / segments
-        figures |= {f"location_{name}_mean": mean, f"location_{name}_std": square.sqrt()}
-    return figures
+        metrics |= {f"location_{name}_mean": mean, f"location_{name}_std": square.sqrt()}
+    return metrics
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -112,23 +117,28 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 def samples(
     rollout: Rollout,
-    earned: Tensor,
+    rewards: Tensor,
     tokenizer: Any,
     prompts: Sequence[str],
     count: int,
     every: int = 1,
 ) -> list[dict[str, Any]]:
-    """The first `count` responses with their segments' text, raw value and token rewards.
+    """The first `count` responses with their segments' text, raw value and reward.
 
-    earned: (R, T) the dense reward of each token before the KL penalty; what a terminator outside
-    the segments is given counts for the last one. every: passes over responses between those that
-    are shown.
+    Args:
+        rollout: With R responses.
+        rewards: (R, T), the dense reward of each token before the KL penalty; what a terminator
+            outside the segments is given counts for the last one.
+        tokenizer: Decodes the responses.
+        prompts: Text of each prompt.
+        count: Samples to make, at most.
+        every: Passes over responses between those that are shown.
     """
     shown = []
     for row in range(0, len(rollout.responses), every)[:count]:
         ends = torch.nonzero(rollout.ends[row])[:, 0].tolist()
         values = None if rollout.token_values is None else rollout.token_values[row].tolist()
-        sums = [0.0, *earned[row].cumsum(0)[ends[:-1]].tolist(), earned[row].sum().item()]
+        sums = [0.0, *rewards[row].cumsum(0)[ends[:-1]].tolist(), rewards[row].sum().item()]
         segments = segment_values(tokenizer, rollout.responses[row], ends, values)
         for segment, (before, after) in zip(segments, pairwise(sums), strict=True):
             segment["reward"] = after - before

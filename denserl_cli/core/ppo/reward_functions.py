@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import traceback
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_texts
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.ppo.rewards import TokenRewards, spread_rewards
+from denserl_cli.core.ppo.rewards import RewardSettings, spread_segments
 from denserl_cli.core.recipe.functions import (
     PREFIX,
     installed,
@@ -46,6 +45,34 @@ class Segment(NamedTuple):
     end: int
 
 
+class FunctionRewards(NamedTuple):
+    """What all functions give the responses of a rollout.
+
+    tokens: (R, T), their weighted sum. totals: for each function what it gave each response before
+    its weight, (R,), as `reward_` and its name.
+    """
+
+    tokens: Tensor
+    totals: dict[str, Tensor]
+
+
+def reward_settings(recipe: Recipe) -> RewardSettings:
+    """How a recipe makes rewards of tokens."""
+    ppo = recipe.ppo
+    assert ppo.interpolation is not None, "filled in when the recipe is loaded"
+    return RewardSettings(
+        interpolation=ppo.interpolation,
+        segment_total=ppo.segment_total,
+        length_normalize=ppo.length_normalize,
+        clip=ppo.reward_clip,
+        learned_weight=ppo.learned_weight,
+        missing_eos_penalty=ppo.missing_eos_penalty,
+        max_response_tokens=ppo.max_response_tokens,
+        overlong_penalty=ppo.overlong_penalty,
+        last_token_only=recipe.segmentation.granularity == "bandit",
+    )
+
+
 class RewardFunctions:
     """The reward functions of a recipe."""
 
@@ -53,7 +80,7 @@ class RewardFunctions:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.functions = [(one.weight, UserFunction(one.function)) for one in recipe.ppo.reward]
 
-    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> TokenRewards | None:
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> FunctionRewards | None:
         """Call each function once, for all responses of a rollout; None without functions.
 
         Every process asks for rows of its own. Raises DenserlError when a function fails, or
@@ -71,7 +98,7 @@ class RewardFunctions:
             given, total = placed(values, rollout, self.recipe, where)
             tokens += weight * given
             totals[f"reward_{short_name(function.name)}"] = total
-        return TokenRewards(tokens, totals)
+        return FunctionRewards(tokens, totals)
 
 
 class Responses:
@@ -241,9 +268,7 @@ def _spread(values: Tensor, rollout: Rollout, recipe: Recipe) -> tuple[Tensor, T
     """Rewards of segments, at their ends, over the tokens; and the total of each response."""
     mask, total = rollout.response_mask, recipe.ppo.segment_total
     spread, at_ends = (
-        spread_rewards(
-            values, rollout.ends, mask, interpolation=how, segment_total=total, clip=math.inf
-        )
+        spread_segments(values, rollout.ends, mask, interpolation=how, segment_total=total)
         for how in (recipe.ppo.interpolation or "even", "end")
     )
     return spread, at_ends.sum(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -16,8 +15,80 @@ from denserl_cli.core.precision import at_least_float32
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
-    from denserl_cli.core.ppo.rollout import Rollout
-    from denserl_cli.core.recipe.schema import Recipe
+
+Interpolation = Literal["even", "repeat", "end"]
+SegmentTotal = Literal["sum", "mean"]
+
+
+class RewardSettings(NamedTuple):
+    """How values become the rewards of tokens (`ppo.*`); the defaults are `spread_rewards`'s.
+
+    learned_weight: factor of the reward model's share. last_token_only: penalties go to the last
+    token alone (bandit). The others are as in `spread_rewards` and `replace_penalized`.
+    """
+
+    interpolation: Interpolation = "even"
+    segment_total: SegmentTotal = "sum"
+    length_normalize: bool = False
+    clip: float = 10.0
+    learned_weight: float = 1.0
+    missing_eos_penalty: float | None = None
+    max_response_tokens: int | None = None
+    overlong_penalty: float | None = None
+    last_token_only: bool = False
+
+
+def dense_rewards(
+    token_values: Tensor | None,
+    ends: Tensor,
+    response_mask: Tensor,
+    terminated: Tensor,
+    settings: RewardSettings,
+    *,
+    normalizer: LocationNormalizer | None = None,
+    function_rewards: Tensor | None = None,
+) -> Tensor:
+    """Each token's reward before the KL penalty (method §5).
+
+    The reward model's share is normalised and spread as by `spread_rewards`, the reward functions'
+    is added to it, both are divided by the length and clamped together, and responses that did not
+    end as they should get their penalty instead.
+
+    Args:
+        token_values: (B, T), of the reward model; None without one.
+        ends: (B, T) bool, of the segments.
+        response_mask: (B, T) bool.
+        terminated: (B,) bool, whether each response ended by itself.
+        settings: What becomes of the values.
+        normalizer: Of the reward model's values.
+        function_rewards: (B, T), of the user's own functions, which no normaliser touches.
+
+    Returns:
+        (B, T), float32.
+    """
+    if function_rewards is None:
+        rewards = torch.zeros(response_mask.shape, device=response_mask.device)
+    else:
+        rewards = function_rewards.clone()
+    if token_values is not None:
+        normal = normalize(at_least_float32(token_values), ends, normalizer)
+        learned = spread_segments(
+            normal,
+            ends,
+            response_mask,
+            interpolation=settings.interpolation,
+            segment_total=settings.segment_total,
+        )
+        rewards = rewards + settings.learned_weight * learned
+    return replace_penalized(
+        _bounded(rewards, response_mask, settings.length_normalize, settings.clip),
+        response_mask,
+        terminated,
+        missing_eos_penalty=settings.missing_eos_penalty,
+        max_response_tokens=settings.max_response_tokens,
+        overlong_penalty=settings.overlong_penalty,
+        last_token_only=settings.last_token_only,
+    )
 
 
 def spread_rewards(
@@ -26,8 +97,8 @@ def spread_rewards(
     response_mask: Tensor,
     *,
     normalizer: LocationNormalizer | None = None,
-    interpolation: Literal["even", "repeat", "end"] = "even",
-    segment_total: Literal["sum", "mean"] = "sum",
+    interpolation: Interpolation = "even",
+    segment_total: SegmentTotal = "sum",
     length_normalize: bool = False,
     clip: float = 10.0,
 ) -> Tensor:
@@ -36,24 +107,55 @@ def spread_rewards(
     Normalise by location, divide by the number of segments (`mean`), spread inside the segment,
     divide by the response length (`length_normalize`), clamp to ± clip, in this order.
 
-    token_values: (B, T), the reward head at every token; only those at ends count. ends,
-    response_mask: (B, T) bool. interpolation: `even` gives each token of a segment reward / length,
-    `repeat` the whole reward, `end` gives it to the last token. Returns (B, T), at least float32,
-    0 outside every segment. Raises DenserlError for an unknown interpolation or segment_total.
+    Args:
+        token_values: (B, T), the reward head at every token; only those at ends count.
+        ends: (B, T) bool.
+        response_mask: (B, T) bool.
+        normalizer: By location; None leaves the values as they are.
+        interpolation: `even` gives each token of a segment reward / length, `repeat` the whole
+            reward, `end` gives it to the last token.
+        segment_total: A response's reward is the `sum` or the `mean` of its segments'.
+        length_normalize: Divide by the number of response tokens.
+        clip: Largest absolute reward of a token.
+
+    Returns:
+        (B, T), at least float32, 0 outside every segment.
+
+    Raises:
+        DenserlError: Unknown interpolation or segment_total.
     """
-    rewards = normalize(at_least_float32(token_values), ends, normalizer)
+    normal = normalize(at_least_float32(token_values), ends, normalizer)
+    rewards = spread_segments(
+        normal, ends, response_mask, interpolation=interpolation, segment_total=segment_total
+    )
+    return _bounded(rewards, response_mask, length_normalize, clip)
+
+
+def spread_segments(
+    rewards: Tensor,
+    ends: Tensor,
+    response_mask: Tensor,
+    *,
+    interpolation: Interpolation = "even",
+    segment_total: SegmentTotal = "sum",
+) -> Tensor:
+    """Give the rewards of segments, which stand at their ends, to the segments' tokens.
+
+    Arguments as in `spread_rewards`; rewards: (B, T), 0 outside the ends. Returns (B, T).
+    """
     if segment_total == "mean":
         rewards = rewards / ends.sum(1, keepdim=True).clamp(min=1)
     elif segment_total != "sum":
         raise DenserlError(f"unknown segment_total {segment_total!r}", hint="use sum or mean")
     if interpolation in ("even", "repeat"):
-        rewards = _fill_segments(rewards, ends, response_mask, divide=interpolation == "even")
-    elif interpolation == "end":
-        rewards = rewards.masked_fill(~ends, 0)
-    else:
-        raise DenserlError(
-            f"unknown interpolation {interpolation!r}", hint="use even, repeat or end"
-        )
+        return _fill_segments(rewards, ends, response_mask, divide=interpolation == "even")
+    if interpolation == "end":
+        return rewards.masked_fill(~ends, 0)
+    raise DenserlError(f"unknown interpolation {interpolation!r}", hint="use even, repeat or end")
+
+
+def _bounded(rewards: Tensor, response_mask: Tensor, length_normalize: bool, clip: float) -> Tensor:
+    """Divide by the length, if asked to, and clamp; in place."""
     if length_normalize:
         rewards.div_(response_mask.sum(1, keepdim=True).clamp(min=1))
     return rewards.clamp_(-clip, clip)
@@ -140,50 +242,3 @@ def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divi
         lengths = torch.zeros_like(rewards, dtype=torch.int32).scatter_add_(1, end, inside)
         rewards.div_(lengths.clamp_(min=1))
     return rewards.gather(1, end)
-
-
-def dense_rewards(
-    rollout: Rollout,
-    recipe: Recipe,
-    normalizer: LocationNormalizer | None,
-    own: TokenRewards | None = None,
-) -> Tensor:
-    """Each token's reward before the KL penalty: (R, T) (method §5).
-
-    own: of the user's reward functions, which the normaliser does not touch.
-    """
-    settings, mask = recipe.ppo, rollout.response_mask
-    rewards = torch.zeros_like(rollout.logprobs) if own is None else own.tokens
-    if rollout.token_values is not None:
-        learned = spread_rewards(
-            rollout.token_values,
-            rollout.ends,
-            mask,
-            normalizer=normalizer,
-            interpolation=settings.interpolation or "even",
-            segment_total=settings.segment_total,
-            clip=math.inf,
-        )
-        rewards = rewards + settings.learned_weight * learned
-    if settings.length_normalize:
-        rewards = rewards / mask.sum(1, keepdim=True).clamp(min=1)
-    return replace_penalized(
-        rewards.clamp(-settings.reward_clip, settings.reward_clip),
-        mask,
-        rollout.terminated,
-        missing_eos_penalty=settings.missing_eos_penalty,
-        max_response_tokens=settings.max_response_tokens,
-        overlong_penalty=settings.overlong_penalty,
-        last_token_only=recipe.segmentation.granularity == "bandit",
-    )
-
-
-class TokenRewards(NamedTuple):
-    """What all functions give the responses of a rollout.
-
-    tokens: (R, T), their weighted sum. totals: for each function what it gave each response before
-    its weight, (R,), as `reward_` and its name.
-    """
-
-    tokens: Tensor
-    totals: dict[str, Tensor]

@@ -38,7 +38,7 @@ class Updater:
         self.settings, self.actor, self.critic = settings, actor, critic
         self.pad_id, self.seed = pad_id, seed
 
-    def __call__(
+    def update(
         self,
         iteration: int,
         rollout: Rollout,
@@ -46,10 +46,18 @@ class Updater:
         returns: Tensor,
         guarded: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
-        """Take every optimizer step of one iteration; returns mean figures of the steps.
+        """Take every optimizer step of one iteration.
 
-        advantages, returns: (R, T). guarded: makes the context of each step, which raises
-        NonFiniteError before either model is changed.
+        Args:
+            iteration: Its number, from 1.
+            rollout: With R responses.
+            advantages: (R, T).
+            returns: (R, T).
+            guarded: Makes the context of each step, which raises NonFiniteError before either
+                model is changed.
+
+        Returns:
+            Mean metrics of the steps.
         """
         settings = self.settings
         rates = {
@@ -78,58 +86,44 @@ class Updater:
         policy_learns: bool,
     ) -> dict[str, Tensor]:
         """One optimizer step on the train batch `rows`; micro-batches weigh by their share."""
-        total: dict[str, Tensor] = {}
+        settings, total = self.settings, dict[str, Tensor]()
         mine = shard_micro_batches(self.parts(rollout, rows))
         for turn, (part, counts) in enumerate(mine, 1):
             batch = self.collate(rollout, part)
+            mask, last = batch.response_mask, turn == len(mine)
             tokens = _share(rollout, part, rows) * counts
-            weight = tokens if self.settings.loss_reduce == "token" else len(part) / len(rows)
-            weight, last = weight * counts, turn == len(mine)
-            outputs = {"value": self.value_loss(batch, rollout, returns, part)}
-            self.critic.backward(outputs["value"].loss * weight, last=last)
-            if policy_learns:
-                outputs["policy"] = self.policy_loss(batch, rollout, advantages, part)
-                self.actor.backward(outputs["policy"].loss * weight, last=last)
-            for name, output in outputs.items():
-                loss = output.loss.detach() * weight
-                total[f"{name}_loss"] = total.get(f"{name}_loss", 0) + loss
-                for figure, value in output.metrics.items():
-                    _gather(total, f"{name}_{figure}", value, tokens)
+            weight = tokens if settings.loss_reduce == "token" else len(part) / len(rows) * counts
+            values = self.critic(token_values, batch, before=True)
+            value_loss = clipped_value_loss(
+                values,
+                _window(rollout.values, part, mask),
+                _window(returns, part, mask),
+                mask,
+                clip=settings.value_clip,
+                reduce=settings.loss_reduce,
+            )
+            self.critic.backward(value_loss.loss * weight, last=last)
+            _add(total, "value", value_loss, weight, tokens)
+            if not policy_learns:
+                continue
+            logprobs = self.actor(
+                response_logprobs, batch, temperature=settings.temperature, with_entropy=False
+            ).logprobs
+            policy_loss = clipped_policy_loss(
+                logprobs,
+                _window(rollout.logprobs, part, mask),
+                _window(advantages, part, mask),
+                mask,
+                clip=settings.policy_clip,
+                reduce=settings.loss_reduce,
+            )
+            self.actor.backward(policy_loss.loss * weight, last=last)
+            _add(total, "policy", policy_loss, weight, tokens)
         _over_ranks(total)
         engines = {"critic": self.critic} | ({"policy": self.actor} if policy_learns else {})
         for name, norm in zip(engines, step(*engines.values()), strict=True):
             total[f"{name}_gradient_norm"] = norm
         return total
-
-    def policy_loss(
-        self, batch: SequenceBatch, rollout: Rollout, advantages: Tensor, part: np.ndarray
-    ) -> LossOutput:
-        """The clipped surrogate of one micro-batch."""
-        logprobs = self.actor(
-            response_logprobs, batch, temperature=self.settings.temperature, with_entropy=False
-        ).logprobs
-        return clipped_policy_loss(
-            logprobs,
-            _window(rollout.logprobs, part, logprobs),
-            _window(advantages, part, logprobs),
-            _window(rollout.response_mask, part, logprobs),
-            clip=self.settings.policy_clip,
-            reduce=self.settings.loss_reduce,
-        )
-
-    def value_loss(
-        self, batch: SequenceBatch, rollout: Rollout, returns: Tensor, part: np.ndarray
-    ) -> LossOutput:
-        """The clipped value loss of one micro-batch."""
-        values = self.critic(token_values, batch, before=True)
-        return clipped_value_loss(
-            values,
-            _window(rollout.values, part, values),
-            _window(returns, part, values),
-            _window(rollout.response_mask, part, values),
-            clip=self.settings.value_clip or 0.25,
-            reduce=self.settings.loss_reduce,
-        )
 
     def collate(self, rollout: Rollout, part: np.ndarray) -> SequenceBatch:
         """The prompts and responses of some rows as one batch."""
@@ -152,16 +146,21 @@ def _share(rollout: Rollout, part: np.ndarray, rows: np.ndarray) -> float:
     return sum(tokens[i] for i in part) / sum(tokens[i] for i in rows)
 
 
-def _gather(total: dict[str, Tensor], figure: str, value: Tensor, share: float) -> None:
-    """Add a micro-batch's mean over tokens, or take over its maximum."""
-    if figure.endswith("_max"):
-        total[figure] = torch.maximum(total.get(figure, value), value)
-    else:
-        total[figure] = total.get(figure, 0) + value * share
+def _add(
+    total: dict[str, Tensor], model: str, output: LossOutput, weight: float, tokens: float
+) -> None:
+    """Add a micro-batch's loss by its weight, and its metrics by its tokens or as a maximum."""
+    total[f"{model}_loss"] = total.get(f"{model}_loss", 0) + output.loss.detach() * weight
+    for name, value in output.metrics.items():
+        metric = f"{model}_{name}"
+        if metric.endswith("_max"):
+            total[metric] = torch.maximum(total.get(metric, value), value)
+        else:
+            total[metric] = total.get(metric, 0) + value * tokens
 
 
 def _over_ranks(total: dict[str, Tensor]) -> None:
-    """Complete figures of this process's micro-batches to those of the whole train batch."""
+    """Complete metrics of this process's micro-batches to those of the whole train batch."""
     for largest, reduce in ((False, all_reduce_sum), (True, max_over_ranks)):
         names = [name for name in total if name.endswith("_max") is largest]
         if names:

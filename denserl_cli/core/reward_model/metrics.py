@@ -12,12 +12,12 @@ from torch import Tensor
 
 from denserl_cli.core.reward_model.loss import preference_loss
 
-Figures = dict[str, Tensor]
-"""Figures of some pairs by their names, all 0-d: means over the pairs."""
+Metrics = dict[str, Tensor]
+"""Metrics of some pairs by their names, all 0-d: means over the pairs."""
 
 
-def preference_figures(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Figures:
-    """Loss and figures of B pairs. scores, segments: (2B,), chosen before rejected sequences."""
+def preference_metrics(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Metrics:
+    """Loss and metrics of B pairs. scores, segments: (2B,), chosen before rejected sequences."""
     chosen, rejected = scores.chunk(2)
     return {
         "loss": preference_loss(chosen, rejected, margin),
@@ -28,14 +28,15 @@ def preference_figures(scores: Tensor, segments: Tensor, margin: Tensor | None) 
     }
 
 
-def _named(names: Sequence[str], means: Tensor) -> dict[str, float]:
+def to_numbers(names: Sequence[str], means: Tensor) -> dict[str, float]:
     """Means as numbers; the mean square becomes a standard deviation."""
     named = dict(zip(names, means.tolist(), strict=True))
     variance = named.pop("reward_square") - named["reward_mean"] ** 2
     return {**named, "reward_std": max(variance, 0.0) ** 0.5}
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a logged metric is a number, or null where there was none."""
     return value is None or isinstance(value, (int, float))
 
 

@@ -24,41 +24,34 @@ from denserl_cli.core.data.batches import (
     pair_batches,
 )
 from denserl_cli.core.engine.base import step as engine_step
-from denserl_cli.core.engine.factory import make_engine, shard_frozen_models
-from denserl_cli.core.engine.random_state import random_state, restore_random_state
-from denserl_cli.core.errors import Interrupted
-from denserl_cli.core.models.device import compute_dtype, device
+from denserl_cli.core.engine.factory import freeze, make_engine
+from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference, new_scalar_model
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import throughput
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import (
-    Figures,
-    _is_number,
-    _named,
+    Metrics,
+    is_number,
     length_effect,
-    preference_figures,
+    preference_metrics,
+    to_numbers,
 )
-from denserl_cli.core.runs.failures import NonFiniteGuard
+from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.scoring.segment_cache import open_cache
 from denserl_cli.core.system.distributed import (
-    all_gather_object,
     all_reduce_sum,
-    any_rank,
-    rank,
     rounds,
     shard_micro_batches,
     world_size,
 )
-from denserl_cli.core.system.signals import stop_requested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
-    from denserl_cli.core.runs.checkpoints import Checkpoint
     from denserl_cli.core.runs.folder import RunFolder
 
 
@@ -67,7 +60,7 @@ HEADLINE = (
     *("loss", "accuracy", "segments_per_response"),
     *("tokens_per_second", "responses_per_second"),
 )
-"""The figures beside the progress bar; metrics.jsonl has them all."""
+"""The metrics beside the progress bar; metrics.jsonl has them all."""
 
 
 class RewardTrainer:
@@ -78,20 +71,31 @@ class RewardTrainer:
         recipe: Recipe,
         run: RunFolder,
         observer: Observer,
+        *,
         rows: PairRows,
         evaluation: PairRows,
         batches: Sequence[np.ndarray],
         tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
     ) -> None:
+        """Load the models.
+
+        Args:
+            recipe: Whose reward model is trained.
+            run: Its folder.
+            observer: Sees progress and metrics.
+            rows: Pairs to train on.
+            evaluation: Pairs held out.
+            batches: Row numbers of each step's pairs.
+            tokenizer: Decodes samples, and texts where they decide about segments.
+            pad_id: Token that fills batches up.
+        """
         self.settings = recipe.reward_model
-        self.run, self.observer = run, observer
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
         reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
-        dtype = compute_dtype(recipe.model)
         self.engine = make_engine(
             recipe,
             self.settings.engine,
@@ -99,47 +103,40 @@ class RewardTrainer:
             learning_rate=self.settings.learning_rate,
             total_steps=len(batches),
         )
-        self.scorer = Scorer(
-            recipe.segmentation, reference=reference, dtype=dtype, tokenizer=tokenizer
+        frozen = None if reference is None else freeze(reference, recipe, self.settings.engine)
+        self.scorer = Scorer(recipe.segmentation, reference=frozen, tokenizer=tokenizer)
+        self.segments = None if frozen is None else open_cache(rows, recipe, self.scorer, observer)
+        self.session = StageSession(
+            STAGE,
+            run,
+            observer,
+            engines={"engine": self.engine},
+            unit="step",
+            total=len(batches),
+            save_every=self.settings.save_every,
+            headline=HEADLINE,
         )
-        shard_frozen_models(self.scorer, recipe, self.settings.engine)
-        asks = reference is not None
-        self.segments = open_cache(rows, recipe, self.scorer, observer) if asks else None
-        self.guard = NonFiniteGuard(STAGE, run, observer)
-        self.evaluated: dict[str, Any] = {}
         self.evaluation_ends: list[Tensor] = []
 
     def train(self, start: int) -> None:
         """Take every step from `start` on; checkpoint and evaluate on the way."""
         total = len(self.batches)
-        self.observer.begin("train the reward model", total=total, done=start)
-        with stop_requested() as stopping:
-            for step in range(start + 1, total + 1):
+        self.session.observer.begin("train the reward model", total=total, done=start)
+        with self.session.steps(start) as steps:
+            for step in steps:
                 began = time.perf_counter()
                 indices = self.batches[step - 1]
-                figures = self.update(step, indices)
+                metrics = self.update(step, indices)
                 seconds = time.perf_counter() - began
-                figures |= throughput(seconds, self.tokens(indices), 2 * len(indices))
+                metrics |= throughput(seconds, self.tokens(indices), 2 * len(indices))
                 evaluates = step % self.settings.eval_every == 0 or step == total
                 if evaluates:
-                    self.evaluated = self.evaluate()
-                    figures |= self.evaluated
-                self.run.log(STAGE, step, figures)
-                for sample in self.samples() if evaluates or step == 1 else []:
-                    self.run.log(STAGE, step, sample, file="samples.jsonl")
-                self.observer.advance(**{name: figures[name] for name in HEADLINE})
-                stop = any_rank(stopping())
-                if step % self.settings.save_every == 0 or step == total or stop:
-                    self.run.save_checkpoint(STAGE, step, self.state(), {"engine": self.engine})
-                if stop and step < total:
-                    self.observer.end()
-                    raise Interrupted(
-                        f"stopped after step {step} of {total}; the state is in {self.run.path}",
-                        hint="go on with --resume",
-                    )
-        self.observer.end()
+                    metrics |= self.evaluate()
+                samples = self.samples() if evaluates or step == 1 else []
+                if self.session.finish_step(step, metrics, samples):
+                    break
 
-    def update(self, step: int, indices: np.ndarray) -> dict[str, float]:
+    def update(self, step: int, indices: np.ndarray) -> dict[str, Any]:
         """One optimizer step on one global batch, in micro-batches of similar length."""
         totals: list[Tensor] = []
         learning_rate = self.engine.learning_rate
@@ -148,23 +145,22 @@ class RewardTrainer:
         mine = list(zip(shard_micro_batches(parts), rounds(parts), strict=True))
         for turn, ((part, counts), beside) in enumerate(mine, 1):
             cut = forward_passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
-            figures = self.forward(part, cut)
+            metrics = self.forward(part, cut)
             weight = len(part) * counts
-            self.engine.backward(figures["loss"] * weight / len(indices), last=turn == len(mine))
-            totals.append(torch.stack([v.detach() for v in figures.values()]) * weight)
+            self.engine.backward(metrics["loss"] * weight / len(indices), last=turn == len(mine))
+            totals.append(torch.stack([v.detach() for v in metrics.values()]) * weight)
         norm = math.nan
-        with self.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
+        with self.session.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
             norm = engine_step(self.engine)[0].item()
         means = all_reduce_sum(torch.stack(totals).sum(0)) / len(indices)
         return {
-            **_named(list(figures), means),
+            **to_numbers(list(metrics), means),
             "gradient_norm": norm,
             "learning_rate": learning_rate,
-            **self.guard.figures(),
         }
 
-    def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Figures:
-        """Loss and figures of one micro-batch. cut: numbers of its sequences in each pass."""
+    def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Metrics:
+        """Loss and metrics of one micro-batch. cut: numbers of its sequences in each pass."""
         rows = [self.rows[i] for i in pairs]
         numbers = np.concatenate([pairs, pairs + len(self.rows)])
         scores, segments = [], []
@@ -175,7 +171,7 @@ class RewardTrainer:
             segments.append(ends.sum(1))
         order = torch.from_numpy(np.argsort(np.concatenate(cut))).to(ends.device)
         margin = margins(rows, ends.device)
-        return preference_figures(torch.cat(scores)[order], torch.cat(segments)[order], margin)
+        return preference_metrics(torch.cat(scores)[order], torch.cat(segments)[order], margin)
 
     def segment(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
         """Segment ends of training sequences, (R, T) bool. numbers: (R,), as `collate_sides`."""
@@ -188,14 +184,15 @@ class RewardTrainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """The figures of `forward` over the evaluation pairs, and what length has to do with it."""
+        """The metrics of `forward` over the evaluation pairs, and what length has to do with it."""
         if not self.evaluation:
             return {}
         model = self.engine.model
         lengths = pair_lengths(self.evaluation)
         sides = side_lengths(lengths)
         parts = micro_batches(sides, np.arange(len(sides)), 4 * self.settings.micro_batch_size)
-        self.observer.begin("evaluate", total=len(sides))
+        observer = self.session.observer
+        observer.begin("evaluate", total=len(sides))
         model.eval()
         found = torch.zeros(2, len(sides), device=device())
         scores, segments = found
@@ -207,12 +204,12 @@ class RewardTrainer:
             rows = torch.from_numpy(part).to(ends.device)
             scores[rows] += self.scores(batch, ends) * counts
             segments[rows] += ends.sum(1) * counts
-            self.observer.advance(len(part) * world_size())
+            observer.advance(len(part) * world_size())
         model.train()
-        self.observer.end()
+        observer.end()
         all_reduce_sum(found)
-        figures = preference_figures(scores, segments, margins(self.evaluation, device()))
-        named = _named(list(figures), torch.stack(list(figures.values())))
+        metrics = preference_metrics(scores, segments, margins(self.evaluation, device()))
+        named = to_numbers(list(metrics), torch.stack(list(metrics.values())))
         chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
         effect = length_effect(chosen - rejected, lengths[:, 1] - lengths[:, 2])
         return {
@@ -254,25 +251,9 @@ class RewardTrainer:
 
     def summary(self) -> dict[str, Any]:
         """What the finished stage reports."""
-        last = self.run.metrics(STAGE)[-1]
-        evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and _is_number(v)}
+        last = self.session.run.metrics(STAGE)[-1]
+        evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and is_number(v)}
         return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
-
-    def state(self) -> dict[str, Any]:
-        """Everything that resuming needs; the data position is the step itself."""
-        return {
-            "engine": self.engine.state(),
-            "random": all_gather_object(random_state()),
-            "guard": self.guard.state(),
-        }
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint."""
-        state = checkpoint.state
-        self.engine.restore(state["engine"])
-        self.engine.load_shards(checkpoint.folder / "engine")
-        restore_random_state(state["random"][rank()])
-        self.guard.restore(state["guard"])
 
 
 def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:

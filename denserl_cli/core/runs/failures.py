@@ -67,7 +67,7 @@ class NonFiniteGuard:
             "--fresh or another --out",
         ) from error
 
-    def figures(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, int]:
         """What metrics.jsonl gets."""
         return {"skipped_updates": self.total} if self.skips else {}
 

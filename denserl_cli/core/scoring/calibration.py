@@ -18,8 +18,9 @@ from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.data.conversations import Pair, read_pairs
 from denserl_cli.core.data.encoding import encode_pairs
+from denserl_cli.core.engine.factory import freeze
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.device import compute_dtype, device
+from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference
 from denserl_cli.core.recipe import recipe_to_dict
 from denserl_cli.core.scoring.scorer import Scorer
@@ -141,8 +142,7 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
     calibration = calibrate(
         Scorer(
             replace(recipe.segmentation, cutoff=0.0),
-            reference=load_reference(recipe),
-            dtype=compute_dtype(recipe.model),
+            reference=freeze(load_reference(recipe), recipe),
         ),
         [row.prompt for row in rows for _ in range(2)],
         responses,

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from denserl_cli.core.engine.factory import freeze
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
 from denserl_cli.core.models.reward_metadata import RewardRecord
-from denserl_cli.core.models.sequence_classifier import SequenceReward, has_plain_head, translating
-from denserl_cli.core.scoring.resolve import _OPTION, RewardSetup
-from denserl_cli.core.scoring.scorer import Scorer
+from denserl_cli.core.models.scalar_head import token_values
+from denserl_cli.core.models.sequence_classifier import (
+    SequenceReader,
+    Translation,
+    has_plain_head,
+    load_classifier,
+    positions,
+)
+from denserl_cli.core.scoring.resolve import WEIGHTS_OPTION, RewardSetup
+from denserl_cli.core.scoring.scorer import ReadValues, Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from denserl_cli.core.data.conversations import Prompt
     from denserl_cli.core.observer import Observer
-    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.recipe.schema import EngineConfig, Recipe
     from denserl_cli.core.runs.folder import RunFolder
+
+
+class LoadedReward(NamedTuple):
+    """A reward model, and how its value at each token is read."""
+
+    model: PreTrainedModel
+    read: ReadValues
 
 
 def load_reward_model(
@@ -30,11 +44,20 @@ def load_reward_model(
     trained: bool = False,
     observer: Observer | None = None,
     reference: PreTrainedModel | None = None,
-) -> PreTrainedModel | SequenceReward:
+) -> LoadedReward:
     """The run's reward model, frozen, or as the body of a critic to train.
 
-    observer: told when a model of few positions has not read the whole of a conversation.
-    reference: the recipe's starting model where it is loaded already; adapters share its weights.
+    Args:
+        record: Of the reward model.
+        recipe: The recipe of the run.
+        run: Where the reward model is, unless the record names published weights.
+        trained: Load it to be trained.
+        observer: Told when a model of few positions has not read the whole of a conversation.
+        reference: The recipe's starting model where it is loaded already; adapters share its
+            weights.
+
+    Raises:
+        DenserlError: The model cannot be had, or cannot do what is asked of it.
     """
     path = record.weights or str(run.reward_model)
     whole = record.weights and not is_adapters(path)
@@ -45,42 +68,69 @@ def load_reward_model(
                 hint="it can reward whole responses, segmentation.granularity=bandit, and start no "
                 "critic: ppo.critic_init=policy",
             )
-        return SequenceReward.load(record, recipe.model, observer)
-    return saved_scalar_model(
+        model = load_classifier(record, recipe.model)
+        limit = positions(model)
+        return LoadedReward(model, SequenceReader(plain_head=False, limit=limit, observer=observer))
+    model = saved_scalar_model(
         recipe,
         path,
         revision=record.weights_revision,
         trained=trained,
         reference=reference,
-        option=_OPTION if record.weights else "",
+        option=WEIGHTS_OPTION if record.weights else "",
     )
+    return LoadedReward(model, token_values)
 
 
 def load_scorer(
-    opened: RewardSetup,
+    setup: RewardSetup,
     run: RunFolder,
     observer: Observer,
     *,
+    engine: EngineConfig | None = None,
     reference: PreTrainedModel | None = None,
     prompts: Sequence[Prompt] = (),
 ) -> Scorer:
     """The run's reward model, if there is one, with the reference.
 
-    reference: the recipe's starting model; without it, it is loaded where segments depend on it.
-    prompts: those of rollouts, in the policy's ids, which the reward model reads in its own way.
+    Args:
+        setup: What the command begins with.
+        run: The run's folder.
+        observer: Told what the reward model could not read.
+        engine: Of the stage, which says where frozen models live; None keeps them whole.
+        reference: The recipe's starting model; without it, it is loaded where segments depend on
+            it.
+        prompts: Those of rollouts, in the policy's ids, which the reward model reads in its own
+            format.
     """
-    recipe, chat, reward_chat_format = opened.recipe, opened.chat, opened.reward_chat_format
+    recipe, record = setup.recipe, setup.record
     if reference is None and recipe.segmentation.by_entropy:
         reference = load_reference(recipe)
-    model, record = None, opened.record
+    reward = None
+    read: ReadValues = token_values
     if record is not None:
-        model = load_reward_model(record, recipe, run, observer=observer, reference=reference)
-    if prompts and reward_chat_format is not chat:
-        model = translating(model, chat, reward_chat_format, prompts, observer)
+        loaded = load_reward_model(record, recipe, run, observer=observer, reference=reference)
+        read = _read_prompts(loaded, setup, prompts, observer)
+        alone = isinstance(read, SequenceReader)
+        reward = freeze(loaded.model, recipe, engine, alone=alone)
     return Scorer(
         recipe.segmentation,
-        reference=reference,
-        reward_model=model,
-        dtype=compute_dtype(recipe.model),
-        tokenizer=opened.tokenizer,
+        reference=None if reference is None else freeze(reference, recipe, engine),
+        reward_model=reward,
+        read=read,
+        tokenizer=setup.tokenizer,
     )
+
+
+def _read_prompts(
+    loaded: LoadedReward, setup: RewardSetup, prompts: Sequence[Prompt], observer: Observer
+) -> ReadValues:
+    """How the reward model reads responses to prompts, which are the policy's ids."""
+    if not prompts or setup.reward_chat_format is setup.chat:
+        return loaded.read
+    rewrite = Translation(setup.chat, setup.reward_chat_format, prompts)
+    if isinstance(loaded.read, SequenceReader):
+        loaded.read.rewrite = rewrite
+        return loaded.read
+    limit = positions(loaded.model)
+    return SequenceReader(plain_head=True, rewrite=rewrite, limit=limit, observer=observer)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.runs.folder import RunFolder
 
 NORMALIZER = "normalizer.json"
-_OPTION = "published.reward_model"
+WEIGHTS_OPTION = "published.reward_model"
+"""The recipe's field that names published weights, for errors."""
 
 
 class RewardSetup(NamedTuple):
@@ -149,7 +150,7 @@ def _published_record(recipe: Recipe, published: PublishedConfig) -> RewardRecor
     if made.weights:
         raise DenserlError(
             f"{published.reward_model} holds no reward model, it only names one",
-            hint=f"name that one: --set {_OPTION}={made.weights}",
+            hint=f"name that one: --set {WEIGHTS_OPTION}={made.weights}",
         )
     _check_made_for(published, {"granularity": made.granularity, "cutoff": made.cutoff}, file)
     return replace(made, weights=published.reward_model, weights_revision=published.revision)
@@ -180,7 +181,7 @@ def _published_file(published: PublishedConfig, name: str) -> Path | None:
     from transformers.utils import cached_file
 
     path, revision = published.reward_model, published.revision
-    with readable_errors(path, "reward model", _OPTION):
+    with readable_errors(path, "reward model", WEIGHTS_OPTION):
         found = cached_file(
             path, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from denserl_cli.core.engine.frozen import CpuOffloaded, called
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import response_logprobs
-from denserl_cli.core.models.device import autocast
 from denserl_cli.core.models.scalar_head import token_values
-from denserl_cli.core.models.sequence_classifier import SequenceReward
 from denserl_cli.core.segmentation_rules import Cutter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from denserl_cli.core.data.batches import SequenceBatch
+    from denserl_cli.core.engine.frozen import FrozenModel
     from denserl_cli.core.recipe.schema import SegmentationConfig
+
+ReadValues = Callable[[Any, "SequenceBatch"], Tensor]
+"""Reads a reward model: from it and a batch to values, (R, T), that count at segment ends."""
 
 
 class ScoredBatch(NamedTuple):
@@ -38,35 +40,37 @@ class ScoredBatch(NamedTuple):
 
 
 class Scorer:
-    """Segments responses with the reference and, when there is one, values them with the RM.
-
-    tokenizer: needed where the text decides about the segments.
-    """
+    """Segments responses with the reference and, when there is one, values them with the RM."""
 
     def __init__(
         self,
         segmentation: SegmentationConfig,
         *,
-        reference: PreTrainedModel | None,
-        reward_model: PreTrainedModel | SequenceReward | None = None,
-        dtype: torch.dtype = torch.float32,
+        reference: FrozenModel | None,
+        reward_model: FrozenModel | None = None,
+        read: ReadValues = token_values,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        """Keep the models.
+
+        Args:
+            segmentation: Where responses are cut.
+            reference: Needed where segments depend on its entropies.
+            reward_model: None where nobody asks for values.
+            read: How the reward model's value at each token is read.
+            tokenizer: Needed where the text decides about the segments.
+        """
         self.cut = Cutter(segmentation, tokenizer)
-        self.reference = reference
-        self.reward_model = reward_model
-        self.dtype = dtype
-        self.offloaded: CpuOffloaded | None = None
+        self.reference, self.reward_model, self.read = reference, reward_model, read
 
-    def offload(self, device: torch.device) -> None:
-        """Leave the models in the CPU's memory, except inside `on_device`."""
-        reward = self.reward_model
-        held = (self.reference, reward.model if isinstance(reward, SequenceReward) else reward)
-        self.offloaded = CpuOffloaded([model for model in held if model is not None], device)
-
-    def on_device(self) -> AbstractContextManager[None]:
-        """The models on their device for the while, if they rest elsewhere."""
-        return nullcontext() if self.offloaded is None else self.offloaded.on_device()
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Hold the models' weights where they are used, for as many batches as there are inside."""
+        with ExitStack() as stack:
+            for model in (self.reference, self.reward_model):
+                if model is not None:
+                    stack.enter_context(model.on_device())
+            yield
 
     @torch.no_grad()
     def __call__(
@@ -78,22 +82,17 @@ class Scorer:
     ) -> ScoredBatch:
         """Score a batch; one pass of the reference gives log-probabilities and entropies.
 
-        terminated: (R,) bool, whether each response ended by itself; default all.
+        Args:
+            batch: Of R sequences.
+            terminated: (R,) bool, whether each response ended by itself; default all.
+            temperature: Of the log-probabilities; entropies are those at 1.
         """
-        mask = batch.response_mask
         logprobs = entropy = values = None
-        with autocast(mask.device, self.dtype):
-            if self.reference is not None:
-                logprobs, entropy = called(
-                    self.reference, response_logprobs, batch, temperature=temperature
-                )
-            if self.reward_model is not None:
-                values = (
-                    self.reward_model(batch)
-                    if isinstance(self.reward_model, SequenceReward)
-                    else called(self.reward_model, token_values, batch)
-                )
-        ends = self.cut(batch.responses, entropy, mask, terminated)
+        if self.reference is not None:
+            logprobs, entropy = self.reference(response_logprobs, batch, temperature=temperature)
+        if self.reward_model is not None:
+            values = self.reward_model(self.read, batch)
+        ends = self.cut(batch.responses, entropy, batch.response_mask, terminated)
         return ScoredBatch(ends, entropy, logprobs, values)
 
 

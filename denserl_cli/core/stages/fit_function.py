@@ -15,7 +15,6 @@ from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides, micro_batches
 from denserl_cli.core.data.loading import draw_pairs
 from denserl_cli.core.data.skipped import list_skipped
-from denserl_cli.core.engine.factory import shard_frozen_models
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.device import device
 from denserl_cli.core.normalizer import (
@@ -62,8 +61,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
         recipe, chat, recipe.normalizer.pairs, recipe.normalizer.seed, observer
     )
     seed_everything(recipe.seed)
-    scorer = load_scorer(opened, run, observer)
-    shard_frozen_models(scorer, recipe, recipe.reward_model.engine)
+    scorer = load_scorer(opened, run, observer, engine=recipe.reward_model.engine)
     run.started(STAGE, mode, observer)
     list_skipped(skipped, run.skipped_file(STAGE), observer)
     rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)

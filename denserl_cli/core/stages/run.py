@@ -13,7 +13,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
-from denserl_cli.core.system import distributed
+from denserl_cli.core.system.distributed import broadcast_object, is_main_process
 from denserl_cli.core.system.signals import stoppable
 
 
@@ -41,25 +41,36 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
     """
     run = RunFolder(folder, recipe)
     with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
-        if distributed.broadcast_object(distributed.is_main_process() and run.admit(stage, mode)):
-            _work(stage, recipe, run, mode, observer)
-        else:
+        if not broadcast_object(is_main_process() and run.admit(stage, mode)):
             done = f"{stage} in {folder} is finished"
             observer.notice(f"{done}; nothing to do (--fresh does it again)")
+            return
+        quiet_libraries()
+        from denserl_cli.core.models.lora import quantization
+        from denserl_cli.core.runs.failures import memory_advice
+
+        try:
+            quantization(recipe)  # refused before anything is made or loaded
+            with memory_advice(stage, recipe):
+                stage_function(stage)(recipe, run, mode, observer)
+        except DenserlError:
+            run.abandon()
+            raise
 
 
-def _work(stage: str, recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    quiet_libraries()
-    from denserl_cli.core.models.lora import quantization
-    from denserl_cli.core.runs.failures import memory_advice
+def stage_function(stage: str) -> Callable[[Recipe, RunFolder, Mode, Observer], None]:
+    """The function that runs a stage."""
+    if stage == "train-rm":
+        from denserl_cli.core.stages.train_rm import train_reward_model
 
-    try:
-        quantization(recipe)  # refused before anything is made or loaded
-        with memory_advice(stage, recipe):
-            _stage(stage)(recipe, run, mode, observer)
-    except DenserlError:
-        run.abandon()
-        raise
+        return train_reward_model
+    if stage == "fit-function":
+        from denserl_cli.core.stages.fit_function import fit_normalizer
+
+        return fit_normalizer
+    from denserl_cli.core.stages.train_ppo import train_policy
+
+    return train_policy
 
 
 def quiet_libraries() -> None:
@@ -77,17 +88,3 @@ def quiet_libraries() -> None:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
-
-
-def _stage(name: str) -> Callable[[Recipe, RunFolder, Mode, Observer], None]:
-    if name == "train-rm":
-        from denserl_cli.core.stages.train_rm import train_reward_model
-
-        return train_reward_model
-    if name == "fit-function":
-        from denserl_cli.core.stages.fit_function import fit_normalizer
-
-        return fit_normalizer
-    from denserl_cli.core.stages.train_ppo import train_policy
-
-    return train_policy

@@ -10,17 +10,18 @@ from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.loading import load_prompts
-from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.base import Engine
-from denserl_cli.core.engine.factory import check_engine, make_engine, shard_frozen_models
+from denserl_cli.core.engine.factory import check_engine, make_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
-from denserl_cli.core.ppo.collect import Collector
+from denserl_cli.core.ppo.evaluator import Evaluator, RewardSources
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import RewardFunctions
+from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
+from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
-from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
+from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
+from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
 from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare_rewards
@@ -31,55 +32,59 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
-    from denserl_cli.core.scoring.scorer import Scorer
+
+STAGE = "train-ppo"
 
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
     with main_process_first():
-        asked, opened = recipe, prepare_rewards(recipe, run, observer)
-    recipe, tokenizer, chat = opened.recipe, opened.tokenizer, opened.chat
-    own = RewardFunctions(recipe, tokenizer)
-    normalizer = None if opened.record is None else load_normalizer(recipe, run)
+        asked, setup = recipe, prepare_rewards(recipe, run, observer)
+    recipe, tokenizer, chat = setup.recipe, setup.tokenizer, setup.chat
+    normalizer = None if setup.record is None else load_normalizer(recipe, run)
+    sources = RewardSources(reward_settings(recipe), normalizer, RewardFunctions(recipe, tokenizer))
     prompts = load_prompts(recipe, chat, observer)
     plan = _plan(recipe, prompts.train)
     seed_everything(recipe.seed)
-    reference = load_reference(recipe)
-    scorer = load_scorer(opened, run, observer, reference=reference, prompts=prompts.everything)
-    collect, update = _models(opened, run, plan, scorer)
-    policy = update.actor.model
-    _stop_generation(policy, chat)
-    trainer = PPOTrainer(
-        recipe,
+    collector, updater = _models(setup, run, observer, plan, prompts.everything)
+    _stop_generation(updater.actor.model, chat)
+    session = StageSession(
+        STAGE,
         run,
         observer,
-        plan=plan,
-        evaluation=evaluation_batch(prompts.evaluation, recipe.seed, recipe.ppo.eval_samples),
-        update=update,
-        collect=collect,
-        normalizer=normalizer,
-        own=own,
-        tokenizer=tokenizer,
-        judge=true_reward_of(asked),
-        save_policy=partial(_save, update.actor, tokenizer, run),
+        engines={"actor": updater.actor, "critic": updater.critic},
+        unit="iteration",
+        total=plan.iterations,
+        save_every=recipe.ppo.save_every,
+        headline=HEADLINE,
     )
-    checkpoint = run.started(STAGE, mode, observer)
-    list_skipped(prompts.skipped, run.skipped_file(STAGE), observer)
-    start = 0
-    if checkpoint is not None:
-        start = checkpoint.step
-        trainer.restore(checkpoint)
-        observer.notice(f"resuming after iteration {start} of {plan.iterations}")
-        del checkpoint  # a copy of all weights and optimizer states
-    trainer.train(start)
+    evaluator = Evaluator(
+        recipe,
+        collector=collector,
+        sources=sources,
+        prompts=evaluation_batch(prompts.evaluation, recipe.seed, recipe.ppo.eval_samples),
+        tokenizer=tokenizer,
+        true_reward=true_reward_of(asked),
+    )
+    trainer = PPOTrainer(
+        recipe.ppo,
+        session,
+        plan=plan,
+        collector=collector,
+        sources=sources,
+        updater=updater,
+        evaluator=evaluator,
+        save_policy=partial(_save, updater.actor, tokenizer, run),
+    )
+    trainer.train(session.start(mode, prompts.skipped))
     trainer.save_policy("policy")
     if not is_main_process():
         return
     summary = trainer.summary()
     run.finished(STAGE, summary)
     rows = [[k, v["start"], v["end"]] for k, v in summary.items() if isinstance(v, dict)]
-    observer.table("policy", ["figure", "start", "end"], rows)
+    observer.table("policy", ["metric", "start", "end"], rows)
 
 
 def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
@@ -99,17 +104,22 @@ def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
 
 
 def _models(
-    opened: RewardSetup, run: RunFolder, plan: PromptPlan, scorer: Scorer
+    setup: RewardSetup,
+    run: RunFolder,
+    observer: Observer,
+    plan: PromptPlan,
+    prompts: Sequence[Prompt],
 ) -> tuple[Collector, Updater]:
     """Policy and critic with their engines, beside the frozen models of the scorer."""
-    recipe, record, chat = opened.recipe, opened.record, opened.chat
+    recipe, record, chat = setup.recipe, setup.record, setup.chat
     ppo = recipe.ppo
     responses = ppo.rollout_batch_size * ppo.samples_per_prompt
     steps = ppo.epochs * responses // ppo.train_batch_size
-    reference = scorer.reference
-    assert reference is not None
-    # first, or whole models would wait beside the trained ones
-    shard_frozen_models(scorer, recipe, ppo.engine)
+    reference = load_reference(recipe)
+    # the frozen models first, or whole ones would wait beside the trained ones
+    scorer = load_scorer(
+        setup, run, observer, engine=ppo.engine, reference=reference, prompts=prompts
+    )
     actor = make_engine(
         recipe,
         ppo.engine,
@@ -120,13 +130,13 @@ def _models(
     critic = make_engine(
         recipe,
         ppo.engine,
-        load_reward_model(record, recipe, run, trained=True, reference=reference)
+        load_reward_model(record, recipe, run, trained=True, reference=reference).model
         if record is not None and ppo.critic_init == "reward_model"
         else new_scalar_model(recipe, reference),
         learning_rate=ppo.critic_learning_rate,
         total_steps=plan.iterations * steps,
     )
-    collect = Collector(
+    collector = Collector(
         policy=actor,
         critic=critic,
         scorer=scorer,
@@ -134,8 +144,8 @@ def _models(
         micro_batch_size=ppo.rollout_micro_batch_size,
         pad_id=chat.pad_id,
     )
-    update = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
-    return collect, update
+    updater = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
+    return collector, updater
 
 
 def _stop_generation(policy: Any, chat: ChatFormat) -> None:

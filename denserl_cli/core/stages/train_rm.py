@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.loading import load_pairs
-from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.factory import check_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.reward_metadata import RewardRecord
@@ -37,17 +36,16 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     )
     seed_everything(recipe.seed)
     trainer = RewardTrainer(
-        recipe, run, observer, data.train, data.evaluation, batches, tokenizer, chat.pad_id
+        recipe,
+        run,
+        observer,
+        rows=data.train,
+        evaluation=data.evaluation,
+        batches=batches,
+        tokenizer=tokenizer,
+        pad_id=chat.pad_id,
     )
-    checkpoint = run.started(STAGE, mode, observer)
-    list_skipped(data.skipped, run.skipped_file(STAGE), observer)
-    start = 0
-    if checkpoint is not None:
-        start = checkpoint.step
-        trainer.restore(checkpoint)
-        observer.notice(f"resuming after step {start} of {len(batches)}")
-        del checkpoint  # a copy of all weights and optimizer states
-    trainer.train(start)
+    trainer.train(trainer.session.start(mode, data.skipped))
     with trainer.engine.gathered() as model:
         if is_main_process():
             model.config.pad_token_id = chat.pad_id
@@ -62,4 +60,4 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
         return
     summary = trainer.summary()
     run.finished(STAGE, summary)
-    observer.table("reward model", ["figure", "value"], [[k, v] for k, v in summary.items()])
+    observer.table("reward model", ["metric", "value"], [[k, v] for k, v in summary.items()])

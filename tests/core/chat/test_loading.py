@@ -13,16 +13,15 @@ from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.data.batches import collate_sides
 from denserl_cli.core.data.conversations import Pair
 from denserl_cli.core.data.encoding import encode_pairs
-from denserl_cli.core.engine.frozen import Frozen
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.ppo.collect import Collector
 from denserl_cli.core.ppo.rewards import replace_penalized
+from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import SegmentationConfig
 from denserl_cli.core.scoring.scorer import Scorer
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer, ids, load, thinking_tokenizer
-from tests.tiny import causal_lm, scalar_model
+from tests.tiny import causal_lm, frozen, scalar_model
 
 
 def checkpoint(folder: Path, rows: int) -> str:
@@ -112,8 +111,8 @@ def scores(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[torch.Tensor,
     assert (batch.input_ids == chat.pad_id).sum() >= 20
     scorer = Scorer(
         SegmentationConfig(cutoff=9.0),
-        reference=causal_lm(1, vocabulary=rows),
-        reward_model=scalar_model(2, vocabulary=rows),
+        reference=frozen(causal_lm(1, vocabulary=rows)),
+        reward_model=frozen(scalar_model(2, vocabulary=rows)),
     )
     found = scorer(batch)
     assert found.entropy is not None and found.token_values is not None
@@ -146,19 +145,19 @@ def test_scores_do_not_depend_on_the_pad(
 
 def test_any_stop_token_ends_a_response_and_belongs_to_no_segment() -> None:
     chat = ChatFormat.of(byte_tokenizer(eos_token="<eos>"), stop_tokens=["<user>", *"abcdefgh"])
-    collect = Collector(
-        policy=Frozen(causal_lm(0, vocabulary=262), torch.float32),
+    collector = Collector(
+        policy=frozen(causal_lm(0, vocabulary=262)),
         scorer=Scorer(
             SegmentationConfig("token"),
             reference=None,
-            reward_model=scalar_model(3, vocabulary=262),
+            reward_model=frozen(scalar_model(3, vocabulary=262)),
         ),
         sampling=Sampling(20, chat.stop_ids),
         micro_batch_size=24,
         pad_id=chat.pad_id,
     )
     prompts = [np.array(chat.encode_prompt([{"role": "user", "content": "xyz"}]), np.int32)] * 24
-    rollout = collect(prompts, [(0, 1, row, 0) for row in range(24)])
+    rollout = collector.collect(prompts, [(0, 1, row, 0) for row in range(24)])
     last = [int(response[-1]) for response in rollout.responses]
     stopped = [token in chat.stop_ids for token in last]
     assert rollout.terminated.tolist() == stopped and 0 < sum(stopped) < 24

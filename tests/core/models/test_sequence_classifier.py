@@ -28,15 +28,14 @@ from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.inspector import Inspector, answers_of
-from denserl_cli.core.models.sequence_classifier import SequenceReward, positions, translating
+from denserl_cli.core.models.sequence_classifier import SequenceReader, positions
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.sandbox.files import SandboxFiles
-from denserl_cli.core.scoring.loading import load_reward_model
+from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
 from denserl_cli.core.scoring.resolve import RewardSetup, prepare_reward_model
-from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer
@@ -125,16 +124,16 @@ def test_responses_of_the_policy_are_read_as_the_model_itself_would(
     """Policy ids in, one value at each response's last token out, whatever the batch."""
     folder = publish(made(name), tmp_path / "rm")
     opened, run = begin(recipe(*bandit(folder)), tmp_path / "run")
-    assert opened.reading is not opened.chat
+    assert opened.reward_chat_format is not opened.chat
     prompts = load_prompts(opened.recipe, opened.chat, Observer()).train[:4]
     loaded = load_reward_model(opened.record, opened.recipe, run)
-    assert isinstance(loaded, SequenceReward) == (name in ENCODERS)
-    reward = translating(loaded, opened.chat, opened.reading, prompts, Observer())
+    assert isinstance(loaded.read, SequenceReader) == (name in ENCODERS)
+    scorer = load_scorer(opened, run, Observer(), prompts=prompts)
     texts = ["words about rivers", "words", "rivers calm", "write calm words"]
     responses = [opened.chat.encode_response(text) for text in texts]
     responses[1] = responses[1][:-1]  # cut at the length limit
     batch = collate_sequences([p.ids for p in prompts], responses, opened.chat.pad_id)
-    found = Scorer(opened.recipe.segmentation, reference=None, reward_model=reward)(batch)
+    found = scorer(batch)
     assert found.token_values is not None
     conversations = [
         [*p.messages, {"role": "assistant", "content": text}]
@@ -170,7 +169,7 @@ def test_what_a_policy_writes_never_stops_the_run(recipe: MakeRecipe, tmp_path: 
     """Contents with control words, blanks and nothing at all are conversations like any other."""
     folder = publish(made("bert"), tmp_path / "rm")
     opened, _ = begin(recipe(*bandit(folder)), tmp_path / "run")
-    reading = opened.reading
+    reading = opened.reward_chat_format
     for text in TEXTS:
         ids = reading.encode_response(text)
         assert ids[-2:] == reading.encode_response("")[-2:]  # <end> and a line break
@@ -185,16 +184,16 @@ def test_more_tokens_than_the_model_can_read_are_cut_and_counted(
     folder, ears = publish(model, tmp_path / "rm"), Ears()
     asked = recipe(*bandit(folder, "data.max_length=400"))
     opened, run = begin(asked, tmp_path / "run")
-    reward = load_reward_model(opened.record, opened.recipe, run, observer=ears)
-    assert isinstance(reward, SequenceReward)
+    model, read = load_reward_model(opened.record, opened.recipe, run, observer=ears)
+    assert isinstance(read, SequenceReader)
     long = np.arange(100) % 200
-    value = reward(collate_sequences([long[:60]], [long[60:]], 0))[0, -1]
+    value = read(model, collate_sequences([long[:60]], [long[60:]], 0))[0, -1]
     with torch.no_grad():
-        expected = reward.model(torch.from_numpy(long[None, -43:])).logits[0, 0]
+        expected = model(torch.from_numpy(long[None, -43:])).logits[0, 0]
     torch.testing.assert_close(value, expected)
     assert len(ears.notices) == 1 and "1 conversations so far were cut" in ears.notices[0]
     for _ in range(12):
-        reward(collate_sequences([long[:60]], [long[60:]], 0))
+        read(model, collate_sequences([long[:60]], [long[60:]], 0))
     assert [notice.split()[0] for notice in ears.notices] == ["1", "10"]
 
 
@@ -205,11 +204,11 @@ def test_the_policys_own_format_needs_no_translation(
     folder = tmp_path / "rm"
     AutoModelForSequenceClassification.from_pretrained(source).save_pretrained(folder)
     opened, run = begin(recipe(*bandit(folder)), tmp_path / "none")  # no tokenizer: the recipe's
-    assert opened.reading is opened.chat
-    assert not isinstance(load_reward_model(opened.record, opened.recipe, run), SequenceReward)
+    assert opened.reward_chat_format is opened.chat
+    assert not isinstance(load_reward_model(opened.record, opened.recipe, run).read, SequenceReader)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     opened, _ = begin(recipe(*bandit(folder)), tmp_path / "same")
-    assert opened.reading is opened.chat
+    assert opened.reward_chat_format is opened.chat
 
 
 def test_a_tokenizer_without_template_is_refused(recipe: MakeRecipe, tmp_path: Path):

@@ -13,9 +13,9 @@ import torch
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.ppo.metrics import (
     explained_variance,
-    location_figures,
-    reward_figures,
-    rollout_figures,
+    location_metrics,
+    reward_metrics,
+    rollout_metrics,
     samples,
 )
 from denserl_cli.core.ppo.rollout import Rollout
@@ -43,7 +43,7 @@ def two() -> Rollout:
 
 
 def test_figures(two: Rollout):
-    figures = {name: value.item() for name, value in rollout_figures(two, "mean").items()}
+    figures = {name: value.item() for name, value in rollout_metrics(two, "mean").items()}
     assert figures == pytest.approx(
         {
             "rm_score": (3 - 1) / 2,
@@ -60,7 +60,8 @@ def test_figures(two: Rollout):
 
 
 def reward(two: Rollout, earned: torch.Tensor, normalizer: Any, *settings: str) -> dict[str, Any]:
-    made = reward_figures(two, earned, tiny.recipe(*settings), normalizer)
+    clip = tiny.recipe(*settings).ppo.reward_clip
+    made = reward_metrics(two, earned, clip, normalizer)
     return {name: value.tolist() for name, value in made.items()}
 
 
@@ -90,7 +91,7 @@ def test_a_clipped_reward_on_the_terminator_counts(two: Rollout):
 @pytest.mark.parametrize("count", [1, 3, 10, 30, 100])
 def test_a_location_on_the_edge_of_a_bin_belongs_to_the_lower_bin(count: int):
     ends = torch.ones(1, count, dtype=torch.bool)
-    found = location_figures(torch.zeros(1, count), ends, None)["location_segments"]
+    found = location_metrics(torch.zeros(1, count), ends, None)["location_segments"]
     exact = [math.ceil(Fraction(10 * (k + 1), count)) - 1 for k in range(count)]
     assert found.tolist() == [exact.count(place) for place in range(10)]
 

@@ -12,9 +12,15 @@ from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.evaluation.policy import evaluate_policy
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.ppo import reward_functions as reward_functions
-from denserl_cli.core.ppo.reward_functions import RewardFunctions, UserFunction, placed
-from denserl_cli.core.ppo.rewards import TokenRewards, dense_rewards
+from denserl_cli.core.ppo import reward_functions
+from denserl_cli.core.ppo.evaluator import RewardSources
+from denserl_cli.core.ppo.reward_functions import (
+    FunctionRewards,
+    RewardFunctions,
+    UserFunction,
+    placed,
+    reward_settings,
+)
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages.export import export
@@ -169,10 +175,11 @@ def test_rewards_add_up_before_the_clip_and_the_penalties(two):
         "ppo.segment_total=sum",
     )
     scored = two._replace(token_values=torch.tensor([[9.0, 4, 30, 9], [1, 0, 0, 0]]))
-    mine = TokenRewards(torch.tensor([[1.0, 0, 0, 3], [1, 0, 0, 0]]), {})
-    found = dense_rewards(scored, recipe, None, mine)
-    assert found.tolist() == [[2, 1, 10, 3], [-2, 0, 0, 0]]
-    assert dense_rewards(two, recipe, None, mine).tolist() == [[1, 0, 0, 3], [-2, 0, 0, 0]]
+    mine = FunctionRewards(torch.tensor([[1.0, 0, 0, 3], [1, 0, 0, 0]]), {})
+    sources = RewardSources(reward_settings(recipe), None, RewardFunctions(recipe, None))
+    assert sources.of(scored, mine).tolist() == [[2, 1, 10, 3], [-2, 0, 0, 0]]
+    assert sources.of(two, mine).tolist() == [[1, 0, 0, 3], [-2, 0, 0, 0]]
+    assert mine.tokens.tolist() == [[1, 0, 0, 3], [1, 0, 0, 0]]  # as it was given
 
 
 def test_all_that_is_wrong_with_rewards_is_said_at_once(tmp_path, monkeypatch):

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from denserl_cli.core.errors import DenserlError, Interrupted
-from denserl_cli.core.ppo import collect
+from denserl_cli.core.ppo import rollout
+from tests.core.stages.test_run import Ears
 from tests.core.stages.test_train_ppo import StopAfter, copied, lines, outcome, train
 from tests.core.test_surviving import changed, older, reseeded
-from tests.launch.test_worker import Ears
 
 SETTINGS = ("ppo.iterations=3", "ppo.kl_target=0.01", "ppo.eval_every=1", "run.nonfinite=skip")
 
 
 def signals_in_sampling(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """SIGTERM comes while the micro-batch of this number is sampled."""
-    calls, real = [], collect.sample
+    calls, real = [], rollout.sample
 
     def sample(*words: Any) -> Any:
         calls.append(1)
@@ -31,7 +31,7 @@ def signals_in_sampling(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*words)
 
-    monkeypatch.setattr(collect, "sample", sample)
+    monkeypatch.setattr(rollout, "sample", sample)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_warning_that_was_given_is_not_repeated(stopped: Path, tmp_path: Path)
 
 def spoil(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
     """One reward of one rollout is NaN."""
-    calls, real = [], collect.Collector.score
+    calls, real = [], rollout.Collector.score
 
     def score(self: Any, *words: Any) -> Any:
         found = real(self, *words)
@@ -133,7 +133,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
             found.token_values[0, 0] = math.nan
         return found
 
-    monkeypatch.setattr(collect.Collector, "score", score)
+    monkeypatch.setattr(rollout.Collector, "score", score)
 
 
 def test_a_rollout_with_a_nan_is_left_out(scored: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,14 +15,17 @@ from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import TIMES, Observer
-from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan, evaluation_batch
-from denserl_cli.core.ppo.rewards import dense_rewards
+from denserl_cli.core.ppo.evaluator import Evaluator, RewardSources
+from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
+from denserl_cli.core.ppo.reward_functions import reward_settings
 from denserl_cli.core.ppo.rollout import Rollout
-from denserl_cli.core.ppo.trainer import STAGE, PPOTrainer
+from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
 from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.runs.stage_session import StageSession
 
 NORMALIZER = LocationNormalizer(0.5, 0.1, 0.3, 2.0)
+STAGE = "train-ppo"
 
 
 class Engine:
@@ -42,14 +45,14 @@ class Engine:
         """It has none."""
 
 
-class Update:
+class Updates:
     """Counts its calls, and keeps what it was given."""
 
     def __init__(self) -> None:
         self.actor, self.critic = Engine(), Engine()
         self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __call__(
+    def update(
         self,
         iteration: int,
         rollout: Rollout,
@@ -107,7 +110,7 @@ class Collect:
         self.training, self.evaluation = training, evaluation
         self.seconds = {"rollout_seconds": 2.0, "scoring_seconds": 1.0}
 
-    def __call__(self, ids: Any, keys: Any, progress: Any = lambda _: None) -> Rollout:
+    def collect(self, ids: Any, keys: Any, progress: Any = lambda _: None) -> Rollout:
         evaluating = keys[0][1] >= 2**31
         progress(2)
         return self.evaluation.pop(0) if evaluating else self.training[keys[0][1] - 1]
@@ -126,28 +129,52 @@ def trainer(
     recipe = Recipe(
         name="r",
         segmentation=SegmentationConfig(granularity, cutoff),
-        ppo=PPOConfig(**{"kl_coef": 0.0, "eval_every": 1, "save_every": 100, **settings}),
+        ppo=PPOConfig(
+            **{
+                "kl_coef": 0.0,
+                "eval_every": 1,
+                "save_every": 100,
+                "interpolation": "even",
+                **settings,
+            }
+        ),
         run=RunConfig(log_samples=1),
     )
     prompts = [Prompt([{"role": "user", "content": "hi"}], "", {}, np.array([1]))] * 2
     run = RunFolder(folder, recipe)
     run.started(STAGE, "resume", Observer())
     saved: list[str] = []
-    made = PPOTrainer(
-        recipe,
+    ears, updater = Ears(), Updates()
+    collector = Collect(training, list(evaluation or []))
+    sources = RewardSources(reward_settings(recipe), normalizer, lambda prompts, rollout: None)
+    session = StageSession(
+        STAGE,
         run,
-        Ears(),
+        ears,
+        engines={"actor": updater.actor, "critic": updater.critic},
+        unit="iteration",
+        total=len(training),
+        save_every=recipe.ppo.save_every,
+        headline=HEADLINE,
+    )
+    made = PPOTrainer(
+        recipe.ppo,
+        session,
         plan=PromptPlan(prompts, [np.array([0, 1])] * len(training), samples=1, seed=0),
-        evaluation=evaluation_batch(prompts if evaluation else [], 0),
-        update=Update(),
-        collect=Collect(training, list(evaluation or [])),
-        normalizer=normalizer,
-        own=lambda prompts, rollout: None,
-        tokenizer=Letters(),
-        judge=lambda prompt, text: float(len(text)),
+        collector=collector,
+        sources=sources,
+        updater=updater,
+        evaluator=Evaluator(
+            recipe,
+            collector=collector,
+            sources=sources,
+            prompts=evaluation_batch(prompts if evaluation else [], 0),
+            tokenizer=Letters(),
+            true_reward=lambda prompt, text: float(len(text)),
+        ),
         save_policy=saved.append,
     )
-    made.saved = saved
+    made.saved, made.run, made.observer = saved, run, ears
     return made
 
 
@@ -155,7 +182,7 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_the_figures_of_the_issue_are_logged(tmp_path: Path):
+def test_the_metrics_of_a_run_are_logged(tmp_path: Path):
     trainer(tmp_path, [rollout(kl=2.0)], evaluation=[rollout(), rollout()]).train(0)
     start, first = lines(tmp_path)
     assert start.keys() >= {"eval_true_reward", "eval_rm_score", "eval_kl"}
@@ -213,7 +240,7 @@ def test_the_rewards_of_a_response_add_up_to_those_of_its_segments(
     ]
     expected = sum(normalised) / (1 if total == "sum" else 2)
     torch.testing.assert_close(
-        dense_rewards(given, made.recipe, made.normalizer).sum(1),
+        made.sources.of(given, None).sum(1),
         torch.full((2,), expected),
         rtol=1e-5,
         atol=1e-6,
@@ -224,9 +251,7 @@ def test_dense_with_one_segment_is_bandit(tmp_path: Path):
     settings = {"interpolation": "end", "missing_eos_penalty": None, "normalizer": NORMALIZER}
     one = rollout(score=0.7, ends=(3,), terminated=False)
     dense, bandit = (
-        dense_rewards(
-            one, trainer(tmp_path / name, [], granularity=name, **settings).recipe, NORMALIZER
-        )
+        trainer(tmp_path / name, [], granularity=name, **settings).sources.of(one, None)
         for name in ("segment", "bandit")
     )
     assert torch.equal(dense, bandit)
@@ -239,7 +264,7 @@ def test_a_response_without_terminator_gets_the_penalty_instead(
 ):
     made = trainer(tmp_path, [], granularity=granularity, missing_eos_penalty=-0.5)
     given = rollout(score=1.0, ends=(3,), terminated=False)
-    rewards = dense_rewards(given, made.recipe, made.normalizer)
+    rewards = made.sources.of(given, None)
     assert rewards[0].tolist() == [-0.5 if column in paid else 0.0 for column in range(4)]
     assert rewards[1].sum().item() == pytest.approx(1.3)
 
@@ -248,7 +273,7 @@ def test_the_kl_penalty_enters_the_returns_and_not_the_dense_reward(tmp_path: Pa
     given = rollout(kl=4.0, score=1.0, ends=(3,))
     made = trainer(tmp_path, [given], kl_coef=0.5, interpolation="end", gamma=1.0)
     made.train(0)
-    ((_, returns),) = made.update.given
+    ((_, returns),) = made.updater.given
     # k1 is 1 nat a token: the return of token j is 1.3 - 0.5 (4 - j), values are 0 and λ = 0.95
     last = 1.3 - 0.5
     expected = [last, last * 0.95 - 0.5]
@@ -259,7 +284,7 @@ def test_the_kl_penalty_enters_the_returns_and_not_the_dense_reward(tmp_path: Pa
 def test_advantages_are_whitened(tmp_path: Path):
     made = trainer(tmp_path, [rollout(score=1.0)])
     made.train(0)
-    ((advantages, _),) = made.update.given
+    ((advantages, _),) = made.updater.given
     assert advantages.mean().item() == pytest.approx(0, abs=1e-6)
     assert advantages.std(correction=0).item() == pytest.approx(1, abs=1e-4)
 
@@ -280,7 +305,7 @@ def test_a_run_killed_after_its_last_checkpoint_stays_stopped_by_the_limit(tmp_p
     rollouts = [rollout(kl=3.0), rollout()]
     trainer(tmp_path, rollouts, kl_limit=2.0).train(0)
     again = trainer(tmp_path, rollouts, kl_limit=2.0)
-    again.restore(again.run.latest_checkpoint(STAGE, Observer()))
+    again.session.restore(again.run.latest_checkpoint(STAGE, Observer()))
     again.train(1)
     assert [line["step"] for line in lines(tmp_path)] == [0, 1]
 
@@ -327,7 +352,7 @@ def test_the_adaptive_kl_goes_on_where_it_was(tmp_path: Path):
     # 1 nat a token is beyond the target, so the error is 0.2, over 2 of 10 responses
     assert coefficients == pytest.approx([0.1, 0.1 * 1.04])
     again = trainer(tmp_path, [rollout(kl=4.0)] * 3, **settings)
-    again.restore(again.run.latest_checkpoint(STAGE, Observer()))
+    again.session.restore(again.run.latest_checkpoint(STAGE, Observer()))
     again.train(2)
     assert lines(tmp_path)[-1]["kl_coef"] == pytest.approx(0.1 * 1.04**2)
 
@@ -338,9 +363,9 @@ def test_everything_is_restored(tmp_path: Path):
     )
     made.train(0)
     again = trainer(tmp_path, [], save_every=1)
-    again.restore(again.run.latest_checkpoint(STAGE, Observer()))
+    again.session.restore(again.run.latest_checkpoint(STAGE, Observer()))
     assert (again.best, again.start_segments, again.warned) == (made.best, 2.0, True)
-    assert again.update.actor.value == 2
+    assert again.updater.actor.value == 2
 
 
 def test_a_reward_that_is_not_finite_stops_with_the_rollout_kept(tmp_path: Path):
@@ -365,7 +390,7 @@ def test_a_nan_gradient_stops_with_the_rollout_kept(tmp_path: Path):
         with words[-1]():
             raise NonFiniteError("the gradient norm is nan")
 
-    made.update = fail
+    made.updater.update = fail
     with pytest.raises(DenserlError, match="the gradient norm is nan"):
         made.train(0)
     assert (tmp_path / "nonfinite" / f"{STAGE}-00000001" / "batch.pt").exists()
@@ -375,15 +400,17 @@ def test_a_nan_gradient_stops_with_the_rollout_kept(tmp_path: Path):
 def test_a_stop_during_the_first_rollout_does_not_evaluate_twice(tmp_path: Path):
     made = trainer(tmp_path, [rollout()], evaluation=[rollout()] * 2)
 
-    def leave(_: int, __: PromptBatch, ___: Any) -> Rollout:
-        raise made.interrupted(0)
+    def leave(ids: Any, keys: Any, progress: Any = None) -> Rollout:
+        if keys[0][1] >= 2**31:
+            return rollout()
+        raise made.session.interrupted(0)
 
-    made.roll_out = leave
+    made.collector.collect = leave
     with pytest.raises(Interrupted, match="stopped after iteration 0 of 1"):
         made.train(0)
     again = trainer(tmp_path, [rollout()], evaluation=[rollout()])
     checkpoint = again.run.latest_checkpoint(STAGE, Observer())
     assert checkpoint.step == 0
-    again.restore(checkpoint)
+    again.session.restore(checkpoint)
     again.train(0)
     assert [line["step"] for line in lines(tmp_path)] == [0, 1]

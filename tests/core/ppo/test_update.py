@@ -31,7 +31,12 @@ def engine(model: Any, steps: int = 10) -> TorchEngine:
 
 
 def updater(pad_id: int = 0, **settings: Any) -> Updater:
-    defaults = {"train_batch_size": 6, "micro_batch_size": 6, "temperature": 0.7}
+    defaults = {
+        "train_batch_size": 6,
+        "micro_batch_size": 6,
+        "temperature": 0.7,
+        "value_clip": 0.25,
+    }
     return Updater(
         PPOConfig(**{**defaults, **settings}),
         actor=engine(tiny.causal_lm(0)),
@@ -119,7 +124,7 @@ def test_micro_batches_add_up_to_the_losses_as_written(reduce: str, micro: int, 
 @pytest.mark.parametrize("reduce", ["sequence", "token"])
 def test_the_micro_batch_size_does_not_change_the_weights(reduce: str, rollout: Rollout):
     whole, parts = updater(loss_reduce=reduce), updater(loss_reduce=reduce, micro_batch_size=2)
-    one, other = (update(1, rollout, *numbers(rollout)) for update in (whole, parts))
+    one, other = (update.update(1, rollout, *numbers(rollout)) for update in (whole, parts))
     for name in ("policy_loss", "value_loss", "policy_gradient_norm", "critic_gradient_norm"):
         assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
     for (name, left), right in zip(weights(whole).items(), weights(parts).values(), strict=True):
@@ -139,13 +144,13 @@ def test_the_figures_do_not_depend_on_the_micro_batches(reduce: str, rollout: Ro
 def test_the_critic_warms_up_alone(rollout: Rollout):
     update = updater(critic_warmup=2)
     before = weights(update)
-    stats = update(2, rollout, *numbers(rollout))
+    stats = update.update(2, rollout, *numbers(rollout))
     after = weights(update)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("critic.") for name in changed)
     assert "policy_loss" not in stats and "value_loss" in stats
     assert update.actor.schedule.last_epoch == 0
-    assert "policy_loss" in update(3, rollout, *numbers(rollout))
+    assert "policy_loss" in update.update(3, rollout, *numbers(rollout))
     assert not torch.equal(before["actor.lm_head.weight"], weights(update)["actor.lm_head.weight"])
 
 
@@ -159,13 +164,13 @@ def test_every_epoch_sees_every_response_once_in_an_order_of_its_own(rollout: Ro
         return step(rollout, advantages, returns, rows, policy_learns)
 
     update.step = noting
-    update(1, rollout, *numbers(rollout))
+    update.update(1, rollout, *numbers(rollout))
     epochs = [seen[start : start + 6] for start in (0, 6, 12)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert update.actor.schedule.last_epoch == update.critic.schedule.last_epoch == 9
     seen.clear()
-    update(2, rollout, *numbers(rollout))
+    update.update(2, rollout, *numbers(rollout))
     assert seen[:6] not in epochs
 
 
@@ -181,7 +186,7 @@ def test_the_figures_are_means_over_the_steps_and_the_rates_of_the_start(rollout
 
     update.step = noting
     rate = update.actor.learning_rate
-    stats = update(1, rollout, *numbers(rollout))
+    stats = update.update(1, rollout, *numbers(rollout))
     assert stats["value_loss"] == pytest.approx(sum(losses) / 2)
     assert stats["policy_learning_rate"] == rate != update.actor.learning_rate
     assert {f"{who}_gradient_norm" for who in ("policy", "critic")} <= stats.keys()
@@ -195,12 +200,12 @@ def test_nan_in_either_loss_changes_neither_model(place: str, rollout: Rollout):
     given = dict(zip(("advantages", "returns"), numbers(rollout), strict=True))
     given[place][1, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="nan"):
-        update(1, rollout, **given)
+        update.update(1, rollout, **given)
     assert all(torch.equal(value, before[name]) for name, value in weights(update).items())
     assert update.actor.schedule.last_epoch == update.critic.schedule.last_epoch == 0
-    update(1, rollout, *numbers(rollout))  # nothing of the bad gradients is left
+    update.update(1, rollout, *numbers(rollout))  # nothing of the bad gradients is left
     clean = updater(micro_batch_size=2)
-    clean(1, rollout, *numbers(rollout))
+    clean.update(1, rollout, *numbers(rollout))
     assert all(
         torch.equal(*pair)
         for pair in zip(weights(update).values(), weights(clean).values(), strict=True)
@@ -220,11 +225,11 @@ def test_a_skipped_step_leaves_the_others_of_its_iteration(rollout: Rollout):
         except NonFiniteError as error:
             skipped.append(error)
 
-    stats = update(1, rollout, advantages, returns, guarded)
+    stats = update.update(1, rollout, advantages, returns, guarded)
     assert len(skipped) == 1 and update.actor.schedule.last_epoch == 2
     assert np.isfinite(stats["policy_loss"])
     returns[:, 0] = float("nan")
-    assert update(2, rollout, advantages, returns, guarded).keys() == {
+    assert update.update(2, rollout, advantages, returns, guarded).keys() == {
         "policy_learning_rate",
         "critic_learning_rate",
     }

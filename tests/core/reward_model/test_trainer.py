@@ -74,7 +74,16 @@ def trainer(recipe: Recipe, folder: Path) -> RewardTrainer:
     seed_everything(recipe.seed)
     run = RunFolder(folder, recipe)
     batches = [np.arange(8)]
-    return RewardTrainer(recipe, run, Observer(), rows, [], batches, tokenizer, chat.pad_id)
+    return RewardTrainer(
+        recipe,
+        run,
+        Observer(),
+        rows=rows,
+        evaluation=[],
+        batches=batches,
+        tokenizer=tokenizer,
+        pad_id=chat.pad_id,
+    )
 
 
 # what is logged
@@ -314,8 +323,8 @@ def test_gradient_checkpointing_changes_nothing(recipe: MakeRecipe, tmp_path: Pa
 
 def test_only_the_reward_model_learns(recipe: MakeRecipe, tmp_path: Path):
     made = trainer(recipe("optimizer.warmup_ratio=0"), tmp_path)
-    reference = made.scorer.reference
-    assert reference is not None
+    assert made.scorer.reference is not None
+    reference = made.scorer.reference.model
     before = [p.clone() for p in reference.parameters()]
     start = [p.clone() for p in made.engine.parameters]
     made.update(1, np.arange(8))

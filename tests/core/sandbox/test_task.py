@@ -17,6 +17,7 @@ from denserl_cli.core.sandbox.language_model import build_model, build_tokenizer
 from denserl_cli.core.sandbox.task import MOODS, SUBJECTS, Task, _word, boundary_agreement
 from denserl_cli.core.scoring.scorer import Scorer
 from tests.core.conftest import TASK
+from tests.tiny import frozen
 
 PROMPT = "write calm words about rivers"
 
@@ -198,7 +199,7 @@ def test_the_fitted_model_is_surprised_at_the_phrase_boundaries(slots: SandboxFi
     prompt = chat.encode_prompt([{"role": "user", "content": PROMPT}])
     batch = collate_sequences([prompt] * 32, [chat.encode_response(t) for t in texts], chat.pad_id)
     scorer = Scorer(
-        SegmentationConfig("segment", 1.0), reference=load_causal_lm(model, trained=False)
+        SegmentationConfig("segment", 1.0), reference=frozen(load_causal_lm(model, trained=False))
     )
     ends = [torch.nonzero(row)[:, 0].tolist() for row in scorer(batch).ends]
     found = boundary_agreement(task, list(zip(texts, ends, strict=True)))

@@ -82,7 +82,7 @@ def test_ppo_starts_from_a_published_pair(recipe: MakeRecipe, weights: Path, tmp
     assert len(told) == 1 and str(weights) in told[0] and "and its published normaliser" in told[0]
     model = load_reward_model(
         reward_record(asked, run_of(asked, folder)), asked, run_of(asked, folder)
-    )
+    ).model
     plain = AutoModelForSequenceClassification.from_pretrained(weights)
     assert torch.equal(model.score.weight, plain.score.weight)
     with pytest.raises(DenserlError, match=r"train-rm in .* would replace train-ppo"):

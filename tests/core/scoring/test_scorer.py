@@ -8,7 +8,7 @@ from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.recipe.schema import SegmentationConfig
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.segmentation import segment_ends
-from tests.tiny import causal_lm, scalar_model
+from tests.tiny import causal_lm, frozen, scalar_model
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def test_one_call_gives_segments_likelihoods_and_values(batch: SequenceBatch):
     assert entropy is not None
     cutoff = entropy[0, :4].median().item()  # so that some tokens are surprising, some are not
     segmentation = SegmentationConfig("segment", cutoff)
-    found = Scorer(segmentation, reference=reference, reward_model=reward_model)(batch)
+    found = Scorer(segmentation, reference=frozen(reference), reward_model=frozen(reward_model))(
+        batch
+    )
     for got, expected in (
         (found.reference_logprobs, logprobs),
         (found.entropy, entropy),
@@ -37,7 +39,7 @@ def test_one_call_gives_segments_likelihoods_and_values(batch: SequenceBatch):
 
 
 def test_what_is_not_there_is_not_computed(batch: SequenceBatch):
-    token = Scorer(SegmentationConfig("token"), reference=None, reward_model=scalar_model())
+    token = Scorer(SegmentationConfig("token"), reference=None, reward_model=frozen(scalar_model()))
     found = token(batch)
     assert found.entropy is None and found.reference_logprobs is None
     assert found.token_values is not None
@@ -54,7 +56,7 @@ def test_a_response_that_was_cut_has_no_terminator(batch: SequenceBatch):
 
 
 def test_the_temperature_changes_likelihoods_and_no_entropies(batch: SequenceBatch):
-    scorer = Scorer(SegmentationConfig("segment", 1.9), reference=causal_lm())
+    scorer = Scorer(SegmentationConfig("segment", 1.9), reference=frozen(causal_lm()))
     plain, tempered = scorer(batch), scorer(batch, temperature=0.5)
     assert plain.entropy is not None and tempered.entropy is not None
     assert plain.reference_logprobs is not None and tempered.reference_logprobs is not None
@@ -65,4 +67,4 @@ def test_the_temperature_changes_likelihoods_and_no_entropies(batch: SequenceBat
 
 def test_segments_need_a_cutoff(batch: SequenceBatch):
     with pytest.raises(DenserlError, match="cutoff"):
-        Scorer(SegmentationConfig("segment"), reference=causal_lm())(batch)
+        Scorer(SegmentationConfig("segment"), reference=frozen(causal_lm()))(batch)

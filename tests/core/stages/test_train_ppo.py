@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.observer import TIMES, Observer
-from denserl_cli.core.ppo import collect
+from denserl_cli.core.ppo import rollout
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.stages import train_ppo as stage
@@ -84,7 +84,7 @@ class StopAfter(Observer):
 def stop_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Press Ctrl-C while the micro-batch of this number is sampled."""
     calls = []
-    original = collect.sample
+    original = rollout.sample
 
     def sample(*words: Any) -> Any:
         calls.append(1)
@@ -92,7 +92,7 @@ def stop_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*words)
 
-    monkeypatch.setattr(collect, "sample", sample)
+    monkeypatch.setattr(rollout, "sample", sample)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

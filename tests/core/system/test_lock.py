@@ -20,7 +20,7 @@ from tests import ROOT
 HOLD = """
 import sys, time
 from pathlib import Path
-from denserl_cli.core.locking import locked
+from denserl_cli.core.system.lock import locked
 with locked(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)

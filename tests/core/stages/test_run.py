@@ -11,7 +11,7 @@ import pytest
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.launch import worker
+from denserl_cli.core.stages import run as stages
 from tests import tiny
 
 
@@ -37,7 +37,7 @@ def test_a_stage_runs_with_its_recipe_and_folder(
     given: list[tuple] = []
     monkeypatch.setattr(function, lambda *words: given.append(words))
     recipe, observer = tiny.recipe(), Ears()
-    worker.run_stage(stage, recipe, tmp_path / "run", "fresh", observer)
+    stages.run_stage(stage, recipe, tmp_path / "run", "fresh", observer)
     ((found, run, mode, seen),) = given
     assert (found, run.path, mode, seen) == (recipe, tmp_path / "run", "fresh", observer)
 
@@ -45,9 +45,9 @@ def test_a_stage_runs_with_its_recipe_and_folder(
 def test_a_finished_stage_is_left_alone_without_loading_anything(
     scored: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(worker, "_stage", lambda _: pytest.fail("not to be run"))
+    monkeypatch.setattr(stages, "stage_function", lambda _: pytest.fail("not to be run"))
     ears = Ears()
-    worker.run_stage("train-rm", tiny.recipe(), scored, "start", ears)
+    stages.run_stage("train-rm", tiny.recipe(), scored, "start", ears)
     assert ears.notices == [
         f"train-rm in {scored} is finished; nothing to do (--fresh does it again)"
     ]
@@ -55,19 +55,19 @@ def test_a_finished_stage_is_left_alone_without_loading_anything(
 
 def test_other_settings_are_refused(scored: Path):
     with pytest.raises(DenserlError, match="under other settings: seed was 42, is 7"):
-        worker.run_stage("train-rm", tiny.recipe("seed=7"), scored, "resume", Ears())
+        stages.run_stage("train-rm", tiny.recipe("seed=7"), scored, "resume", Ears())
     assert RunFolder(scored, tiny.recipe()).summary("train-rm")
 
 
 def test_the_libraries_keep_quiet():
     import transformers
 
-    worker.quiet_libraries()
+    stages.quiet_libraries()
     assert transformers.logging.get_verbosity() == logging.ERROR
 
 
 def test_deepspeed_leaves_stdout_to_results(capsys: pytest.CaptureFixture[str]):
-    worker.quiet_libraries()
+    stages.quiet_libraries()
     logger = logging.getLogger("DeepSpeed")
     handler = logging.StreamHandler(sys.stdout)  # what its import does
     logger.setLevel(logging.WARNING)

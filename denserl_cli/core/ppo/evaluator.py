@@ -1,0 +1,163 @@
+"""Rollouts described: metrics, samples, and the policy evaluated on held-out prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denserl_cli.core.ppo.metrics import (
+    explained_variance,
+    reward_metrics,
+    rollout_metrics,
+    samples,
+)
+from denserl_cli.core.ppo.rewards import RewardSettings, dense_rewards
+from denserl_cli.core.system.distributed import broadcast_object
+
+if TYPE_CHECKING:
+    from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.prompts import PromptBatch
+    from denserl_cli.core.ppo.reward_functions import FunctionRewards, RewardFunctions
+    from denserl_cli.core.ppo.rollout import Collector, Rollout
+    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.runs.stage_session import Metrics, Sample
+    from denserl_cli.core.sandbox.task import TrueReward
+
+
+class RewardSources(NamedTuple):
+    """What a rollout's rewards are made of, beside the reward model's values.
+
+    settings: what becomes of the values. normalizer: None where there is none. functions: the
+    user's own.
+    """
+
+    settings: RewardSettings
+    normalizer: LocationNormalizer | None
+    functions: RewardFunctions
+
+    def of(self, rollout: Rollout, functions: FunctionRewards | None) -> Tensor:
+        """Each token's reward before the KL penalty: (R, T)."""
+        return dense_rewards(
+            rollout.token_values,
+            rollout.ends,
+            rollout.response_mask,
+            rollout.terminated,
+            self.settings,
+            normalizer=self.normalizer,
+            function_rewards=None if functions is None else functions.tokens,
+        )
+
+
+class Described(NamedTuple):
+    """What metrics.jsonl and samples.jsonl say of a rollout."""
+
+    metrics: Metrics
+    samples: list[Sample]
+
+
+class Evaluator:
+    """Describes rollouts, and the policy by its rollouts on held-out prompts."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        collector: Collector,
+        sources: RewardSources,
+        prompts: PromptBatch,
+        tokenizer: Any,
+        true_reward: TrueReward | None,
+    ) -> None:
+        """Keep what describes.
+
+        Args:
+            recipe: Says how responses are scored and how many samples are wanted.
+            collector: Makes the rollouts of an evaluation.
+            sources: Of the rewards.
+            prompts: Held out, repeated for each sample.
+            tokenizer: Decodes responses.
+            true_reward: The task's own, where it knows one.
+        """
+        self.aggregate, self.log_samples = recipe.reward_model.aggregate, recipe.run.log_samples
+        self.samples_per_prompt = recipe.ppo.eval_samples
+        self.collector, self.sources, self.prompts = collector, sources, prompts
+        self.tokenizer, self.true_reward = tokenizer, true_reward
+
+    def describe(
+        self,
+        prompts: PromptBatch,
+        rollout: Rollout,
+        functions: FunctionRewards | None,
+        rewards: Tensor,
+        returns: Tensor,
+    ) -> Described:
+        """The metrics of a training rollout, and its first samples.
+
+        Args:
+            prompts: Of the rollout.
+            rollout: With R responses.
+            functions: What the user's functions gave.
+            rewards: (R, T), before the KL penalty.
+            returns: (R, T).
+        """
+        settings, normalizer = self.sources.settings, self.sources.normalizer
+        tensors = self._means(rollout, functions) | {
+            **reward_metrics(rollout, rewards, settings.clip, normalizer),
+            "explained_variance": explained_variance(
+                rollout.values, returns, rollout.response_mask
+            ),
+        }
+        metrics = to_numbers(tensors) | self._true_reward(prompts, rollout)
+        shown = self._samples(prompts, rollout, rewards)
+        return Described(metrics | {"responses": len(rollout.responses)}, shown)
+
+    def evaluate(self) -> Described:
+        """The rollout metrics on the held-out prompts, under the same noise each time; samples."""
+        if not self.prompts.prompts:
+            return Described({}, [])
+        rollout = self.collector.collect(self.prompts.ids, self.prompts.keys)
+        functions = self.sources.functions(self.prompts.prompts, rollout)
+        tensors = self._means(rollout, functions)
+        metrics = to_numbers(tensors) | self._true_reward(self.prompts, rollout)
+        rewards = self.sources.of(rollout, functions)
+        shown = self._samples(self.prompts, rollout, rewards, every=self.samples_per_prompt)
+        return Described(
+            {f"eval_{name}": value for name, value in metrics.items()},
+            [{"held_out": True, **sample} for sample in shown],
+        )
+
+    def _means(self, rollout: Rollout, functions: FunctionRewards | None) -> dict[str, Tensor]:
+        """Means over the responses, with those of the user's own rewards."""
+        totals = {} if functions is None else functions.totals
+        means = {name: values.mean() for name, values in totals.items()}
+        return means | rollout_metrics(rollout, self.aggregate)
+
+    def _samples(
+        self, prompts: PromptBatch, rollout: Rollout, rewards: Tensor, every: int = 1
+    ) -> list[Sample]:
+        texts = [prompt.messages[-1]["content"] for prompt in prompts.prompts]
+        return samples(rollout, rewards, self.tokenizer, texts, self.log_samples, every)
+
+    def _true_reward(self, prompts: PromptBatch, rollout: Rollout) -> Metrics:
+        if self.true_reward is None:
+            return {}
+        texts = self.tokenizer.batch_decode(rollout.responses, skip_special_tokens=True)
+        pairs = zip(prompts.prompts, texts, strict=True)
+        rewards = [self.true_reward(prompt.messages[-1]["content"], text) for prompt, text in pairs]
+        return {"true_reward": sum(rewards) / len(rewards)}
+
+
+def to_numbers(tensors: dict[str, Tensor]) -> Metrics:
+    """One transfer for all metrics; the first process's, so that all decide the same by them.
+
+    A 0-d tensor becomes a number, another one a list of them.
+    """
+    flat = torch.cat([tensor.double().reshape(-1) for tensor in tensors.values()]).tolist()
+    found: Metrics = {}
+    start = 0
+    for name, tensor in tensors.items():
+        part = flat[start : start + tensor.numel()]
+        found[name], start = part if tensor.dim() else part[0], start + tensor.numel()
+    return dict(broadcast_object(found))
