@@ -17,7 +17,7 @@ from torch import Tensor
 from denserl_cli.core.segmentation import ends_after, segment_ends, token_numbers
 
 if TYPE_CHECKING:
-    from denserl_cli.core.recipe.schema import SegmentationConfig
+    from denserl_cli.core.recipe.resolved import ResolvedSegmentation
 
 _CLOSERS = r"""[)\]"'”’»」』）*_`]*+"""
 _TITLES = r"Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Gov|Sen|St|Mt|vs|cf|e\.g|i\.e|[A-HJ-Z]"
@@ -102,8 +102,7 @@ class Cutter:
     token by token: a table of all tokens' texts is made once.
     """
 
-    def __init__(self, segmentation: SegmentationConfig, tokenizer: Any = None) -> None:
-        assert segmentation.cutoff != "auto", "an automatic cutoff is with_calibrated_cutoff before"
+    def __init__(self, segmentation: ResolvedSegmentation, tokenizer: Any = None) -> None:
         self.settings, self.cutoff = segmentation, segmentation.cutoff
         self.pattern = {"sentence": SENTENCE, "newline": NEWLINE}.get(segmentation.cut)
         if self.pattern is not None:

@@ -33,9 +33,9 @@ from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import load_normalizer, prepare_rewards
+from denserl_cli.core.scoring.resolve import load_normalizer, prepare
 from denserl_cli.core.scoring.scorer import check_finite
-from denserl_cli.core.system.distributed import is_main_process, main_process_first
+from denserl_cli.core.system.distributed import is_main_process
 from denserl_cli.core.system.files import replaced_file, write_text
 
 if TYPE_CHECKING:
@@ -75,21 +75,20 @@ def evaluate_policy(
     policy: as `choose_policy` has it. held_out: use the prompts that train-ppo holds out, otherwise
     all of `data.prompts`. limit: at most so many of them. Returns the metrics.
     """
-    chosen, asked = choose_policy(recipe, run, policy), recipe
+    chosen = choose_policy(recipe, run, policy)
     if chosen.notice:
         observer.notice(chosen.notice)
-    with main_process_first():
-        opened = prepare_rewards(recipe, run, observer)
-    recipe, record = opened.recipe, opened.record
+    setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
+    recipe, record = setup.recipe, setup.record
     path = chosen.path or recipe.model.path
-    prompts = _prompts(recipe, run, opened.chat, observer, limit, held_out)
+    prompts = _prompts(recipe, run, setup.chat, observer, limit, held_out)
     observer.notice(f"comparing the policy {path} with {recipe.model.path}")
     start = load_reference(recipe)
     measured = Measure(
-        opened,
-        scorer=load_scorer(opened, run, observer, reference=start, prompts=prompts),
+        setup,
+        scorer=load_scorer(setup, run, observer, reference=start, prompts=prompts),
         normalizer=None if record is None else _normalizer(recipe, run, observer),
-        true_reward=true_reward_of(asked),
+        true_reward=true_reward_of(setup.recipe),
         observer=observer,
     )
     file = run.evaluation_file(STAGE)

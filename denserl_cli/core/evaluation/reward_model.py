@@ -20,12 +20,11 @@ from denserl_cli.core.models.device import device
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import prepare_reward_model
+from denserl_cli.core.scoring.resolve import prepare
 from denserl_cli.core.scoring.scorer import check_finite
 from denserl_cli.core.system.distributed import (
     all_reduce_sum,
     is_main_process,
-    main_process_first,
     shard_micro_batches,
     world_size,
 )
@@ -56,9 +55,8 @@ def evaluate_reward_model(
     The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out. name:
     of the result's file. subsets: every row must name the part of the benchmark it belongs to.
     """
-    with main_process_first():
-        opened = prepare_reward_model(recipe, run, observer)
-    recipe, record, chat = opened.recipe, opened.record, opened.reward_chat_format
+    setup = prepare(recipe, run, observer, reward_model=True)
+    recipe, record, chat = setup.recipe, setup.record, setup.reward_chat_format
     rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
     if subsets and any(row.subset is None for row in rows):
         (first, *_) = [row.origin for row in rows if row.subset is None]
@@ -67,7 +65,7 @@ def evaluate_reward_model(
             hint="name a file of the benchmark with --data, or leave --benchmark out",
         )
     list_skipped(skipped, run.skipped_file(STAGE), observer)
-    scorer = load_scorer(opened, run, observer, engine=recipe.reward_model.engine)
+    scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
     assert record is not None
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from denserl_cli.core.chat.decoding import token_texts
-from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.engine.factory import freeze
 from denserl_cli.core.errors import DenserlError
@@ -20,15 +19,13 @@ from denserl_cli.core.models.lora import load_reference
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.sandbox import task as sandbox
-from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.scoring.calibration import (
     Calibration,
     calibrate,
     sample_pairs,
-    with_calibrated_cutoff,
 )
 from denserl_cli.core.scoring.loading import load_reward_model
-from denserl_cli.core.scoring.resolve import load_normalizer, prepare_reward_model
+from denserl_cli.core.scoring.resolve import load_normalizer, prepare
 from denserl_cli.core.scoring.scorer import ReadValues, ScoredBatch, Scorer, check_finite
 
 if TYPE_CHECKING:
@@ -81,24 +78,18 @@ class Inspector:
         scoring: bool = False,
     ) -> None:
         self.normalizer: LocationNormalizer | None = None
-        opened = None
-        if scoring or (rewards and run.reward_model.is_dir()):
-            opened = prepare_reward_model(recipe, run, observer)
-            self.recipe, self.chat = opened.recipe, opened.reward_chat_format
-        else:
-            recipe = with_sandbox_files(recipe, run, observer)
-            self.recipe = with_calibrated_cutoff(recipe, run, observer)
-            _, self.chat = load_chat(self.recipe)
+        scored = scoring or (rewards and run.reward_model.is_dir())
+        setup = prepare(recipe, run, observer, reward_model=scored)
+        self.recipe, self.chat = setup.recipe, setup.reward_chat_format
         self.tokenizer, recipe = self.chat.template.tokenizer, self.recipe
         segmented = recipe.segmentation.by_entropy
-        foreign = opened is not None and opened.reward_chat_format is not opened.chat
+        foreign = setup.reward_chat_format is not setup.chat
         reference = load_reference(recipe) if segmented or not (scoring or foreign) else None
         reward_model = None
         read: ReadValues = token_values
-        if opened is not None:
-            assert opened.record is not None
+        if setup.record is not None:
             model, read = load_reward_model(
-                opened.record, recipe, run, observer=observer, reference=reference
+                setup.record, recipe, run, observer=observer, reference=reference
             )
             reward_model = freeze(model, recipe)
             if run.normalizer.exists():

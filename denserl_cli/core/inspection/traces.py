@@ -20,7 +20,8 @@ from denserl_cli.core.segmentation import segment_ends
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
-    from denserl_cli.core.recipe.schema import Aggregate, Granularity, Recipe
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
+    from denserl_cli.core.recipe.schema import Aggregate, Granularity
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,9 @@ class Cut(NamedTuple):
     rule: str = "entropy"
 
     @classmethod
-    def of(cls, recipe: Recipe, normalizer: LocationNormalizer | None) -> Cut:
+    def of(cls, recipe: ResolvedRecipe, normalizer: LocationNormalizer | None) -> Cut:
         """The cut of a recipe whose cutoff is a number."""
         cut, ready = recipe.segmentation, recipe.normalizer.kind == "none" or normalizer is not None
-        assert cut.cutoff != "auto"
         how = recipe.reward_model.aggregate
         # a response as it stands: penalties are for those that ended in another way
         rewards = reward_settings(recipe)._replace(

@@ -13,6 +13,7 @@ from denserl_cli.core.system.files import write_text
 
 if TYPE_CHECKING:
     from denserl_cli.core.chat.format import ChatFormat
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.recipe.schema import Granularity, Recipe
 
 
@@ -47,9 +48,8 @@ class RewardRecord:
         write_text(folder / RECORD, json.dumps({"schema": 1, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
-    def of(cls, recipe: Recipe, chat: ChatFormat) -> RewardRecord:
+    def of(cls, recipe: ResolvedRecipe, chat: ChatFormat) -> RewardRecord:
         """The record of a reward model trained by a recipe."""
-        assert recipe.segmentation.cutoff != "auto", "an automatic cutoff is calibrated before"
         return cls(
             **recipe.segmentation.deciding(),
             aggregate=recipe.reward_model.aggregate,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.ppo.prompts import PromptBatch
     from denserl_cli.core.ppo.reward_functions import FunctionRewards, RewardFunctions
     from denserl_cli.core.ppo.rollout import Collector, Rollout
-    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.runs.stage_session import Metrics, Sample
     from denserl_cli.core.sandbox.task import TrueReward
 
@@ -62,7 +62,7 @@ class Evaluator:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         *,
         collector: Collector,
         sources: RewardSources,

@@ -29,7 +29,7 @@ from denserl_cli.core.system.distributed import all_gather_object, rank, world_s
 if TYPE_CHECKING:
     from denserl_cli.core.data.conversations import Prompt
     from denserl_cli.core.ppo.rollout import Rollout
-    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
 
 _LARGEST = 3e38
 """Beyond it, a float32 is infinite."""
@@ -56,16 +56,15 @@ class FunctionRewards(NamedTuple):
     totals: dict[str, Tensor]
 
 
-def reward_settings(recipe: Recipe) -> RewardSettings:
+def reward_settings(recipe: ResolvedRecipe) -> RewardSettings:
     """How a recipe makes rewards of tokens."""
     ppo = recipe.ppo
-    assert ppo.interpolation is not None, "filled in when the recipe is loaded"
     return RewardSettings(
         interpolation=ppo.interpolation,
         segment_total=ppo.segment_total,
         length_normalize=ppo.length_normalize,
         clip=ppo.reward_clip,
-        learned_weight=ppo.learned_weight,
+        learned_weight=ppo.reward_model_weight,
         missing_eos_penalty=ppo.missing_eos_penalty,
         max_response_tokens=ppo.max_response_tokens,
         overlong_penalty=ppo.overlong_penalty,
@@ -76,7 +75,7 @@ def reward_settings(recipe: Recipe) -> RewardSettings:
 class RewardFunctions:
     """The reward functions of a recipe."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+    def __init__(self, recipe: ResolvedRecipe, tokenizer: Any) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.functions = [(one.weight, UserFunction(one.function)) for one in recipe.ppo.reward]
 
@@ -110,7 +109,7 @@ class Responses:
     )
 
     def __init__(
-        self, recipe: Recipe, tokenizer: Any, prompts: Sequence[Prompt], rollout: Rollout
+        self, recipe: ResolvedRecipe, tokenizer: Any, prompts: Sequence[Prompt], rollout: Rollout
     ) -> None:
         self.recipe, self.tokenizer, self.rollout = recipe, tokenizer, rollout
         self.rows = range(rank(), len(prompts), world_size())
@@ -139,7 +138,7 @@ class Responses:
     def _rows(self) -> list[dict[str, Any]]:
         return [deepcopy(prompt.row) for prompt in self.prompts]
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> ResolvedRecipe:
         return self.recipe
 
     def _segments(self) -> list[list[Segment]]:
@@ -236,7 +235,7 @@ def failed(name: str, error: BaseException) -> DenserlError:
 
 
 def placed(
-    values: Sequence[Value], rollout: Rollout, recipe: Recipe, where: Sequence[str]
+    values: Sequence[Value], rollout: Rollout, recipe: ResolvedRecipe, where: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Put what a function said on tokens: (R, T), and the total of each response: (R,).
 
@@ -264,12 +263,12 @@ def placed(
     raise _misfit(values, ends.sum(1).tolist(), mask.sum(1).tolist(), where)
 
 
-def _spread(values: Tensor, rollout: Rollout, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _spread(values: Tensor, rollout: Rollout, recipe: ResolvedRecipe) -> tuple[Tensor, Tensor]:
     """Rewards of segments, at their ends, over the tokens; and the total of each response."""
     mask, total = rollout.response_mask, recipe.ppo.segment_total
     spread, at_ends = (
         spread_segments(values, rollout.ends, mask, interpolation=how, segment_total=total)
-        for how in (recipe.ppo.interpolation or "even", "end")
+        for how in (recipe.ppo.interpolation, "end")
     )
     return spread, at_ends.sum(1)
 

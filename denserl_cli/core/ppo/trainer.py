@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.ppo.prompts import PromptPlan
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.ppo.update import Updater
-    from denserl_cli.core.recipe.schema import PPOConfig
+    from denserl_cli.core.recipe.resolved import ResolvedPPO
     from denserl_cli.core.runs.stage_session import Metrics, StageSession
 
 HEADLINE = (
@@ -37,7 +37,7 @@ class PPOTrainer:
 
     def __init__(
         self,
-        settings: PPOConfig,
+        settings: ResolvedPPO,
         session: StageSession,
         *,
         plan: PromptPlan,
@@ -161,7 +161,7 @@ class PPOTrainer:
 
     def keep_best(self, evaluated: Mapping[str, Any]) -> None:
         """Keep the policy with the highest reward on the held-out prompts, if there are any."""
-        weights = {"rm_score": self.settings.learned_weight}
+        weights = {"rm_score": self.settings.reward_model_weight}
         weights |= {f"reward_{short_name(o.function)}": o.weight for o in self.settings.reward}
         score = sum(
             weight * evaluated.get(f"eval_{name}", math.nan)

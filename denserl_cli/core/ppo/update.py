@@ -20,7 +20,7 @@ from denserl_cli.core.system.distributed import all_reduce_sum, max_over_ranks, 
 if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
     from denserl_cli.core.ppo.rollout import Rollout
-    from denserl_cli.core.recipe.schema import PPOConfig
+    from denserl_cli.core.recipe.resolved import ResolvedPPO
 
 
 class Updater:
@@ -28,7 +28,7 @@ class Updater:
 
     def __init__(
         self,
-        settings: PPOConfig,
+        settings: ResolvedPPO,
         *,
         actor: Engine,
         critic: Engine,

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from denserl_cli.core.observer import Observer
-    from denserl_cli.core.recipe.schema import Recipe
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.runs.folder import RunFolder
 
 
@@ -68,7 +68,7 @@ class RewardTrainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         run: RunFolder,
         observer: Observer,
         *,

@@ -19,6 +19,7 @@ import numpy as np
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.recipe.schema import Recipe, SandboxConfig
 
 MOODS = ("calm", "bright", "bitter", "proud")
@@ -151,8 +152,8 @@ def _word(index: int) -> str:
     return syllables[first] + syllables[second]
 
 
-def true_reward_of(recipe: Recipe) -> TrueReward | None:
-    """The true reward of the sandbox, unless other prompts are asked for."""
-    if recipe.sandbox is None or recipe.data.prompts:
+def true_reward_of(recipe: ResolvedRecipe) -> TrueReward | None:
+    """The true reward of the embedded task, unless the recipe has other prompts."""
+    if recipe.sandbox is None or not recipe.knows_true_reward:
         return None
     return Task(recipe.sandbox, recipe.seed).true_reward

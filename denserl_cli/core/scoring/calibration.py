@@ -23,6 +23,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference
 from denserl_cli.core.recipe import recipe_to_dict
+from denserl_cli.core.recipe.resolved import ResolvedSegmentation
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.segmentation import calibrate_cutoff, segment_ends, segment_ids
 from denserl_cli.core.system.files import write_text
@@ -141,7 +142,7 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
     responses = [response for row in rows for response in (row.chosen, row.rejected)]
     calibration = calibrate(
         Scorer(
-            replace(recipe.segmentation, cutoff=0.0),
+            ResolvedSegmentation(cutoff=0.0),
             reference=freeze(load_reference(recipe), recipe),
         ),
         [row.prompt for row in rows for _ in range(2)],

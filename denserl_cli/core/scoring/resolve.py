@@ -22,8 +22,10 @@ from denserl_cli.core.models.sequence_classifier import (
     reads_ids_of,
 )
 from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.recipe.resolved import as_resolved
 from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
+from denserl_cli.core.system.distributed import main_process_first
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.chat.format import ChatFormat
     from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.recipe.schema import PublishedConfig, Recipe
     from denserl_cli.core.runs.folder import RunFolder
 
@@ -40,47 +43,50 @@ WEIGHTS_OPTION = "published.reward_model"
 
 
 class RewardSetup(NamedTuple):
-    """What a command that scores begins with.
+    """What every command that loads models begins with.
 
-    recipe: with the sandbox's files and a cutoff that is a number. record: None without a reward
-    model. reading: how the reward model's conversations are written: `chat`, unless a published
-    model has a tokenizer of its own.
+    record: of the reward model; None where none scores. reward_chat_format: how the reward model's
+    conversations are written: `chat`, unless a published model has a tokenizer of its own.
     """
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     record: RewardRecord | None
     tokenizer: PreTrainedTokenizerBase
     chat: ChatFormat
     reward_chat_format: ChatFormat
 
 
-def prepare_reward_model(recipe: Recipe, run: RunFolder, observer: Observer) -> RewardSetup:
-    """Find the reward model that the run scores with, and adopt it where it is a published one."""
-    record = reward_record(recipe, run)
-    recipe = with_calibrated_cutoff(
-        with_sandbox_files(recipe, run, observer), run, observer, record
-    )
-    tokenizer, chat = load_chat(recipe)
-    reward_chat_format = own_format(record, chat) or chat
-    if record.weights and not is_adapters(record.weights):
-        revision = record.weights_revision
-        check_vocabulary(reward_chat_format, record.weights, revision, what="reward model")
-    return RewardSetup(
-        recipe,
-        record_published(record, recipe, run, chat, observer),
-        tokenizer,
-        chat,
-        reward_chat_format,
-    )
+def prepare(
+    recipe: Recipe, run: RunFolder, observer: Observer, *, reward_model: bool
+) -> RewardSetup:
+    """Resolve a recipe in its run folder: the sandbox's files, the cutoff, the chat format.
 
+    Args:
+        recipe: As it was loaded.
+        run: Where the sandbox's files, a calibrated cutoff and the reward model are.
+        observer: Told what is made or found.
+        reward_model: Whether a reward model scores: the run's own, or the published one that the
+            recipe names, which is recorded in the run folder on first use.
 
-def prepare_rewards(recipe: Recipe, run: RunFolder, observer: Observer) -> RewardSetup:
-    """What PPO begins with: the reward model, unless the user's own rewards take its place."""
-    if recipe.ppo.learned_weight:
-        return prepare_reward_model(recipe, run, observer)
-    recipe = with_calibrated_cutoff(with_sandbox_files(recipe, run, observer), run, observer)
-    tokenizer, chat = load_chat(recipe)
-    return RewardSetup(recipe, None, tokenizer, chat, chat)
+    Raises:
+        DenserlError: There is no reward model, or the recipe contradicts it.
+    """
+    with main_process_first():
+        record = reward_record(recipe, run) if reward_model else None
+        with_files = with_sandbox_files(recipe, run, observer)
+        resolved = as_resolved(
+            with_calibrated_cutoff(with_files, run, observer, record),
+            knows_true_reward=recipe.sandbox is not None and not recipe.data.prompts,
+        )
+        tokenizer, chat = load_chat(resolved)
+        if record is None:
+            return RewardSetup(resolved, None, tokenizer, chat, chat)
+        reward_chat_format = own_format(record, chat) or chat
+        if record.weights and not is_adapters(record.weights):
+            revision = record.weights_revision
+            check_vocabulary(reward_chat_format, record.weights, revision, what="reward model")
+        record = record_published(record, resolved, run, chat, observer)
+        return RewardSetup(resolved, record, tokenizer, chat, reward_chat_format)
 
 
 def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.engine.frozen import FrozenModel
-    from denserl_cli.core.recipe.schema import SegmentationConfig
+    from denserl_cli.core.recipe.resolved import ResolvedSegmentation
 
 ReadValues = Callable[[Any, "SequenceBatch"], Tensor]
 """Reads a reward model: from it and a batch to values, (R, T), that count at segment ends."""
@@ -44,7 +44,7 @@ class Scorer:
 
     def __init__(
         self,
-        segmentation: SegmentationConfig,
+        segmentation: ResolvedSegmentation,
         *,
         reference: FrozenModel | None,
         reward_model: FrozenModel | None = None,

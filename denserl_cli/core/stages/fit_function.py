@@ -26,11 +26,10 @@ from denserl_cli.core.normalizer import (
     location_table,
 )
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import prepare_reward_model
+from denserl_cli.core.scoring.resolve import prepare
 from denserl_cli.core.system.distributed import (
     all_gather_object,
     is_main_process,
-    main_process_first,
     shard_micro_batches,
     world_size,
 )
@@ -54,26 +53,23 @@ class SegmentRewards(NamedTuple):
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Fit the normaliser of a run's reward model and leave it beside the model."""
-    with main_process_first():
-        opened = prepare_reward_model(recipe, run, observer)
-    recipe, chat = opened.recipe, opened.reward_chat_format
-    rows, skipped = draw_pairs(
-        recipe, chat, recipe.normalizer.pairs, recipe.normalizer.seed, observer
-    )
-    seed_everything(recipe.seed)
-    scorer = load_scorer(opened, run, observer, engine=recipe.reward_model.engine)
+    setup = prepare(recipe, run, observer, reward_model=True)
+    resolved, chat, settings = setup.recipe, setup.reward_chat_format, setup.recipe.normalizer
+    rows, skipped = draw_pairs(resolved, chat, settings.pairs, settings.seed, observer)
+    seed_everything(resolved.seed)
+    scorer = load_scorer(setup, run, observer, engine=resolved.reward_model.engine)
     run.started(STAGE, mode, observer)
     list_skipped(skipped, run.skipped_file(STAGE), observer)
-    rewards = segment_rewards(rows, scorer, recipe.normalizer.batch_size, chat.pad_id, observer)
+    rewards = segment_rewards(rows, scorer, settings.batch_size, chat.pad_id, observer)
     if not is_main_process():
         return
-    normalizer, record = fit(recipe.normalizer.kind or "location", rewards)
-    if recipe.normalizer.min_std is not None:
-        normalizer = replace(normalizer, min_std=recipe.normalizer.min_std)
+    normalizer, record = fit(settings.kind, rewards)
+    if settings.min_std is not None:
+        normalizer = replace(normalizer, min_std=settings.min_std)
     record |= {
-        **recipe.segmentation.deciding(),
+        **resolved.segmentation.deciding(),
         "pairs": len(rows),
-        "seed": recipe.normalizer.seed,
+        "seed": settings.seed,
     }
     plot(run.normalizer.with_suffix(".png"), rewards, normalizer)
     normalizer.save(run.normalizer, record)
@@ -150,4 +146,4 @@ def _show(observer: Observer, normalizer: LocationNormalizer, record: dict[str, 
     rows = [[name, f"{getattr(normalizer, name):.4f}"] for name in names]
     facts = ("kind", "r2_mean", "r2_std", "pairs", "segments")
     rows += [[name, record[name]] for name in facts if name in record]
-    observer.table("normaliser", ["figure", "value"], rows)
+    observer.table("normaliser", ["metric", "value"], rows)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.scoring.resolve import prepare_reward_model, reward_record
+from denserl_cli.core.scoring.resolve import prepare, reward_record
 
 if TYPE_CHECKING:
     from denserl_cli.core.models.reward_metadata import RewardRecord
@@ -74,7 +74,7 @@ def import_normalizer(
         )
     entry = choose(entries, keys, record, file)
     normalizer = to_normalizer(entry, file, record.granularity, recipe.normalizer.min_std)
-    prepare_reward_model(recipe, run, observer)
+    prepare(recipe, run, observer, reward_model=True)
     if run.normalizer.exists() and mode != "fresh":
         raise DenserlError(
             f"the reward model of {run.path} has a normaliser already",

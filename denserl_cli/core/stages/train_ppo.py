@@ -24,8 +24,8 @@ from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
-from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare_rewards
-from denserl_cli.core.system.distributed import barrier, is_main_process, main_process_first
+from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare
+from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ STAGE = "train-ppo"
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe on its reward model and leave it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
-    with main_process_first():
-        asked, setup = recipe, prepare_rewards(recipe, run, observer)
-    recipe, tokenizer, chat = setup.recipe, setup.tokenizer, setup.chat
-    normalizer = None if setup.record is None else load_normalizer(recipe, run)
-    sources = RewardSources(reward_settings(recipe), normalizer, RewardFunctions(recipe, tokenizer))
-    prompts = load_prompts(recipe, chat, observer)
-    plan = _plan(recipe, prompts.train)
-    seed_everything(recipe.seed)
+    setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
+    resolved, tokenizer = setup.recipe, setup.tokenizer
+    normalizer = None if setup.record is None else load_normalizer(resolved, run)
+    functions = RewardFunctions(resolved, tokenizer)
+    sources = RewardSources(reward_settings(resolved), normalizer, functions)
+    prompts = load_prompts(resolved, setup.chat, observer)
+    plan = _plan(resolved, prompts.train)
+    seed_everything(resolved.seed)
     collector, updater = _models(setup, run, observer, plan, prompts.everything)
-    _stop_generation(updater.actor.model, chat)
+    _stop_generation(updater.actor.model, setup.chat)
     session = StageSession(
         STAGE,
         run,
@@ -56,19 +56,19 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         engines={"actor": updater.actor, "critic": updater.critic},
         unit="iteration",
         total=plan.iterations,
-        save_every=recipe.ppo.save_every,
+        save_every=resolved.ppo.save_every,
         headline=HEADLINE,
     )
     evaluator = Evaluator(
-        recipe,
+        resolved,
         collector=collector,
         sources=sources,
-        prompts=evaluation_batch(prompts.evaluation, recipe.seed, recipe.ppo.eval_samples),
+        prompts=evaluation_batch(prompts.evaluation, resolved.seed, resolved.ppo.eval_samples),
         tokenizer=tokenizer,
-        true_reward=true_reward_of(asked),
+        true_reward=true_reward_of(resolved),
     )
     trainer = PPOTrainer(
-        recipe.ppo,
+        resolved.ppo,
         session,
         plan=plan,
         collector=collector,

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.loading import load_pairs
 from denserl_cli.core.engine.factory import check_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.reward_model.trainer import STAGE, RewardTrainer
-from denserl_cli.core.sandbox.files import with_sandbox_files
-from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
-from denserl_cli.core.system.distributed import barrier, is_main_process, main_process_first
+from denserl_cli.core.scoring.resolve import prepare
+from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
@@ -26,17 +24,16 @@ if TYPE_CHECKING:
 def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the reward model of a recipe and leave it in the run folder."""
     check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
-    with main_process_first():
-        recipe = with_calibrated_cutoff(with_sandbox_files(recipe, run, observer), run, observer)
-    tokenizer, chat = load_chat(recipe)
-    data = load_pairs(recipe, chat, observer)
-    settings = recipe.reward_model
+    setup = prepare(recipe, run, observer, reward_model=False)
+    resolved, tokenizer, chat = setup.recipe, setup.tokenizer, setup.chat
+    data = load_pairs(resolved, chat, observer)
+    settings = resolved.reward_model
     batches = global_batches(
-        len(data.train), settings.batch_size, epochs=settings.epochs, seed=recipe.seed
+        len(data.train), settings.batch_size, epochs=settings.epochs, seed=resolved.seed
     )
-    seed_everything(recipe.seed)
+    seed_everything(resolved.seed)
     trainer = RewardTrainer(
-        recipe,
+        resolved,
         run,
         observer,
         rows=data.train,
@@ -52,9 +49,8 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
             with replaced_folder(run.reward_model) as folder:
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-                # the cutoff as a number
-                asked = replace(run.recipe, segmentation=recipe.segmentation)
-                RewardRecord.of(asked, chat).save(folder)
+                # the model as the user named it, the cutoff as a number
+                RewardRecord.of(replace(resolved, model=recipe.model), chat).save(folder)
     barrier()
     if not is_main_process():
         return

@@ -35,7 +35,7 @@ from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.sandbox.files import SandboxFiles
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
-from denserl_cli.core.scoring.resolve import RewardSetup, prepare_reward_model
+from denserl_cli.core.scoring.resolve import RewardSetup, prepare
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer
@@ -111,7 +111,7 @@ def begin(
     recipe: Recipe, path: Path, observer: Observer | None = None
 ) -> tuple[RewardSetup, RunFolder]:
     run = RunFolder(path, recipe)
-    return prepare_reward_model(recipe, run, observer or Observer()), run
+    return prepare(recipe, run, observer or Observer(), reward_model=True), run
 
 
 NAMES = ["llama", "gpt2", *ENCODERS]

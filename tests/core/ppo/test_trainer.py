@@ -135,6 +135,7 @@ def trainer(
                 "eval_every": 1,
                 "save_every": 100,
                 "interpolation": "even",
+                "reward_model_weight": 1.0,
                 **settings,
             }
         ),

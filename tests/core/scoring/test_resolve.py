@@ -17,7 +17,7 @@ from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.scoring.loading import load_reward_model
-from denserl_cli.core.scoring.resolve import load_normalizer, prepare_reward_model, reward_record
+from denserl_cli.core.scoring.resolve import load_normalizer, prepare, reward_record
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import Ears, MakeRecipe
 
@@ -53,7 +53,7 @@ def run_of(recipe: Recipe, path: Path) -> RunFolder:
 
 
 def opened(recipe: Recipe, path: Path, ears: Ears | None = None) -> None:
-    prepare_reward_model(recipe, run_of(recipe, path), ears or Observer())
+    prepare(recipe, run_of(recipe, path), ears or Observer(), reward_model=True)
 
 
 def coefficients(path: Path) -> tuple[float, ...]:
