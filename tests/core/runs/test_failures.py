@@ -39,7 +39,7 @@ def test_a_stop_keeps_the_batch_and_says_where_it_is(tmp_path: Path):
     assert caught.value.message == message and caught.value.exit_code == 2
     assert caught.value.hint and "run.nonfinite=skip" in caught.value.hint
     assert torch.load(place / "batch.pt")["ids"].tolist() == [0, 1, 2]
-    assert made.figures() == {}
+    assert made.metrics() == {}
 
 
 def test_skips_are_counted_told_and_limited_in_a_row(tmp_path: Path):
@@ -52,7 +52,7 @@ def test_skips_are_counted_told_and_limited_in_a_row(tmp_path: Path):
     for number in range(MOST_SKIPS):
         with made.update(number, batch):
             raise BAD
-    assert made.figures() == {"skipped_updates": 2 * MOST_SKIPS}
+    assert made.metrics() == {"skipped_updates": 2 * MOST_SKIPS}
     notices = made.observer.notices
     assert len(notices) == 2 * MOST_SKIPS
     assert notices[0] == "train-rm step 0: the loss is nan; its update is skipped"

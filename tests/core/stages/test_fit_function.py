@@ -144,12 +144,10 @@ def test_the_sample_is_as_large_as_asked_and_follows_its_seed(
 def test_values_that_are_not_finite_are_an_error(
     recipe: MakeRecipe, run_with_model: Path, monkeypatch
 ):
-    from denserl_cli.core.scoring import scorer as scoring
-
     def nan(model, batch, **_: bool) -> torch.Tensor:
         return torch.full(batch.response_mask.shape, math.nan)
 
-    monkeypatch.setattr(scoring, "token_values", nan)
+    monkeypatch.setattr("denserl_cli.core.scoring.loading.token_values", nan)
     with pytest.raises(DenserlError, match="rewards are not finite"):
         fitted(recipe(), run_with_model)
     assert not (run_with_model / "reward_model" / "normalizer.json").exists()
