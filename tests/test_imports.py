@@ -24,6 +24,7 @@ MATHS = {
         "likelihood",
         "precision",
         "normalizer",
+        "reward_model.loss",
         "ppo.rewards",
         "ppo.advantages",
         "ppo.losses",
@@ -31,19 +32,23 @@ MATHS = {
 }
 
 
-def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those for the type checker alone."""
+LONGEST = 350
+"""Lines of a file, unless a comment at its top that begins `# Long:` says why it has more."""
+
+
+def statements(tree: ast.AST, types: bool) -> Iterator[ast.AST]:
+    """All nodes, or all but those for the type checker alone."""
     yield tree
     for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not types:
             continue
-        yield from statements(child)
+        yield from statements(child, types)
 
 
-def imported(name: str) -> set[str]:
+def imported(name: str, *, types: bool = False) -> set[str]:
     """Names of the modules that a module imports, anywhere in it."""
     names = set()
-    for node in statements(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(FILES[name].read_text(encoding="utf-8")), types):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,9 +79,30 @@ def test_the_ground_imports_nothing_of_the_package(name: str):
     assert not imported(name) & set(FILES)
 
 
-def test_there_is_no_circle():
+def test_there_is_no_circle_of_files():
     graph = {name: imported(name) & set(FILES) for name in FILES}
     TopologicalSorter(graph).prepare()
+
+
+def room(name: str) -> str:
+    """The folder that a module is in; a file of the package or of `core` stands for itself."""
+    folder = FILES[name].parent.relative_to(ROOT / "denserl_cli")
+    return name if str(folder) in (".", "core") else str(folder)
+
+
+def test_there_is_no_circle_of_folders():
+    """Not even by imports for the type checker alone."""
+    graph: dict[str, set[str]] = {}
+    for name in FILES:
+        rooms = {room(target) for target in imported(name, types=True) & set(FILES)}
+        graph.setdefault(room(name), set()).update(rooms - {room(name)})
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_long_file_says_why(name: str):
+    lines = FILES[name].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST or any(line.startswith("# Long: ") for line in lines[:12])
 
 
 def test_a_recipe_is_accepted_before_anything_heavy_is_imported(tmp_path: Path):

@@ -1,3 +1,4 @@
+# Long: the whole of a recipe on one page, as its reference in docs/recipes.md is made from it.
 """What a recipe may say: frozen dataclasses whose field docstrings are the documentation.
 
 One recipe is one experiment: a backbone, a granularity and all stages. Values are checked for type
