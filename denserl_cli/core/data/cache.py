@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -20,7 +20,6 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from denserl_cli.core.data import fingerprint
 from denserl_cli.core.data.arrow_rows import Batch, Rows
@@ -36,6 +35,7 @@ from denserl_cli.core.system.distributed import (
     said_by_first_of_machine,
 )
 from denserl_cli.core.system.files import sync_folder
+from denserl_cli.core.system.lock import locked_in_turn
 
 if TYPE_CHECKING:
     from denserl_cli.core.chat.format import ChatFormat
@@ -201,7 +201,12 @@ def _placed(encoding: Encoding, wanted: _Wanted, observer: Observer) -> tuple[st
 def _made_once(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -> None:
     """Make an entry, unless another job does it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path, observer) as alone:
+
+    def waiting() -> None:
+        observer.notice("another job is tokenising the same data; waiting for it")
+
+    # where files cannot be locked, two jobs make it at the same time, each aside
+    with locked_in_turn(path.with_name(f".{path.name}.lock"), waiting) as alone:
         state = _state(path)
         if state == "whole":
             return
@@ -212,25 +217,6 @@ def _made_once(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observ
             if time.time() - left.stat().st_mtime > _ABANDONED:  # by a job that was killed
                 shutil.rmtree(left, ignore_errors=True)
         _make(path, encoding, wanted, observer)
-
-
-@contextmanager
-def _alone(path: Path, observer: Observer) -> Iterator[bool]:
-    """Wait for other jobs that make the same entry; False where files cannot be locked."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            observer.notice("another job is tokenising the same data; waiting for it")
-            lock.acquire()
-    except (OSError, NotImplementedError):  # two jobs then do it twice, each aside
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _state(path: Path) -> str:

@@ -1,4 +1,10 @@
-"""One job at a time: a lock that the kernel lets go of when its holder dies, by kill -9 as well."""
+"""One process at a time: a file lock that the kernel releases when its holder dies, by kill -9 too.
+
+Why not the library `filelock`: a run folder's lock has to name its holder, and filelock offers no
+way to write into the file that it locks; in versions 3.16 to 3.25 the attempt of a second process
+even empties that file. Where a file system has no `flock`, version 4 falls back to a marker file,
+which a killed holder leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -16,39 +22,82 @@ from denserl_cli.core.errors import DenserlError
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems answer that know no locks, such as Lustre and NFS without them."""
+"""What file systems answer that have no locks, such as Lustre and NFS without them."""
 
 
 @contextmanager
 def locked(file: Path, notice: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `file`, which exists for the while.
+    """Hold a lock, or refuse to work because another job holds it.
 
-    Where the file system has no locks, or lets nobody write, a notice says so and the work goes on
-    without. Raises DenserlError, naming the holder, when another job has it.
+    Where the file system has no locks, or the folder is read-only, the work goes on without.
+
+    Args:
+        file: the lock file; it exists only while the lock is held, and names the holder.
+        notice: is told when nothing can be locked here.
+
+    Raises:
+        DenserlError: another job holds the lock; the message names its process, host and start.
     """
     handle = None
     try:
         handle = _acquire(file)
+    except _HeldError as other:
+        raise DenserlError(
+            f"{file.parent} is in use by {other}",
+            hint="wait until it is done, stop it, or name another folder with --out",
+        ) from None
     except OSError as error:
         if error.errno not in (*_READ_ONLY, *_NO_LOCKS):
             raise
         reason = error.strerror
-        notice(f"cannot lock {file} ({reason}): see to it that no other job uses this folder")
+        notice(f"cannot lock {file} ({reason}): make sure that no other job uses this folder")
     try:
         yield
     finally:
         if handle is not None:
-            if _is_open_as(handle, file):
-                file.unlink()
-            os.close(handle)
+            _release(handle, file)
 
 
-def _acquire(file: Path) -> int:
-    """Open, lock and sign the file; returns its descriptor."""
+@contextmanager
+def locked_in_turn(file: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Hold a lock; while another process holds it, wait.
+
+    Args:
+        file: the lock file; it exists only while the lock is held or waited for.
+        waiting: is called once before the wait.
+
+    Yields:
+        Whether the lock is held; False where the file cannot be locked.
+    """
+    handle = None
+    try:
+        handle = _acquire(file)
+    except _HeldError:
+        waiting()
+        with suppress(OSError):
+            handle = _acquire(file, wait=True)
+    except OSError:
+        pass
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            _release(handle, file)
+
+
+class _HeldError(Exception):
+    """Another process holds the lock; the message says which."""
+
+
+def _acquire(file: Path, wait: bool = False) -> int:
+    """Open and lock the file and write the holder into it; returns its descriptor.
+
+    Raises _HeldError when another process holds the lock and `wait` is not set.
+    """
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_open_as(handle, file):  # otherwise its last holder has just removed it
                 now = datetime.now().astimezone().isoformat(" ", "seconds")
                 holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
@@ -56,16 +105,19 @@ def _acquire(file: Path) -> int:
                 os.write(handle, json.dumps(holder).encode())
                 return handle
         except BlockingIOError:
-            holder_now = _read_holder(handle)
+            held = _HeldError(_read_holder(handle))
             os.close(handle)
-            raise DenserlError(
-                f"{file.parent} is in use by {holder_now}",
-                hint="wait until it is done, stop it, or name another folder with --out",
-            ) from None
-        except OSError:
+            raise held from None
+        except BaseException:  # KeyboardInterrupt ends a wait
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _release(handle: int, file: Path) -> None:
+    if _is_open_as(handle, file):
+        file.unlink()
+    os.close(handle)
 
 
 def _is_open_as(handle: int, file: Path) -> bool:
@@ -80,5 +132,5 @@ def _read_holder(handle: int) -> str:
     try:
         holder = json.loads(os.pread(handle, 4096, 0))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # it has not signed yet
+    except (ValueError, KeyError, TypeError):  # the holder has not written itself down yet
         return "another job"

@@ -1,4 +1,4 @@
-"""The lock of a run folder: one job at a time, and none held by the dead."""
+"""Locks: one process at a time, and none held by a process that was killed."""
 
 import errno
 import fcntl
@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system import lock as locking
-from denserl_cli.core.system.lock import locked
+from denserl_cli.core.system.lock import locked, locked_in_turn
 from tests import ROOT
 
 HOLD = """
@@ -31,7 +32,7 @@ def silent(message: str) -> None:
     pytest.fail(message)
 
 
-def test_a_lock_is_there_for_the_while(tmp_path: Path):
+def test_a_lock_file_exists_only_while_the_lock_is_held(tmp_path: Path):
     file = tmp_path / "lock"
     for _ in range(2):
         with locked(file, silent):
@@ -79,7 +80,7 @@ def test_a_killed_job_holds_nothing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
-def test_a_holder_that_has_not_signed_is_another_job(tmp_path: Path, content: bytes):
+def test_a_holder_that_has_not_named_itself_is_another_job(tmp_path: Path, content: bytes):
     file = tmp_path / "lock"
     file.write_bytes(content)
     with file.open() as held:
@@ -145,3 +146,44 @@ def test_a_folder_that_nobody_may_write_to_is_told(tmp_path: Path, monkeypatch):
 def test_other_errors_are_not_swallowed(tmp_path: Path):
     with pytest.raises(FileNotFoundError), locked(tmp_path / "gone" / "lock", silent):
         pytest.fail("no such folder")
+
+
+def test_who_waits_gets_the_lock_when_the_holder_is_done(tmp_path: Path):
+    file, order, waiting = tmp_path / "lock", list[str](), threading.Event()
+
+    def wait() -> None:
+        with locked_in_turn(file, waiting.set) as held:
+            order.append(f"second, {held}")
+            assert file.exists()
+
+    with locked_in_turn(file, lambda: pytest.fail("nobody holds it")) as held:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waiting.wait(20)
+        order.append(f"first, {held}")
+    thread.join(20)
+    assert order == ["first, True", "second, True"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_for_a_killed_job_gets_its_lock(tmp_path: Path):
+    file = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        with locked_in_turn(file, process.kill) as held:
+            assert held and json.loads(file.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES, errno.ENOSPC])
+def test_who_can_wait_goes_on_where_files_cannot_be_locked(tmp_path: Path, monkeypatch, number):
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locking.fcntl, "flock", flock)
+    with locked_in_turn(tmp_path / "lock", lambda: pytest.fail("nobody holds it")) as held:
+        assert not held
