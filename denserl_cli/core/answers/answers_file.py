@@ -18,6 +18,7 @@ from denserl_cli.core.answers.questions import refuse, rows_of
 from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.runs.folder import Mode
+from denserl_cli.core.runs.settings import differences
 from denserl_cli.core.system.files import write_text
 
 _FRESH = "name another file with --to, or write this one again with --fresh"
@@ -60,7 +61,7 @@ class AnswersFile:
             return True
         made, _ = self._read()
         if made["settings"] != self.settings:
-            changed = _differences(made["settings"], self.settings)
+            changed = "; ".join(differences(made["settings"], self.settings))
             raise DenserlError(f"{self.target} holds other answers: {changed}", hint=_FRESH)
         if made["finished"] and self.target.exists():
             self._check_target()
@@ -171,10 +172,3 @@ def _parsed(line: str, turns: int) -> tuple[Identity, Answer]:
     if not isinstance(said, list) or list(map(type, said)) != [str] * turns:
         raise ValueError(f"turns is no list of {turns} texts")
     return row["id"], Answer(tuple(said), int(row["tokens"]), float(row["tstamp"]))
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return "; ".join(
-        f"{key} was {json.dumps(old.get(key))}, is {json.dumps(new.get(key))}" for key in changed
-    )

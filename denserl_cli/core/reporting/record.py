@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.runs.run_json import read_book
+from denserl_cli.core.runs.run_json import RunJson
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 """In the order in which they run."""
@@ -106,8 +106,8 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 def read_run(folder: Path, label: str) -> RunRecord:
     """Read one run folder. Raises DenserlError when it is none, or its run.json is damaged."""
-    book, notes = _read_book(folder), list[str]()
-    stages = {name: _stage(entry) for name, entry in book["stages"].items()}
+    notes = list[str]()
+    stages = {name: _stage(entry) for name, entry in _read_run_json(folder).stages.items()}
     lines = _read_lines(folder / "metrics.jsonl", notes) if stages else []
     metrics = {name: _in_order(lines, name) for name in stages}
     samples = _read_lines(folder / "samples.jsonl", notes) if "train-ppo" in stages else []
@@ -146,14 +146,14 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return labels
 
 
-def _read_book(folder: Path) -> dict[str, Any]:
+def _read_run_json(folder: Path) -> RunJson:
     file = folder / "run.json"
     if not file.is_file():
         what = "is not a denserl run" if folder.is_dir() else "is no folder"
         raise DenserlError(
             f"{folder} {what}", hint="name a run folder, such as runs/sandbox-segment"
         )
-    return read_book(file)
+    return RunJson.read(file)
 
 
 def _stage(entry: Mapping[str, Any]) -> StageRecord:
@@ -274,12 +274,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted names of a nested mapping with their values."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -11,8 +11,9 @@ from denserl_cli.core.reporting import plots
 from denserl_cli.core.reporting.drawing import Plot
 from denserl_cli.core.reporting.finding import Finding
 from denserl_cli.core.reporting.findings import findings
-from denserl_cli.core.reporting.record import STAGES, RunRecord, flat
+from denserl_cli.core.reporting.record import STAGES, RunRecord
 from denserl_cli.core.reporting.samples import Thread, threads
+from denserl_cli.core.runs.settings import flat
 
 PPO, RM = "train-ppo", "train-rm"
 OVERVIEW = (
@@ -113,7 +114,7 @@ def overview(runs: Sequence[RunRecord]) -> Table:
 
 def differences(runs: Sequence[RunRecord]) -> Table:
     """The recipe fields in which runs differ."""
-    recipes = [dict(flat(run.recipe)) for run in runs]
+    recipes = [flat(run.recipe) for run in runs]
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     rows = [[name, *(_value(recipe.get(name)) for recipe in recipes)] for name in names]
     return Table(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system.distributed import barrier, broadcast_object, is_main_process
+from denserl_cli.core.system.environment import numeric_versions
 from denserl_cli.core.system.files import aside_of, full_disk_named, replaced_folder
 
 if TYPE_CHECKING:
@@ -37,10 +38,13 @@ class DamagedError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one stage under the settings that decide what it computes.
+    """The checkpoints of one stage.
 
-    keep: the newest ones that stay. gigabytes: the size that they may have together; the newest
-    stays in any case.
+    Args:
+        folder: where they are.
+        settings: those that decide what the stage computes.
+        keep: the number of checkpoints that stay, the newest ones.
+        gigabytes: the size that they may have together; the newest stays in any case.
     """
 
     def __init__(
@@ -55,8 +59,13 @@ class Checkpoints:
     ) -> None:
         """Write a complete state aside, rename it into place and drop the oldest ones.
 
-        shards: engines by name, each of which writes its process's part into a folder of that name.
-        Raises DenserlError when the disk is full; the earlier checkpoints are intact then.
+        Args:
+            step: the number of steps after which it is taken.
+            state: what the main process writes of it.
+            shards: engines by name; in each process they write its part into a folder of that name.
+
+        Raises:
+            DenserlError: the disk is full; the earlier checkpoints are intact then.
         """
         import torch
 
@@ -64,12 +73,11 @@ class Checkpoints:
             "schema": SCHEMA,
             "step": step,
             "settings": self.settings,
-            "versions": versions(),
+            "versions": numeric_versions(),
             "state": dict(state),
         }
-        place = self.folder / f"step-{step:08d}"
         try:
-            with _together(place) as aside:
+            with _together(self.folder / f"step-{step:08d}") as aside:
                 for name, engine in (shards or {}).items():
                     engine.save_shards(aside / name)
                 barrier()
@@ -88,19 +96,19 @@ class Checkpoints:
     def latest(self, observer: Observer) -> Checkpoint | None:
         """The newest whole checkpoint; damaged ones are passed over with a notice.
 
-        Raises DenserlError when it was written under other settings.
+        Raises:
+            DenserlError: it was written under other settings.
         """
-        mine = (
-            self._newest(observer) if is_main_process() else None
-        )  # checking reads all that was written
-        folder = broadcast_object(None if mine is None else mine.folder)
+        # one process alone checks, which reads all that was written
+        found = self._newest(observer) if is_main_process() else None
+        folder = broadcast_object(None if found is None else found.folder)
         if is_main_process() or folder is None:
-            return mine
+            return found
         record = _read(folder / "state.pt")
         return Checkpoint(record["step"], record["state"], folder)
 
     def _newest(self, observer: Observer) -> Checkpoint | None:
-        """What `latest` returns."""
+        """The newest whole checkpoint, with its files checked."""
         for folder in self._folders():
             try:
                 for shard in _shards(folder):
@@ -117,7 +125,7 @@ class Checkpoints:
                     f"checkpoint {folder} was written under other settings than this recipe's",
                     hint="start the stage again with --fresh, or name another folder with --out",
                 )
-            then, now = record["versions"], versions()
+            then, now = record["versions"], numeric_versions()
             changed = [f"{name} {then.get(name)}" for name in now if then.get(name) != now[name]]
             if changed:
                 observer.notice(
@@ -144,10 +152,10 @@ class Checkpoints:
 
     def _prune(self) -> None:
         size = 0
-        for place, folder in enumerate(self._folders()):
+        for newer, folder in enumerate(self._folders()):
             size += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             large = self.gigabytes is not None and size > self.gigabytes * 1e9
-            if place and (place >= self.keep or large):
+            if newer and (newer >= self.keep or large):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _disk_full(self, step: int) -> DenserlError:
@@ -161,33 +169,17 @@ class Checkpoints:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """A hash of settings; those that are null do not count, as a later version may add some."""
+    """A hash of settings. Those that are null do not count: a later version may add fields."""
     given = {key: value for key, value in settings.items() if value is not None}
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    import numpy
-    import torch
-    import transformers
-
-    from denserl_cli import __version__
-
-    return {
-        "denserl": __version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-    }
-
-
 @contextmanager
-def _together(place: Path) -> Iterator[Path]:
-    """Yield, to all processes, a folder aside that becomes `place` when all have left."""
-    with replaced_folder(place) if is_main_process() else full_disk_named(place):
+def _together(folder: Path) -> Iterator[Path]:
+    """Yield, to all processes, a folder aside that becomes `folder` when all are done with it."""
+    with replaced_folder(folder) if is_main_process() else full_disk_named(folder):
         barrier()
-        yield aside_of(place)
+        yield aside_of(folder)
         barrier()
     barrier()
 
@@ -202,7 +194,7 @@ def _step(folder: Path) -> int:
 
 
 def _check(file: Path) -> None:
-    """Compare a file's contents with its own sums, which torch.load does not."""
+    """Compare a file's contents with its own checksums, which torch.load does not."""
     import zipfile
 
     with _damage(), zipfile.ZipFile(file) as archive:
@@ -211,7 +203,7 @@ def _check(file: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Read a checkpoint's own file. Raises DamagedError when it is torn or of another kind."""
+    """Read a checkpoint's own file. Raises DamagedError when it is torn or of another schema."""
     import torch
 
     with _damage():
@@ -230,7 +222,7 @@ def _damage() -> Iterator[None]:
 
     try:
         yield
-    except OSError as error:  # EINVAL: a position that makes no sense
+    except OSError as error:  # EINVAL: a torn file leads to an impossible position
         if error.errno not in (errno.ENOENT, errno.EINVAL):
             raise
         raise DamagedError(error.strerror) from error

@@ -1,4 +1,4 @@
-"""What a run was made with: versions of the libraries, and the hardware in words."""
+"""What a run is made with: versions of the libraries, and the name of the device."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def numeric_versions() -> dict[str, str]:
+    """Versions of what decides how numbers are rounded; torch's with its build, such as +cu130."""
+    import torch
+
+    found = versions()
+    return {
+        "denserl": found["denserl"],
+        "torch": str(torch.__version__),  # the metadata of PyPI's wheels do not name the build
+        "transformers": found["transformers"],
+        "numpy": found["numpy"],
+    }
 
 
 def device_name() -> str:

@@ -172,9 +172,9 @@ def test_the_fingerprint_is_of_the_content():
 
 
 def test_other_versions_are_told(kept: Checkpoints, monkeypatch):
-    now = checkpoints.versions()
+    now = checkpoints.numeric_versions()
     assert now["torch"] == str(torch.__version__)
-    monkeypatch.setattr(checkpoints, "versions", lambda: {**now, "torch": "9.9"})
+    monkeypatch.setattr(checkpoints, "numeric_versions", lambda: {**now, "torch": "9.9"})
     ears = Ears()
     assert found(kept, ears).step == 3
     (notice,) = ears.notices
