@@ -45,7 +45,7 @@ def main() -> None:
     shutil.rmtree(asked.out, ignore_errors=True)
     seconds: dict[str, list[float]] = defaultdict(list)
     observer = make_observer()
-    for name in ("advance", "figures", "sample"):
+    for name in ("advance", "metrics", "sample"):
         setattr(observer, name, clocked(getattr(observer, name), seconds["watch"]))
     RunFolder.log = clocked(RunFolder.log, seconds["log"])  # type: ignore[method-assign]
     lines = ["| | steps | seconds a step | log and progress |", "|---|---|---|---|"]

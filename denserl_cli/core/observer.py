@@ -11,28 +11,34 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CHUNK = 256
-"""Rows that are worked on together, and counted together."""
+"""Items between two reports of progress."""
 TIMES = (
     *("seconds", "rollout_seconds", "scoring_seconds", "update_seconds"),
     *("tokens_per_second", "responses_per_second"),
 )
-"""The figures of a step that depend on the clock; all others are the same in every run."""
+"""The metrics of a step that depend on the clock; all others are the same in every run."""
 
 
 class Observer:
-    """Receives the progress of a stage. This one is silent; the console has those that speak."""
+    """Receives the progress of a stage. This one is silent; `denserl_cli.terminal` has others."""
 
     def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
-        """A piece of work of `total` units starts, `done` of which an earlier run has finished."""
+        """A piece of work starts; it may be a part of the current one.
 
-    def advance(self, count: int = 1, /, **figures: float) -> None:
-        """`count` more units are done; `figures` are the values worth showing beside the bar."""
+        Args:
+            title: what people read.
+            total: its units; None where nobody knows.
+            done: units that an earlier run has finished.
+        """
 
-    def figures(self, step: int, figures: Mapping[str, Any]) -> None:
-        """All figures of a step, as metrics.jsonl has them; earlier steps' first on --resume."""
+    def advance(self, count: int = 1, /, **metrics: float) -> None:
+        """`count` more units are done; `metrics` are the values worth showing beside the bar."""
+
+    def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """All metrics of a step, as in metrics.jsonl; after --resume, earlier steps come first."""
 
     def sample(self, step: int, sample: Mapping[str, Any]) -> None:
-        """A response with its segments' rewards, as samples.jsonl has it."""
+        """A response with its segments' rewards, as in samples.jsonl."""
 
     def end(self) -> None:
         """The current piece of work is over."""
@@ -41,13 +47,20 @@ class Observer:
         """Something that the user should know and that does not stop the work."""
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A result worth a table."""
+        """A result to be shown as a table."""
 
 
 def with_progress(
     items: Iterable[T], observer: Observer, title: str, total: int | None
 ) -> Generator[T, None, None]:
-    """The same items; the observer hears of each chunk that has gone by."""
+    """Yield items and report progress every `CHUNK` of them.
+
+    Args:
+        items: what to go through.
+        observer: whom to tell.
+        title: of this piece of work.
+        total: number of items; None where nobody knows.
+    """
     observer.begin(title, total=total)
     source = iter(items)
     try:
@@ -60,7 +73,7 @@ def with_progress(
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Put the wall time of what is done meanwhile, on a GPU as well, into `seconds[name]`."""
+    """Measure a block's wall time into `seconds[name]`; work queued on the GPU counts."""
     import torch
 
     began = time.perf_counter()
@@ -71,9 +84,12 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def throughput(seconds: float, tokens: int, responses: int) -> dict[str, float]:
-    """The figures of speed that every step has.
+    """The speed metrics that every step has.
 
-    tokens: real ones, of prompts and responses.
+    Args:
+        seconds: wall time of the step.
+        tokens: of prompts and responses, without padding.
+        responses: their number.
     """
     return {
         "seconds": seconds,

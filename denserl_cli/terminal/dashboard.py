@@ -28,7 +28,7 @@ CURVES = (
     *("rm_score", "kl", "response_length", "segments_per_response", "eval_rm_score"),
     *("eval_loss", "explained_variance", "gradient_norm"),
 )
-"""The figures that have a curve, the most telling first; metrics.jsonl has all figures.
+"""The metrics that have a curve, the most telling first; metrics.jsonl has all metrics.
 
 Where a recipe has reward functions, theirs come before them.
 """
@@ -44,20 +44,20 @@ Lines = list[list[Segment]]
 
 
 class LiveCurves:
-    """What is known of the stage on the screen: its figures, their curves, its latest samples."""
+    """What is known of the stage on the screen: its metrics, their curves, its latest samples."""
 
     def __init__(self) -> None:
-        self.figures: Mapping[str, Any] = {}
+        self.metrics: Mapping[str, Any] = {}
         self.samples: tuple[int, list[Mapping[str, Any]]] = (0, [])
         self._curves, self._own = {name: Curve() for name in CURVES}, dict[str, Curve]()
 
-    def add(self, figures: Mapping[str, Any]) -> None:
-        """Take in the figures of the next step."""
-        self.figures = figures
-        self._know_own_rewards(figures)
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Take in the metrics of the next step."""
+        self.metrics = metrics
+        self._know_own_rewards(metrics)
         for name, curve in (self._own | self._curves).items():
-            if name in figures:
-                value = figures[name]
+            if name in metrics:
+                value = metrics[name]
                 curve.add(math.nan if value is None else value)
 
     def add_sample(self, step: int, sample: Mapping[str, Any]) -> None:
@@ -65,26 +65,26 @@ class LiveCurves:
         latest, samples = self.samples
         self.samples = (step, [*samples, sample] if step == latest else [sample])
 
-    def _know_own_rewards(self, figures: Mapping[str, Any]) -> None:
+    def _know_own_rewards(self, metrics: Mapping[str, Any]) -> None:
         """Curves for the reward functions of train-ppo, and for what it pays without a model."""
-        if not figures.keys() & {"kl", "eval_kl"}:
+        if not metrics.keys() & {"kl", "eval_kl"}:
             return  # train-rm has a reward_mean, which is no function's
-        own = [name.removeprefix("eval_") for name in figures]
+        own = [name.removeprefix("eval_") for name in metrics]
         own = [name for name in own if name.startswith("reward_")]
-        without = [] if {"rm_score", "eval_rm_score"} & figures.keys() else ["dense_reward"]
+        without = [] if {"rm_score", "eval_rm_score"} & metrics.keys() else ["dense_reward"]
         for name in (*own, *without, *(f"eval_{name}" for name in own)):
             self._own.setdefault(name, Curve())
 
     def throughput(self) -> Text:
-        """Speeds and the seconds of each phase, as far as the figures tell them."""
-        parts = [f"{number(self.figures[k])} {unit}" for k, unit in _SPEEDS.items() if self._has(k)]
+        """Speeds and the seconds of each phase, as far as the metrics tell them."""
+        parts = [f"{number(self.metrics[k])} {unit}" for k, unit in _SPEEDS.items() if self._has(k)]
         for phase in _PHASES:
             if self._has(f"{phase}_seconds"):
-                parts.append(f"{phase} {self.figures[f'{phase}_seconds']:.1f} s")
+                parts.append(f"{phase} {self.metrics[f'{phase}_seconds']:.1f} s")
         return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
 
     def curves(self, width: int) -> list[Text]:
-        """A line for each figure, two figures on a line where there is room."""
+        """A line for each metric, two on a line where there is room."""
         shown = {name: one for name, one in (self._own | self._curves).items() if one.points}
         side_by_side = 2 if width >= _WIDE else 1
         cells = [_curve(name, curve, width // side_by_side) for name, curve in shown.items()]
@@ -112,7 +112,7 @@ class LiveCurves:
             ]
 
     def _has(self, name: str) -> bool:
-        return isinstance(self.figures.get(name), int | float)
+        return isinstance(self.metrics.get(name), int | float)
 
 
 def _curve(name: str, curve: Curve, width: int) -> Text:
@@ -203,15 +203,15 @@ class TerminalObserver(ConsoleObserver):
         bar = self._display.add_task(title, total=total, completed=done, pace=self._work[-1])
         self._bars.append(bar)
 
-    def advance(self, count: int = 1, /, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **metrics: float) -> None:
         """Move the innermost bar."""
-        super().advance(count, **figures)
+        super().advance(count, **metrics)
         assert self._display is not None
         self._display.advance(self._bars[-1], count)
 
-    def figures(self, step: int, figures: Mapping[str, Any]) -> None:
+    def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Go on with the curves."""
-        self._board.add(figures)
+        self._board.add(metrics)
 
     def sample(self, step: int, sample: Mapping[str, Any]) -> None:
         """Show the sample in the place of those of earlier steps."""

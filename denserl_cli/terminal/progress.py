@@ -17,14 +17,14 @@ class Progress:
 
     def __init__(self, title: str, total: int | None, done: int) -> None:
         self.title, self.total, self.done = title, total, done
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self._earlier = done
         self._start = time.monotonic()
 
-    def advance(self, count: int, figures: dict[str, float]) -> None:
-        """Count finished units and keep the latest figures."""
+    def advance(self, count: int, metrics: dict[str, float]) -> None:
+        """Count finished units and keep the latest metrics."""
         self.done += count
-        self.figures = {**self.figures, **figures}
+        self.metrics = {**self.metrics, **metrics}
 
     @property
     def count(self) -> str:
@@ -54,15 +54,15 @@ class Progress:
 
     @property
     def latest(self) -> str:
-        """The latest figures."""
-        return "  ".join(f"{name} {number(value)}" for name, value in self.figures.items())
+        """The latest metrics."""
+        return "  ".join(f"{name} {number(value)}" for name, value in self.metrics.items())
 
     def _per_second(self) -> float:
         return (self.done - self._earlier) / max(time.monotonic() - self._start, 1e-9)
 
 
 def number(value: float) -> str:
-    """Write a figure with four digits, or all of those before the point."""
+    """Write a number with four digits, or all of those before the point."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
@@ -90,9 +90,9 @@ class ConsoleObserver(Observer):
         """Start a piece of work, inside the current one if there is one."""
         self._work.append(Progress(title, total, done))
 
-    def advance(self, count: int = 1, /, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **metrics: float) -> None:
         """Count finished units of the innermost piece of work."""
-        self._work[-1].advance(count, figures)
+        self._work[-1].advance(count, metrics)
 
     def end(self) -> None:
         """Finish the innermost piece of work."""
@@ -116,9 +116,9 @@ class PlainObserver(ConsoleObserver):
         if len(self._work) == 1:
             self._line()
 
-    def advance(self, count: int = 1, /, **figures: float) -> None:
+    def advance(self, count: int = 1, /, **metrics: float) -> None:
         """Count finished units, with a line if the last one is some seconds ago."""
-        super().advance(count, **figures)
+        super().advance(count, **metrics)
         if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
             self._line()
 

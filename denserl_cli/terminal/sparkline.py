@@ -1,4 +1,4 @@
-"""The course of a figure in one line of block characters."""
+"""The course of a metric in one line of block characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOT_FINITE = "×"
 
 
 class Curve:
-    """The course of one figure: at most `_POINTS` points, each the mean of as many steps.
+    """The course of one metric: at most `_POINTS` points, each the mean of as many steps.
 
     latest: the newest value. It may be NaN or infinite; means are over the finite ones.
     """

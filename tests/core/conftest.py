@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,36 +26,6 @@ TASK = SandboxConfig(
 )
 
 MakeRecipe = Callable[..., Recipe]
-
-
-class Ears(Observer):
-    """Keeps what it is told, and calls `at_step` with the number of training steps done."""
-
-    def __init__(self, at_step: Callable[[int], None] = lambda done: None) -> None:
-        self.notices: list[str] = []
-        self.titles: list[str] = []
-        self.tables: list[str] = []
-        self.at_step = at_step
-        self._work: list[tuple[str, int]] = []
-
-    def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.titles.append(title)
-        self._work.append((title, done))
-
-    def advance(self, count: int = 1, /, **figures: float) -> None:
-        title, done = self._work.pop()
-        self._work.append((title, done + count))
-        if title == "train the reward model":
-            self.at_step(done + count)
-
-    def end(self) -> None:
-        self._work.pop()
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        self.tables += [title, *(" ".join(map(str, row)) for row in rows)]
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,7 @@ from denserl_cli.core.data.conversations import Pair
 from denserl_cli.core.data.encoding import encode_pairs
 from denserl_cli.core.errors import DenserlError
 from tests.core.fake_tokenizers import byte_tokenizer, ids
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def bot(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+from tests.fakes import bot, user
 
 
 def test_defect_4_masks_follow_lengths_where_pad_eos_and_terminator_are_one_token() -> None:

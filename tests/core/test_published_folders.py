@@ -221,7 +221,7 @@ def http(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
 REFUSALS = [
     (http(GatedRepoError, 401), "licence is not accepted", "accept it at https://huggingface.co/"),
     (http(GatedRepoError, 403), "licence is not accepted", "hf auth login"),
-    (http(RepositoryNotFoundError, 401), "no such model on the hub", "mend the name"),
+    (http(RepositoryNotFoundError, 401), "no such model on the hub", "correct the name"),
     (http(RepositoryNotFoundError, 404), "no such model on the hub", "if it is private"),
     (http(RevisionNotFoundError, 404), "no such revision", "tree/main"),
     (http(HfHubHTTPError, 403), "the hub refuses it (403)", "ask for access"),

@@ -16,12 +16,13 @@ from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages import fit_function as fitting
 from denserl_cli.core.stages import train_rm
 from denserl_cli.core.stages.run import run_stage
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
 from tests.core.reward_model.test_trainer import STEPS, metrics, train, weights
+from tests.fakes import RecordingObserver
 
 
-def stops_after(step: int, number: signal.Signals = signal.SIGTERM) -> Ears:
-    return Ears(lambda done: signal.raise_signal(number) if done == step else None)
+def stops_after(step: int, number: signal.Signals = signal.SIGTERM) -> RecordingObserver:
+    return RecordingObserver(lambda done: signal.raise_signal(number) if done == step else None)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +54,12 @@ def test_a_second_signal_loses_what_has_no_checkpoint(
             signal.raise_signal(signal.SIGUSR1)
             signal.raise_signal(signal.SIGTERM)
 
-    folder, ears = tmp_path / "run", Ears()
+    folder, recorder = tmp_path / "run", RecordingObserver()
     with pytest.raises(Interrupted, match="stopped at once by SIGTERM") as caught:
-        train(recipe(), folder, observer=Ears(twice))
+        train(recipe(), folder, observer=RecordingObserver(twice))
     assert caught.value.exit_code == 75 and not (folder / "lock").exists()
-    train(recipe(), folder, "resume", ears)
-    assert f"resuming after step 2 of {STEPS}" in ears.notices
+    train(recipe(), folder, "resume", recorder)
+    assert f"resuming after step 2 of {STEPS}" in recorder.notices
     assert weights(folder) == weights(trained)
 
 

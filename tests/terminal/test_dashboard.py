@@ -157,7 +157,7 @@ def test_an_error_leaves_the_last_frame_without_samples_and_a_clean_terminal(mon
     terminal = open_terminal(monkeypatch)
     with pytest.raises(KeyboardInterrupt), TerminalObserver() as observer:
         observer.begin("train", total=4)
-        observer.figures(1, {"loss": 0.5})
+        observer.metrics(1, {"loss": 0.5})
         observer.sample(1, sample())
         observer.begin("evaluate", total=9)
         raise KeyboardInterrupt
@@ -171,7 +171,7 @@ def test_an_error_leaves_the_last_frame_without_samples_and_a_clean_terminal(mon
 def test_the_next_work_starts_with_an_empty_board(monkeypatch):
     terminal = open_terminal(monkeypatch)
     with TerminalObserver() as observer:
-        observer.figures(1, {"loss": 0.5})  # of an earlier attempt, before the work begins
+        observer.metrics(1, {"loss": 0.5})  # of an earlier attempt, before the work begins
         observer.begin("train", total=4)
         observer.end()
         first = terminal.getvalue()
@@ -187,7 +187,7 @@ def test_no_color(monkeypatch, colour: bool):
     if not colour:
         monkeypatch.setenv("NO_COLOR", "1")
     with TerminalObserver() as observer:
-        observer.figures(1, {"loss": 0.5})
+        observer.metrics(1, {"loss": 0.5})
         observer.sample(1, sample())
         observer.begin("train", total=4)
         observer.notice("said")

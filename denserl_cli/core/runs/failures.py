@@ -1,4 +1,4 @@
-"""What happens when the numbers or the memory give out."""
+"""What happens at numbers that are not finite, and when the memory runs out."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from denserl_cli.core.runs.folder import RunFolder
 
 MOST_SKIPS = 10
-"""Updates in a row that may be skipped: more are no accident of the data."""
+"""Updates in a row that may be skipped: more are not the fault of single batches."""
 
 
 class NonFiniteGuard:
-    """Stops at numbers that are NaN or infinite, or skips and counts them, as the recipe says.
+    """Stops at numbers that are NaN or infinite, or skips and counts those updates.
 
-    total: updates skipped since the start of the stage. in_a_row: since the last good one.
+    Which of the two is the recipe's `run.nonfinite`.
+
+    Attributes:
+        total: updates skipped since the start of the stage.
+        in_a_row: updates skipped since the last good one.
     """
 
     def __init__(self, stage: str, run: RunFolder, observer: Observer) -> None:
@@ -37,7 +41,15 @@ class NonFiniteGuard:
 
     @contextmanager
     def update(self, step: int, batch: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-        """Around one update: skip it when it raises NonFiniteError. batch: what it works on."""
+        """Skip the block, one update, when it raises NonFiniteError.
+
+        Args:
+            step: the step of the update.
+            batch: gives what the update works on, to be kept when the stage stops.
+
+        Raises:
+            DenserlError: the recipe does not skip, or `MOST_SKIPS` updates in a row were skipped.
+        """
         try:
             yield
         except NonFiniteError as error:
@@ -48,20 +60,20 @@ class NonFiniteGuard:
     def caught(
         self, step: int, error: NonFiniteError, batch: Callable[[], Mapping[str, Any]]
     ) -> None:
-        """Count an update that is skipped, or keep its batch and raise DenserlError."""
+        """Count an update that is skipped, or write its batch and raise DenserlError."""
         if self.skips and self.in_a_row < MOST_SKIPS:
             self.total += 1
             self.in_a_row += 1
             self.observer.notice(f"{self.stage} step {step}: {error}; its update is skipped")
             return
-        place = self.run.path / "nonfinite" / f"{self.stage}-{step:08d}"
+        folder = self.run.path / "nonfinite" / f"{self.stage}-{step:08d}"
         if is_main_process():
-            with replaced_folder(place) as folder:
-                torch.save(dict(batch()), folder / "batch.pt")
+            with replaced_folder(folder) as aside:
+                torch.save(dict(batch()), aside / "batch.pt")
         barrier()  # an error in one process ends the others
         before = f" after {self.in_a_row} skipped updates in a row" if self.in_a_row else ""
         raise DenserlError(
-            f"{self.stage} stopped at step {step}{before}: {error}; the batch is in {place}",
+            f"{self.stage} stopped at step {step}{before}: {error}; the batch is in {folder}",
             hint="look at the batch; the last checkpoint is intact: go on with --resume, and with "
             "--set run.nonfinite=skip to leave such updates out; a lower learning rate needs "
             "--fresh or another --out",
@@ -72,17 +84,17 @@ class NonFiniteGuard:
         return {"skipped_updates": self.total} if self.skips else {}
 
     def state(self) -> dict[str, int]:
-        """The counts."""
+        """The counts, for a checkpoint."""
         return {"total": self.total, "in_a_row": self.in_a_row}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Take over what `state` returned."""
+        """Go on from what `state` returned."""
         self.total, self.in_a_row = state["total"], state["in_a_row"]
 
 
 @contextmanager
 def memory_advice(stage: str, recipe: Recipe) -> Iterator[None]:
-    """Turn running out of memory into a DenserlError that names the stage's knobs."""
+    """Turn running out of memory into a DenserlError that names the settings to lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -101,9 +113,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _advice(stage: str, recipe: Recipe) -> str:
     lower = []
-    for knob in MEMORY_FIELDS[stage]:
-        block, name = knob.split(".")
-        lower.append(f"{knob} ({getattr(getattr(recipe, block), name)})")
+    for field in MEMORY_FIELDS[stage]:
+        block, name = field.split(".")
+        lower.append(f"{field} ({getattr(getattr(recipe, block), name)})")
     advice = f"lower {', '.join(lower)}"
     if stage.startswith("evaluate-"):
         return advice

@@ -1,4 +1,4 @@
-"""What a run writes down step by step, and who hears of it."""
+"""The logs of a run, metrics.jsonl and samples.jsonl, and who is told of each line."""
 
 from __future__ import annotations
 
@@ -20,34 +20,47 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class Logs:
-    """The logs in a run folder. The observer hears every line, the trackers every figure."""
+    """The logs in a run folder. The observer is told every line, the trackers every number."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._observer = Observer()
         self._trackers: Trackers | None = None
 
-    def follow(self, recipe: Recipe, stage: str, kept: int | None, observer: Observer) -> None:
-        """Begin to tell the observer, and to track a stage.
+    def follow(self, recipe: Recipe, stage: str, resumed: int | None, observer: Observer) -> None:
+        """Open the trackers of a stage and tell the observer from now on.
 
-        kept: the step of the checkpoint that is resumed; None at a start. Raises DenserlError when
-        a tracker refuses.
+        Args:
+            recipe: names the trackers.
+            stage: its name.
+            resumed: the step of the checkpoint that is resumed; None at a start.
+            observer: who is told.
+
+        Raises:
+            DenserlError: a tracker is not installed or refuses.
         """
         self._observer = observer
         if stage in STAGES:
             logged = self.last_step(stage)
-            self._trackers = Trackers(recipe, self._folder, stage, kept, logged, observer.notice)
+            self._trackers = Trackers(recipe, self._folder, stage, resumed, logged, observer.notice)
 
     def replay(self, stage: str) -> None:
-        """Tell the observer what is there of a stage."""
+        """Tell the observer what has been logged of a stage."""
         for line in self.lines("metrics.jsonl", stage):
-            self._observer.figures(line["step"], line)
+            self._observer.metrics(line["step"], line)
         for line in self.lines("samples.jsonl", stage):
             self._observer.sample(line["step"], line)
 
-    def write(self, stage: str, step: int, figures: Mapping[str, Any], file: str) -> None:
-        """Append one line to a log."""
-        known = {name: _null_if_nan(value) for name, value in figures.items()}
+    def write(self, stage: str, step: int, values: Mapping[str, Any], file: str) -> None:
+        """Append one line to a log.
+
+        Args:
+            stage: its name.
+            step: the step that the line is about.
+            values: metrics or a sample; numbers that are not finite become null.
+            file: one of `LOGS`.
+        """
+        known = {name: _null_if_nan(value) for name, value in values.items()}
         line = json.dumps({"stage": stage, "step": step, **known}, ensure_ascii=False)
         path = self._folder / file
         with full_disk_named(path), path.open("a", encoding="utf-8") as out:
@@ -55,14 +68,14 @@ class Logs:
         if file == "samples.jsonl":
             self._observer.sample(step, known)
             return
-        self._observer.figures(step, known)
+        self._observer.metrics(step, known)
         if self._trackers is not None:
-            self._trackers.log(step, figures)
+            self._trackers.log(step, values)
 
     def lines(self, file: str, stage: str | None = None) -> Iterator[dict[str, Any]]:
-        """The lines of a log, of one stage or of all."""
+        """The lines of a log, of one stage or of all; lines torn by a kill are left out."""
         path = self._folder / file
-        # a kill may have torn a character, too
+        # a kill may have torn a character as well
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.split("\n"):  # not splitlines: a sample may hold other line separators
             try:
@@ -73,11 +86,11 @@ class Logs:
                 yield found
 
     def last_step(self, stage: str) -> int:
-        """The last step of a stage whose figures are there; -1 without any."""
+        """The last step of a stage whose metrics are there; -1 without any."""
         return max((line["step"] for line in self.lines("metrics.jsonl", stage)), default=-1)
 
     def drop(self, stage: str, after: int) -> None:
-        """Forget what a stage logged after a step: the steps that are about to be done again."""
+        """Remove what a stage logged after a step: those steps are about to be done again."""
         for file in LOGS:
             kept = [
                 json.dumps(line, ensure_ascii=False) + "\n"
@@ -88,7 +101,7 @@ class Logs:
                 write_text(self._folder / file, "".join(kept))
 
     def sync(self) -> None:
-        """Bring all lines to the disk."""
+        """Sync all lines to the disk."""
         for file in LOGS:
             if (self._folder / file).exists():
                 sync(self._folder / file)

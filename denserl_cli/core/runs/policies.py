@@ -1,4 +1,4 @@
-"""Which policy a command works with: the one asked for, the run's own or the published one."""
+"""Which policy a command uses: the one the user names, the run's own or the published one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ START = "start"
 
 
 class Policy(NamedTuple):
-    """A policy and what to call it. path: None for the starting model."""
+    """A policy that a command uses.
+
+    path: folder or hub name; None for the starting model. name: what to call it. notice: what the
+    user should know about the choice.
+    """
 
     path: str | None
     name: str
@@ -26,10 +30,15 @@ class Policy(NamedTuple):
 
 
 def choose_policy(recipe: Recipe, run: RunFolder, asked: str | None) -> Policy:
-    """The policy that is asked for; else the run's own; else the one published with the recipe.
+    """The policy that the user names; else the run's own; else the one published with the recipe.
 
-    asked: hub name, folder, or START. Raises DenserlError when there is none, and when the run's is
-    not finished.
+    Args:
+        recipe: may name a published policy.
+        run: may have a policy of its own.
+        asked: hub name, folder, or START; None when the user names none.
+
+    Raises:
+        DenserlError: there is no policy, or the run's own is not finished.
     """
     if asked == START:
         return Policy(None, f"{recipe.name}-start")

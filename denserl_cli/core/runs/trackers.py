@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: the figures of metrics.jsonl under the same names and steps.
+"""TensorBoard and Weights & Biases: the metrics of metrics.jsonl under the same names and steps.
 
 Each stage has a folder of its own in TensorBoard and a run of its own in Weights & Biases, so its
 steps are the x-axis of both. Only the first process has trackers.
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe import Recipe
 
 STAGES = ("train-rm", "train-ppo")
-"""The stages that log figures."""
+"""The stages that log metrics."""
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise DenserlError when a tracker that the recipe asks for is not installed."""
+    """Raise DenserlError when a tracker that the recipe names is not installed."""
     if missing := [name for name in recipe.run.trackers if find_spec(name) is None]:
         raise DenserlError(
             f"run.trackers asks for {' and '.join(missing)}, which is not installed",
@@ -45,39 +45,47 @@ class Trackers:
         recipe: Recipe,
         folder: Path,
         stage: str,
-        kept: int | None,
+        resumed: int | None,
         logged: int,
         notice: Callable[[str], None],
     ) -> None:
         """Open them; where a checkpoint is resumed they go on as they were.
 
-        kept: the checkpoint's step, None at a start. logged: the last step logged before; -1: none.
-        TensorBoard forgets the steps after `kept`. Weights & Biases cannot: the steps up to
+        TensorBoard forgets the steps after `resumed`. Weights & Biases cannot: the steps up to
         `logged`, which are done again, are not sent again.
 
-        Raises DenserlError when Weights & Biases refuses.
+        Args:
+            recipe: names the trackers.
+            folder: the run folder.
+            stage: its name.
+            resumed: the step of the checkpoint that is resumed; None at a start.
+            logged: the last step logged before; -1 without any.
+            notice: is told where the run is shown, and when a tracker fails.
+
+        Raises:
+            DenserlError: a tracker is not installed, or Weights & Biases refuses.
         """
         check_trackers(recipe)
         self._notice = notice
         self._open: list[tuple[int, GeneralTracker]] = []
         if "wandb" in recipe.run.trackers:
-            last = -1 if kept is None else logged
-            self._open.append((last, _wandb(recipe, folder, stage, kept is None, notice)))
+            last = -1 if resumed is None else logged
+            self._open.append((last, _wandb(recipe, folder, stage, resumed is None, notice)))
         if "tensorboard" in recipe.run.trackers:
-            last = -1 if kept is None else kept
-            self._open.append((last, _tensorboard(folder, stage, kept)))
+            last = -1 if resumed is None else resumed
+            self._open.append((last, _tensorboard(folder, stage, resumed)))
 
-    def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Send the numbers among the figures of a step."""
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Send the numbers among the metrics of a step."""
         for last, tracker in [*self._open]:
             if step > last:
-                with self._at_its_own_risk(tracker):
-                    tracker.log(dict(numbers(figures)), step=step)
+                with self._dropped_if_it_fails(tracker):
+                    tracker.log(dict(numbers(metrics)), step=step)
 
     def finish(self, failed: bool) -> None:
         """Write what is not written yet and close; Weights & Biases shows which runs failed."""
         for _, tracker in [*self._open]:
-            with self._at_its_own_risk(tracker):
+            with self._dropped_if_it_fails(tracker):
                 if failed and tracker.name == "wandb":
                     tracker.tracker.finish(exit_code=1)
                 else:
@@ -85,21 +93,21 @@ class Trackers:
         self._open = []
 
     @contextmanager
-    def _at_its_own_risk(self, tracker: GeneralTracker) -> Iterator[None]:
-        """Go on without a tracker that fails, whatever it is: a checkpoint matters more."""
+    def _dropped_if_it_fails(self, tracker: GeneralTracker) -> Iterator[None]:
+        """Go on without a tracker that fails, for whatever reason: training matters more."""
         try:
             yield
         except Exception as error:
             self._open = [one for one in self._open if one[1] is not tracker]
             self._notice(
-                f"{tracker.name} failed and hears no more of this stage: {error or repr(error)}; "
-                "metrics.jsonl has every figure"
+                f"{tracker.name} failed and gets nothing more of this stage: "
+                f"{error or repr(error)}; metrics.jsonl has every metric"
             )
 
 
-def numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Every number with its name; those of a list or mapping as `name/0` or `name/key`."""
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, int | float):
             yield f"{prefix}{name}", value
         elif isinstance(value, list | tuple):
@@ -108,13 +116,14 @@ def numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from numbers(value, f"{prefix}{name}/")
 
 
-def _tensorboard(folder: Path, stage: str, kept: int | None) -> GeneralTracker:
+def _tensorboard(folder: Path, stage: str, resumed: int | None) -> GeneralTracker:
     from accelerate.tracking import TensorBoardTracker
 
-    place = folder / "tensorboard"
-    if kept is None:
-        shutil.rmtree(place / stage, ignore_errors=True)
-    tracker = TensorBoardTracker(stage, place, purge_step=None if kept is None else kept + 1)
+    logs = folder / "tensorboard"
+    if resumed is None:
+        shutil.rmtree(logs / stage, ignore_errors=True)
+    purged_from = None if resumed is None else resumed + 1
+    tracker = TensorBoardTracker(stage, logs, purge_step=purged_from)
     tracker.start()
     return tracker
 

@@ -19,9 +19,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to fill; on success it becomes `path`, on failure it is removed.
+    """Yield a file to write; on success it becomes `path`, on failure it is removed.
 
-    A device or a pipe stays what it is and is written to as it is filled.
+    A device or a pipe is written to directly.
     """
     if is_stream(path):
         with path.open("wb") as file:
@@ -38,7 +38,8 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             aside.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(aside)):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # its own name
+            # the caller knows this name, not the one aside
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     aside.replace(path)
     sync(path.parent)
@@ -54,8 +55,10 @@ def is_stream(path: Path) -> bool:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it becomes `path`, on failure it is removed.
 
-    An earlier `path` stays until the new one is complete. Raises OSError with ENOSPC for a full
-    disk, whatever the library that wrote makes of it.
+    An earlier `path` stays until the new one is complete.
+
+    Raises:
+        OSError: with ENOSPC when the disk is full, whatever error the writing library raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_of(path)
@@ -79,7 +82,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """Make an OSError with ENOSPC of whatever a library makes of a full disk."""
+    """Raise OSError with ENOSPC for a full disk, whatever error the writing library raised."""
     try:
         yield
     except BaseException as error:
@@ -89,7 +92,10 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Clear what killed writes left in a folder: asides go, an original moved away comes back."""
+    """Clean up a folder in which processes were killed while they wrote.
+
+    Unfinished files and folders are removed; an original that was moved away is put back.
+    """
     for old in folder.glob(".*.old"):
         original = folder / old.name[1 : -len(".old")]
         if original.exists():
@@ -109,13 +115,13 @@ def aside_of(path: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Ask the disk to hold everything below `folder`."""
+    """Sync a folder and everything below it to the disk."""
     for path in (folder, *folder.rglob("*")):
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """Ask the disk to hold a file's content, or a folder's names."""
+    """Sync a file's content, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -124,7 +130,7 @@ def sync(path: Path) -> None:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether no space was left, also where a library has wrapped that in an error of its own."""
+    """Whether the disk was full, also where a library has wrapped that in an error of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

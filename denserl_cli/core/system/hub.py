@@ -1,4 +1,4 @@
-"""What goes wrong where models come from, the hub or a folder, in words that help."""
+"""Models on the hub or in a folder: readable errors, and names of tensors without loading them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from denserl_cli.core.errors import DenserlError
 
 
 class readable_errors:
-    """Turn what transformers raises for an absent or unusable model into one DenserlError.
+    """Turn what transformers raises for a missing or unusable model into one DenserlError.
 
-    option: the recipe's field that names another folder; "" where the folder is the run's own.
+    Args:
+        path: folder or hub name of the model.
+        what: what it is called in the message.
+        option: the recipe's field that names another; "" where the folder is the run's own.
     """
 
     def __init__(self, path: str, what: str, option: str = "model.path") -> None:
@@ -37,7 +40,7 @@ class readable_errors:
 
 
 def weight_names(path: str, revision: str | None = None) -> set[str] | None:
-    """Names of a model's tensors, read without them; None where no safetensors file tells."""
+    """Names of a model's tensors, without loading them; None where it has no safetensors file."""
     from safetensors import safe_open
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -54,7 +57,7 @@ def weight_names(path: str, revision: str | None = None) -> set[str] | None:
 
 
 def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
-    """Why the hub did not give a model and what to do; None when that was not the trouble."""
+    """Why the hub did not provide a model and what to do; None for an error of another kind."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -70,7 +73,7 @@ def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
         if isinstance(cause, GatedRepoError):
             return "its licence is not accepted", f"accept it at {page} and run `hf auth login`"
         if isinstance(cause, RepositoryNotFoundError):
-            advice = "mend the name, run `hf auth login` if it is private"
+            advice = "correct the name, run `hf auth login` if it is private"
             return "no such folder, and no such model on the hub", advice
         if isinstance(cause, RevisionNotFoundError):
             return "the hub has no such revision of it", f"choose one of {page}/tree/main"

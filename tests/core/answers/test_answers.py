@@ -32,8 +32,8 @@ from denserl_cli.core.ppo.sampling import Sampling, noise, sample
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from tests import ROOT, tiny
-from tests.core.conftest import Ears
 from tests.core.fake_tokenizers import byte_tokenizer, load
+from tests.fakes import InterruptingObserver, RecordingObserver
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "alpaca-eval": [
@@ -123,18 +123,6 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         return [(key, shape(inner)) for key, inner in value.items()]
     return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__
-
-
-class StopAt(Observer):
-    """Presses Ctrl-C when so many answers have been reported."""
-
-    def __init__(self, answers: int) -> None:
-        self.left = answers
-
-    def advance(self, count: int = 1, /, **figures: float) -> None:
-        self.left -= count
-        if self.left <= 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 # --- questions
@@ -413,9 +401,9 @@ def test_a_question_beyond_the_context_loses_its_beginning(tmp_path: Path):
     narrow = save_policy(tmp_path / "narrow", context=64)
     rows = [{"uid": "long", "prompt": "x" * 200 + "the end"}, {"uid": "short", "prompt": "hi"}]
     job = job_of("arena-hard", tmp_path / "a.jsonl", rows, max_new_tokens=4096)
-    ears = Ears()
-    do(job, narrow, observer=ears)
-    assert any(note.startswith("1 prompts were cut on the left") for note in ears.notices)
+    recorder = RecordingObserver()
+    do(job, narrow, observer=recorder)
+    assert any(note.startswith("1 prompts were cut on the left") for note in recorder.notices)
     answerer = Answerer(recipe_of(narrow), job)
     long, short = (answerer._prompt(question, []) for question in job.questions)
     assert len(long) == 64 - 16 and len(short) < 10
@@ -436,12 +424,12 @@ def test_an_earlier_answer_that_cannot_be_written_costs_its_turn_alone(
     job = job_of("mt-bench", tmp_path / "a.jsonl")
     do(job, policy)
     monkeypatch.setattr(ChatFormat, "encode_prompt", picky)
-    other, ears = job_of("mt-bench", tmp_path / "b.jsonl"), Ears()
-    do(other, policy, observer=ears)
+    other, recorder = job_of("mt-bench", tmp_path / "b.jsonl"), RecordingObserver()
+    do(other, policy, observer=recorder)
     expected = [texts(row) for row in read(job.target)]
     expected[2][1] = ""
     assert [texts(row) for row in read(other.target)] == expected
-    assert any("1 later turns have an empty answer" in note for note in ears.notices)
+    assert any("1 later turns have an empty answer" in note for note in recorder.notices)
 
 
 def damaged(folder: Path, change: Callable[[LlamaForCausalLM], object]) -> Path:
@@ -474,7 +462,7 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(name: str, policy: Pat
     whole, parted = (job_of(name, tmp_path / f"{word}{suffix}") for word in ("whole", "parted"))
     do(whole, policy)
     with pytest.raises(Interrupted, match=r"stopped after 3 of \d answers") as caught:
-        do(parted, policy, observer=StopAt(1))
+        do(parted, policy, observer=InterruptingObserver(1))
     assert caught.value.exit_code == 130 and not parted.target.exists()
     with pytest.raises(DenserlError, match="were interrupted") as refused:
         do(parted, policy)
@@ -538,7 +526,7 @@ def test_ctrl_c_during_a_fresh_run_keeps_the_old_file(policy: Path, tmp_path: Pa
     do(job, policy)
     before = job.target.read_bytes()
     with pytest.raises(Interrupted):
-        do(job, policy, "fresh", StopAt(1))
+        do(job, policy, "fresh", InterruptingObserver(1))
     assert job.target.read_bytes() == before
     with pytest.raises(DenserlError, match="were interrupted"):
         do(job, policy)
@@ -631,7 +619,7 @@ def test_damaged_progress(
 ):
     job = job_of("mt-bench", tmp_path / "a.jsonl")
     with pytest.raises(Interrupted):
-        do(job, policy, observer=StopAt(1))
+        do(job, policy, observer=InterruptingObserver(1))
     progress = tmp_path / "a.jsonl.progress"
     progress.write_text("".join(f"{line}\n" for line in change(progress.read_text().splitlines())))
     with pytest.raises(DenserlError, match=message):

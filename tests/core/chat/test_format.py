@@ -15,16 +15,9 @@ from denserl_cli.core.chat.format import (
 )
 from denserl_cli.core.errors import DenserlError
 from tests.core.fake_tokenizers import PLAIN, TRIMMING, byte_tokenizer, ids, load, word_tokenizer
+from tests.fakes import bot, user
 
 REAL = ("phi3-mini", "llama3", "llama3.1")
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def bot(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
 
 
 def system(content: str) -> dict[str, str]:

@@ -9,17 +9,10 @@ from transformers.utils import chat_template_utils
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer, load, thinking_tokenizer
+from tests.fakes import bot, user
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 QUIET = {"enable_thinking": False}
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def bot(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
 
 
 @pytest.fixture

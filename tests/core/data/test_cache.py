@@ -28,8 +28,8 @@ from denserl_cli.core.data.encoding import (
 from denserl_cli.core.data.mixture import Mixture, mixed
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import Source
-from tests.core.conftest import Ears
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer
+from tests.fakes import RecordingObserver
 
 CHAT = ChatFormat.of(byte_tokenizer(PLAIN.replace("m.content", "m.content|replace('#', '')")))
 LIMITS = {"max_length": 40, "max_prompt_length": 20}
@@ -63,8 +63,8 @@ def write(path: Path, rows: list[Any] = ROWS) -> Source:
 
 def take(*sources: Source, seed: int = 1, strict: bool = False, **limits: int) -> Any:
     """The rows of sources, and what was said and shown meanwhile."""
-    ears, encoding = Ears(), PairEncoding(CHAT, **{**LIMITS, **limits})
-    return mixed(encoding, sources, seed=seed, strict=strict, observer=ears), ears
+    recorder, encoding = RecordingObserver(), PairEncoding(CHAT, **{**LIMITS, **limits})
+    return mixed(encoding, sources, seed=seed, strict=strict, observer=recorder), recorder
 
 
 def listed(found: Mixture) -> tuple[list[Any], list[Any], int]:
@@ -92,24 +92,24 @@ def test_pairs_are_those_that_are_encoded_in_memory(
     read = read_pairs(sources, seed=3, notice=said.append)
     direct = encode_pairs(CHAT, read.pairs, **LIMITS)
     for _ in range(2):
-        found, ears = take(*sources, seed=3)
+        found, recorder = take(*sources, seed=3)
         assert [plain(one) for one in found.rows] == [plain(one) for one in direct.rows]
         assert found.skipped == [*read.skipped, *direct.skipped]
         assert found.truncated == direct.truncated
-        assert ears.notices == said != []
+        assert recorder.notices == said != []
 
 
 def test_prompts_are_those_that_are_encoded_in_memory(tmp_path: Path) -> None:
-    source, ears = write(tmp_path / "a.jsonl"), Ears()
+    source, recorder = write(tmp_path / "a.jsonl"), RecordingObserver()
     read = read_prompts([source], seed=1)
     direct = encode_prompts(CHAT, read.prompts, 12)
     for _ in range(2):
         encoding = PromptEncoding(CHAT, 12)
-        found = mixed(encoding, [source], seed=1, strict=False, observer=ears)
+        found = mixed(encoding, [source], seed=1, strict=False, observer=recorder)
         assert [plain(one) for one in found.rows] == [plain(one) for one in direct.prompts]
         assert found.skipped == [*read.skipped, *direct.skipped]
         assert found.truncated == direct.truncated == 1
-    assert ears.titles == ["tokenise"]
+    assert recorder.titles == ["tokenise"]
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "saved"])
@@ -150,8 +150,8 @@ def test_one_entry_serves_other_places_seeds_weights_and_strictness(
     source = write(tmp_path / "a.jsonl", [row(n) for n in range(9)])
     take(source)
     moved = Source(str(shutil.copy(source.path, tmp_path / "moved.jsonl")), weight=0.5)
-    found, ears = take(moved, seed=9, strict=True)
-    assert ears.titles == [] and len(entries(home)) == 1
+    found, recorder = take(moved, seed=9, strict=True)
+    assert recorder.titles == [] and len(entries(home)) == 1
     assert len(found.rows) == 4 and found.rows[0].origin.startswith(f"{tmp_path}/moved.jsonl:")
 
 
@@ -168,11 +168,11 @@ def test_other_content_limits_draws_and_formats_are_other_entries(
     assert len(entries(home)) == 5
     for tokenizer in (byte_tokenizer(), byte_tokenizer(eos_token="<eos>")):
         encoding = PairEncoding(ChatFormat.of(tokenizer), **LIMITS)
-        mixed(encoding, [source], seed=1, strict=False, observer=Ears())
+        mixed(encoding, [source], seed=1, strict=False, observer=RecordingObserver())
     added = byte_tokenizer()
     added.add_tokens(["aa"])
     encoding = PairEncoding(ChatFormat.of(added), **LIMITS)
-    mixed(encoding, [source], seed=1, strict=False, observer=Ears())
+    mixed(encoding, [source], seed=1, strict=False, observer=RecordingObserver())
     assert len(entries(home)) == 8
 
 
@@ -204,10 +204,12 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, home: Path) -> None:
         ),
     ):
         spoil()
-        found, ears = take(source)
+        found, recorder = take(source)
         assert listed(found) == whole
-        assert ears.notices[0] == f"the encoded data in {entry} are damaged; they are made again"
-        assert take(source)[1].notices == ears.notices[1:]
+        assert (
+            recorder.notices[0] == f"the encoded data in {entry} are damaged; they are made again"
+        )
+        assert take(source)[1].notices == recorder.notices[1:]
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_done_without(
@@ -219,9 +221,9 @@ def test_a_cache_that_cannot_be_written_is_told_and_done_without(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "cache"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    found, ears = take(source)
+    found, recorder = take(source)
     assert listed(found) == whole
-    assert f"the cache {tmp_path / 'file' / 'cache'} cannot be written" in ears.notices[0]
+    assert f"the cache {tmp_path / 'file' / 'cache'} cannot be written" in recorder.notices[0]
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -274,20 +276,20 @@ def test_two_jobs_at_once_make_an_entry_once(tmp_path: Path, home: Path) -> None
     reached, go_on = threading.Event(), threading.Event()
     found: list[Any] = []
 
-    class Slow(Ears):
+    class Slow(RecordingObserver):
         def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
             super().begin(title, total, done)
             reached.set()
             assert go_on.wait(20)
 
-    class Second(Ears):
+    class Second(RecordingObserver):
         def notice(self, message: str) -> None:
             super().notice(message)
             go_on.set()
 
-    def work(ears: Ears) -> None:
+    def work(recorder: RecordingObserver) -> None:
         encoding = PairEncoding(CHAT, **LIMITS)
-        found.append(listed(mixed(encoding, [source], seed=1, strict=False, observer=ears)))
+        found.append(listed(mixed(encoding, [source], seed=1, strict=False, observer=recorder)))
 
     first, second = Slow(), Second()
     thread = threading.Thread(target=work, args=[first])
@@ -308,14 +310,14 @@ def test_without_locks_the_one_that_comes_first_stays(
     def unlocked(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    class Overtaken(Ears):
+    class Overtaken(RecordingObserver):
         def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
             super().begin(title, total, done)
             other.append(listed(take(source)[0]))
 
     monkeypatch.setattr("fcntl.flock", unlocked)
-    encoding, ears = PairEncoding(CHAT, **LIMITS), Overtaken()
-    found = mixed(encoding, [source], seed=1, strict=False, observer=ears)
+    encoding, recorder = PairEncoding(CHAT, **LIMITS), Overtaken()
+    found = mixed(encoding, [source], seed=1, strict=False, observer=recorder)
     assert [listed(found)] == other and len(entries(home)) == 1
     assert not list(home.glob("data/.*.tmp"))
 

@@ -17,14 +17,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe.schema import Source
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer, ids
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def bot(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+from tests.fakes import bot, user
 
 
 def pair(prompt: str, chosen: str, rejected: str, origin: str = "here:1") -> Pair:
@@ -210,7 +203,7 @@ class Counter(Observer):
     def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
         self.log.append((title, total))
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, **metrics: float) -> None:
         self.log.append(("advance", count))
 
     def end(self) -> None:

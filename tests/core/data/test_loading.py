@@ -13,7 +13,8 @@ from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.schema import Source
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.sandbox.files import SandboxFiles, with_sandbox_files
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
+from tests.fakes import RecordingObserver
 
 SMALL = (
     "sandbox={phrases: 3, phrase_length: 2, response_phrases: 2, pairs: 4, hidden_size: 16, "
@@ -64,10 +65,10 @@ def test_what_the_recipe_names_stays(slots: SandboxFiles, tmp_path: Path):
 
 
 def test_the_sandbox_is_made_once(tmp_path: Path):
-    asked, ears = sandbox_recipe(), Ears()
+    asked, recorder = sandbox_recipe(), RecordingObserver()
     for _ in range(2):
-        with_sandbox_files(asked, run_of(asked, tmp_path), ears)
-    assert ears.titles == ["fit the starting model"]
+        with_sandbox_files(asked, run_of(asked, tmp_path), recorder)
+    assert recorder.titles == ["fit the starting model"]
 
 
 @pytest.mark.parametrize("setting", ["seed=7", "sandbox.pairs=5"])
@@ -101,10 +102,10 @@ def test_rows_that_cannot_be_used_are_counted(recipe: MakeRecipe, tmp_path: Path
     held = pairs_file(tmp_path / "b.jsonl", ("a", "a"), ("write", "words"))
     asked = recipe(f"data.preferences=[{file}]", f"data.evaluation=[{held}]")
     _, chat = load_chat(asked)
-    ears = Ears()
-    found = load_pairs(asked, chat, ears)
+    recorder = RecordingObserver()
+    found = load_pairs(asked, chat, recorder)
     assert len(found.train) == len(found.evaluation) == 1
-    assert ears.notices == [
+    assert recorder.notices == [
         f"skipped 2 x identical answers: {file}:2, {held}:1",
         f"skipped 1 x empty answer: {file}:3",
     ]
@@ -128,10 +129,10 @@ def test_what_is_cut_is_counted(recipe: MakeRecipe, tmp_path: Path):
         "ppo.max_prompt_length=4",
     )
     _, chat = load_chat(asked)
-    ears = Ears()
-    pairs = load_pairs(asked, chat, ears)
-    prompts = load_prompts(asked, chat, ears)
-    assert ears.notices == [
+    recorder = RecordingObserver()
+    pairs = load_pairs(asked, chat, recorder)
+    prompts = load_prompts(asked, chat, recorder)
+    assert recorder.notices == [
         "1 pairs were cut to data.max_length 8",
         "64 prompts were cut on the left to ppo.max_prompt_length 4",
     ]
@@ -141,16 +142,16 @@ def test_what_is_cut_is_counted(recipe: MakeRecipe, tmp_path: Path):
 
 
 def test_skipped_rows_are_listed_in_the_run_folder(recipe: MakeRecipe, tmp_path: Path):
-    run, ears = run_of(recipe(), tmp_path), Ears()
+    run, recorder = run_of(recipe(), tmp_path), RecordingObserver()
     file = run.skipped_file("train-rm")
-    list_skipped([], file, ears)
-    assert not run.path.exists() and ears.notices == []
-    list_skipped([Skipped("f:2", "empty answer", "chosen")], file, ears)
+    list_skipped([], file, recorder)
+    assert not run.path.exists() and recorder.notices == []
+    list_skipped([Skipped("f:2", "empty answer", "chosen")], file, recorder)
     assert file == run.path / "skipped-train-rm.jsonl"
     assert json.loads(file.read_text()) == {
         "origin": "f:2", "reason": "empty answer", "detail": "chosen"
     }  # fmt: skip
-    assert ears.notices == [f"all skipped rows are listed in {file}"]
+    assert recorder.notices == [f"all skipped rows are listed in {file}"]
 
 
 def test_the_recipe_says_how_conversations_are_written(recipe: MakeRecipe):
@@ -167,18 +168,21 @@ def test_a_draw_takes_alike_from_each_source_before_it_tokenises(
         str(pairs_file(tmp_path / f"{name}.jsonl", *((f"bala {name}{i}", "x") for i in range(n))))
         for name, n in (("a", 60), ("b", 20))
     ]
-    asked, ears = recipe(f"data.preferences=[{files[0]}]", f"data.evaluation=[{files[1]}]"), Ears()
+    asked, recorder = (
+        recipe(f"data.preferences=[{files[0]}]", f"data.evaluation=[{files[1]}]"),
+        RecordingObserver(),
+    )
     _, chat = load_chat(asked)
 
     def drawn(count: int, seed: int = 1) -> list[str]:
-        rows, skipped = draw_pairs(asked, chat, count, seed, ears)
+        rows, skipped = draw_pairs(asked, chat, count, seed, recorder)
         assert not skipped
         return [row.origin for row in rows]
 
     few = drawn(8)
     assert len(set(few)) == 8 and sum(origin.startswith(files[0]) for origin in few) == 6
     assert few == drawn(8) != drawn(8, seed=2)
-    everything = load_pairs(asked, chat, ears).everything
+    everything = load_pairs(asked, chat, recorder).everything
     order = np.random.default_rng(1).permutation(80)
     assert drawn(100) == [everything[i].origin for i in order]
 

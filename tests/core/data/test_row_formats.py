@@ -5,15 +5,7 @@ from typing import Any
 import pytest
 
 from denserl_cli.core.data.row_formats import UnusableRow, has_tools, pair_of, prompt_of
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def bot(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
-
+from tests.fakes import bot, user
 
 SYSTEM = {"role": "system", "content": "be kind"}
 

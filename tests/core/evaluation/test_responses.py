@@ -16,7 +16,7 @@ from denserl_cli.core.inspection.inspector import Answer, Inspector
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.runs.folder import RunFolder
 from tests import tiny
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 PROMPT = "write calm words about rivers"
 TEXT = "bala dare fabo mago nanu pata"
@@ -116,11 +116,14 @@ def test_bad_rows_keep_their_place_and_say_why(scored: Path):
 
 
 def test_bad_rows_and_cut_responses_are_counted(scored: Path):
-    ears, inspect = Ears(), inspector(scored, "data.max_length=12", "data.max_prompt_length=8")
+    recorder, inspect = (
+        RecordingObserver(),
+        inspector(scored, "data.max_length=12", "data.max_prompt_length=8"),
+    )
     rows = [{"prompt": PROMPT, "response": TEXT}, {"prompt": PROMPT, "response": OTHER}, {}]
     lines = [json.dumps(row).encode() for row in rows]
-    score_lines(inspect, "in", lines, io.BytesIO(), ears)
-    assert ears.notices == [
+    score_lines(inspect, "in", lines, io.BytesIO(), recorder)
+    assert recorder.notices == [
         "without a score: 1 x no response: in:3",
         "1 responses were cut to data.max_length 12",
     ]

@@ -38,7 +38,7 @@ from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.export import export
 from denserl_cli.core.stages.run import run_stage
 from tests import tiny
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 BATCH = collate_sequences([[3, 4], [5, 6, 7]], [[8, 9, 10, 11], [12, 13]], 0)
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -459,7 +459,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
 
 
 def run(stage: str, folder: Path, *settings: str, mode: Any = "start", at_step: Any = None) -> None:
-    observer = Observer() if at_step is None else Ears(at_step)
+    observer = Observer() if at_step is None else RecordingObserver(at_step)
     run_stage(stage, tiny.recipe(*SETTINGS, *settings), folder, mode, observer)
 
 

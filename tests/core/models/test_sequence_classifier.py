@@ -37,9 +37,10 @@ from denserl_cli.core.sandbox.files import SandboxFiles
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
 from denserl_cli.core.scoring.resolve import RewardSetup, prepare
 from denserl_cli.core.stages.run import run_stage
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer
 from tests.core.scoring.test_resolve import PPO
+from tests.fakes import RecordingObserver
 from tests.tiny import scalar_model
 
 SHAPE = {
@@ -181,20 +182,20 @@ def test_more_tokens_than_the_model_can_read_are_cut_and_counted(
 ):
     model = made("roberta", max_position_embeddings=300)
     assert positions(model) == 300 - 257  # positions count from the padding's id on
-    folder, ears = publish(model, tmp_path / "rm"), Ears()
+    folder, recorder = publish(model, tmp_path / "rm"), RecordingObserver()
     asked = recipe(*bandit(folder, "data.max_length=400"))
     opened, run = begin(asked, tmp_path / "run")
-    model, read = load_reward_model(opened.record, opened.recipe, run, observer=ears)
+    model, read = load_reward_model(opened.record, opened.recipe, run, observer=recorder)
     assert isinstance(read, SequenceReader)
     long = np.arange(100) % 200
     value = read(model, collate_sequences([long[:60]], [long[60:]], 0))[0, -1]
     with torch.no_grad():
         expected = model(torch.from_numpy(long[None, -43:])).logits[0, 0]
     torch.testing.assert_close(value, expected)
-    assert len(ears.notices) == 1 and "1 conversations so far were cut" in ears.notices[0]
+    assert len(recorder.notices) == 1 and "1 conversations so far were cut" in recorder.notices[0]
     for _ in range(12):
         read(model, collate_sequences([long[:60]], [long[60:]], 0))
-    assert [notice.split()[0] for notice in ears.notices] == ["1", "10"]
+    assert [notice.split()[0] for notice in recorder.notices] == ["1", "10"]
 
 
 def test_the_policys_own_format_needs_no_translation(

@@ -14,9 +14,9 @@ import torch
 
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.ppo import rollout
-from tests.core.stages.test_run import Ears
-from tests.core.stages.test_train_ppo import StopAfter, copied, lines, outcome, train
+from tests.core.stages.test_train_ppo import copied, lines, outcome, train
 from tests.core.test_surviving import changed, older, reseeded
+from tests.fakes import InterruptingObserver, RecordingObserver
 
 SETTINGS = ("ppo.iterations=3", "ppo.kl_target=0.01", "ppo.eval_every=1", "run.nonfinite=skip")
 
@@ -60,7 +60,7 @@ def stopped(_scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
     shutil.copytree(_scored, folder)
     with pytest.raises(Interrupted):
-        train(folder, *SETTINGS, observer=StopAfter(2))
+        train(folder, *SETTINGS, observer=InterruptingObserver(2, "train the policy"))
     return folder
 
 
@@ -81,10 +81,10 @@ def resumed(run: Path, target: Path, change: dict[tuple[str, ...], Any]) -> dict
             state = state[name]
         state[path[-1]] = how(state[path[-1]]) if callable(how) else how
     torch.save(record, file)
-    ears = Ears()
-    train(target, *SETTINGS, mode="resume", observer=ears)
+    recorder = RecordingObserver()
+    train(target, *SETTINGS, mode="resume", observer=recorder)
     random = torch.get_rng_state().tolist()
-    notices = [notice.replace(str(target), "") for notice in ears.notices]
+    notices = [notice.replace(str(target), "") for notice in recorder.notices]
     return {**outcome(target), "random": random, "notices": notices}
 
 
@@ -139,14 +139,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
 def test_a_rollout_with_a_nan_is_left_out(scored: Path, monkeypatch: pytest.MonkeyPatch):
     settings = ("data.eval_prompts=0", "run.nonfinite=skip", "ppo.kl_target=0.01")
     spoil(monkeypatch, 2)
-    ears = Ears()
-    train(scored, *settings, observer=ears)
+    recorder = RecordingObserver()
+    train(scored, *settings, observer=recorder)
     _, first, bad, third, last = lines(scored)
     counts = [line["skipped_updates"] for line in (first, bad, third, last)]
     assert counts == [0, 1, 1, 1]
     assert "policy_loss" in first and "policy_loss" not in bad and "policy_loss" in third
     assert math.isfinite(last["kl_coef"]) and math.isfinite(last["policy_loss"])
-    assert [n for n in ears.notices if "skipped" in n] == [
+    assert [n for n in recorder.notices if "skipped" in n] == [
         "train-ppo step 2: a reward or log-probability is not finite; its update is skipped"
     ]
 

@@ -23,6 +23,7 @@ from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.runs.stage_session import StageSession
+from tests.fakes import RecordingObserver
 
 NORMALIZER = LocationNormalizer(0.5, 0.1, 0.3, 2.0)
 STAGE = "train-ppo"
@@ -63,14 +64,6 @@ class Updates:
         self.actor.value = iteration
         self.given.append((advantages, returns))
         return {"policy_loss": 0.5}
-
-
-class Ears(Observer):
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
 
 
 class Letters:
@@ -145,13 +138,13 @@ def trainer(
     run = RunFolder(folder, recipe)
     run.started(STAGE, "resume", Observer())
     saved: list[str] = []
-    ears, updater = Ears(), Updates()
+    recorder, updater = RecordingObserver(), Updates()
     collector = Collect(training, list(evaluation or []))
     sources = RewardSources(reward_settings(recipe), normalizer, lambda prompts, rollout: None)
     session = StageSession(
         STAGE,
         run,
-        ears,
+        recorder,
         engines={"actor": updater.actor, "critic": updater.critic},
         unit="iteration",
         total=len(training),
@@ -175,7 +168,7 @@ def trainer(
         ),
         save_policy=saved.append,
     )
-    made.saved, made.run, made.observer = saved, run, ears
+    made.saved, made.run, made.observer = saved, run, recorder
     return made
 
 

@@ -32,7 +32,8 @@ from denserl_cli.core.scoring.segment_cache import SegmentCache
 from denserl_cli.core.stages.run import run_stage
 from denserl_cli.core.system.environment import versions
 from tests import ROOT
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
+from tests.fakes import RecordingObserver
 
 STEPS = 7  # 56 of the 64 pairs train, 8 at a time
 
@@ -56,16 +57,18 @@ def train(recipe: Recipe, folder: Path, mode: str = "start", observer: Observer 
     return folder
 
 
-def dies_after(step: int) -> Ears:
+def dies_after(step: int) -> RecordingObserver:
     def die(done: int) -> None:
         if done == step:
             raise Killed
 
-    return Ears(die)
+    return RecordingObserver(die)
 
 
-def presses_ctrl_c_after(step: int) -> Ears:
-    return Ears(lambda done: signal.raise_signal(signal.SIGINT) if done == step else None)
+def presses_ctrl_c_after(step: int) -> RecordingObserver:
+    return RecordingObserver(
+        lambda done: signal.raise_signal(signal.SIGINT) if done == step else None
+    )
 
 
 def trainer(recipe: Recipe, folder: Path) -> RewardTrainer:
@@ -129,12 +132,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         train(recipe(), folder, observer=dies_after(step))
     with pytest.raises(DenserlError, match="was interrupted"):
         train(recipe(), folder)
-    ears = Ears()
-    train(recipe(), folder, "resume", ears)
+    recorder = RecordingObserver()
+    train(recipe(), folder, "resume", recorder)
     # a checkpoint every second step; the last one had been logged and not yet kept
     last = step - 1 - (step - 1) % 2
     expected = [f"resuming after step {last} of {STEPS}"] if last else []
-    assert [notice for notice in ears.notices if "resuming" in notice] == expected
+    assert [notice for notice in recorder.notices if "resuming" in notice] == expected
     assert weights(folder) == weights(trained)
     assert metrics(folder) == metrics(trained)
 
@@ -145,9 +148,9 @@ def test_ctrl_c_keeps_the_step_that_is_under_way(recipe: MakeRecipe, trained: Pa
         train(recipe(), folder, observer=presses_ctrl_c_after(3))
     assert caught.value.exit_code == 130
     assert caught.value.hint and "--resume" in caught.value.hint
-    ears = Ears()
-    train(recipe(), folder, "resume", ears)
-    assert f"resuming after step 3 of {STEPS}" in ears.notices
+    recorder = RecordingObserver()
+    train(recipe(), folder, "resume", recorder)
+    assert f"resuming after step 3 of {STEPS}" in recorder.notices
     assert weights(folder) == weights(trained)
 
 
@@ -163,11 +166,11 @@ def test_resume_with_nothing_to_resume_starts(recipe: MakeRecipe, trained: Path,
 def test_a_finished_run_is_left_alone_and_done_again_when_asked(
     recipe: MakeRecipe, run_with_model: Path
 ):
-    before, ears = weights(run_with_model), Ears()
+    before, recorder = weights(run_with_model), RecordingObserver()
     for mode in ("start", "resume"):
-        train(recipe(), run_with_model, mode, ears)
-    assert ears.titles == [] and len(ears.notices) == 2
-    assert all("is finished; nothing to do" in notice for notice in ears.notices)
+        train(recipe(), run_with_model, mode, recorder)
+    assert recorder.titles == [] and len(recorder.notices) == 2
+    assert all("is finished; nothing to do" in notice for notice in recorder.notices)
     train(recipe("reward_model.learning_rate=1e-4"), run_with_model, "fresh")
     assert weights(run_with_model) != before
     old = run_with_model / "replaced" / "reward_model.1" / "model.safetensors"
@@ -233,9 +236,9 @@ def test_a_process_that_gets_a_signal_resumes_to_the_same_bytes(
     assert "Traceback" not in errors
     done = len(metrics(folder))
     assert 5 <= done < 8 * STEPS and not (folder / "reward_model").exists()
-    ears = Ears()
-    train(recipe("reward_model.epochs=8"), folder, "resume", ears)
-    assert any(notice.startswith("resuming after step") for notice in ears.notices)
+    recorder = RecordingObserver()
+    train(recipe("reward_model.epochs=8"), folder, "resume", recorder)
+    assert any(notice.startswith("resuming after step") for notice in recorder.notices)
     assert weights(folder) == long_run
 
 

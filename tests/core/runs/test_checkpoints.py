@@ -16,7 +16,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.runs import checkpoints
 from denserl_cli.core.runs.checkpoints import Checkpoint, Checkpoints, fingerprint
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 SETTINGS = {"seed": 1, "optimizer.betas": [0.9, 0.99], "lora": None}
 
@@ -55,9 +55,9 @@ def found(kept: Checkpoints, observer: Observer | None = None) -> Checkpoint:
 
 
 def test_what_is_saved_is_what_is_found(kept: Checkpoints):
-    ears = Ears()
-    checkpoint = found(kept, ears)
-    assert checkpoint.step == 3 and ears.notices == []
+    recorder = RecordingObserver()
+    checkpoint = found(kept, recorder)
+    assert checkpoint.step == 3 and recorder.notices == []
     assert torch.equal(checkpoint.state["weights"], torch.full((50,), 3.0))
     assert (checkpoint.state["kl"], checkpoint.state["best"]) == (0.5, None)
     assert names(kept.folder) == ["step-00000001", "step-00000002", "step-00000003"]
@@ -76,9 +76,9 @@ def test_a_checkpoint_cut_anywhere_is_passed_over(kept: Checkpoints):
     cuts = {0, 1, 3, 4, 30, 64, *rng.integers(len(whole), size=40), *range(len(whole))[-30:]}
     for cut in sorted(int(cut) for cut in cuts):
         newest(kept).write_bytes(whole[:cut])
-        ears = Ears()
-        assert found(kept, ears).step == 2, cut
-        assert len(ears.notices) == 1 and "step-00000003 is damaged" in ears.notices[0]
+        recorder = RecordingObserver()
+        assert found(kept, recorder).step == 2, cut
+        assert len(recorder.notices) == 1 and "step-00000003 is damaged" in recorder.notices[0]
 
 
 def test_no_flipped_byte_changes_a_number_unseen(kept: Checkpoints):
@@ -104,9 +104,9 @@ def test_zeros_where_data_should_be_are_seen(kept: Checkpoints):
     place = whole.index(torch.full((50,), 3.0).numpy().tobytes())
     whole[place : place + 16] = bytes(16)
     newest(kept).write_bytes(whole)
-    ears = Ears()
-    assert found(kept, ears).step == 2
-    assert "is not what was written" in ears.notices[0]
+    recorder = RecordingObserver()
+    assert found(kept, recorder).step == 2
+    assert "is not what was written" in recorder.notices[0]
 
 
 def a_plain_state(file: Path) -> None:
@@ -132,9 +132,9 @@ def a_missing_file(file: Path) -> None:
 @pytest.mark.parametrize("spoil", [a_plain_state, another_schema, no_mapping, code, a_missing_file])
 def test_what_is_no_checkpoint_of_this_version_is_passed_over(kept: Checkpoints, spoil: Any):
     spoil(newest(kept))
-    ears = Ears()
-    assert found(kept, ears).step == 2
-    assert len(ears.notices) == 1 and "is damaged" in ears.notices[0]
+    recorder = RecordingObserver()
+    assert found(kept, recorder).step == 2
+    assert len(recorder.notices) == 1 and "is damaged" in recorder.notices[0]
 
 
 def test_a_disk_that_cannot_be_read_is_no_damage(kept: Checkpoints, monkeypatch):
@@ -175,9 +175,9 @@ def test_other_versions_are_told(kept: Checkpoints, monkeypatch):
     now = checkpoints.numeric_versions()
     assert now["torch"] == str(torch.__version__)
     monkeypatch.setattr(checkpoints, "numeric_versions", lambda: {**now, "torch": "9.9"})
-    ears = Ears()
-    assert found(kept, ears).step == 3
-    (notice,) = ears.notices
+    recorder = RecordingObserver()
+    assert found(kept, recorder).step == 3
+    (notice,) = recorder.notices
     assert f"written with torch {now['torch']}:" in notice
 
 

@@ -15,15 +15,16 @@ from denserl_cli.core.reward_model import trainer as reward_training
 from denserl_cli.core.reward_model.trainer import RewardTrainer
 from denserl_cli.core.runs.failures import MOST_SKIPS, NonFiniteGuard, memory_advice
 from denserl_cli.core.runs.folder import RunFolder
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
 from tests.core.reward_model.test_trainer import STEPS, metrics, nan_at, train, weights
+from tests.fakes import RecordingObserver
 
 BAD = NonFiniteError("the loss is nan")
 
 
 def guard(folder: Path, how: str) -> NonFiniteGuard:
     recipe = load_recipe("sandbox-segment", [f"run.nonfinite={how}"])
-    return NonFiniteGuard("train-rm", RunFolder(folder, recipe), Ears())
+    return NonFiniteGuard("train-rm", RunFolder(folder, recipe), RecordingObserver())
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -123,14 +124,14 @@ def test_an_infinite_loss_with_a_finite_gradient_is_caught():
 def test_a_skipped_step_is_recorded_and_the_others_go_on(
     recipe: MakeRecipe, trained: Path, tmp_path: Path, monkeypatch
 ):
-    folder, ears = tmp_path / "run", Ears()
+    folder, recorder = tmp_path / "run", RecordingObserver()
     with monkeypatch.context() as patch:
         patch.setattr(RewardTrainer, "forward", nan_at(4, RewardTrainer.forward))
-        train(recipe("run.nonfinite=skip"), folder, observer=ears)
+        train(recipe("run.nonfinite=skip"), folder, observer=recorder)
     lines = metrics(folder)
     assert [line["skipped_updates"] for line in lines] == [0, 0, 0, 1, 1, 1, 1]
     assert lines[3]["loss"] is None and lines[3]["gradient_norm"] is None
-    assert sum("its update is skipped" in notice for notice in ears.notices) == 1
+    assert sum("its update is skipped" in notice for notice in recorder.notices) == 1
     assert [line["loss"] for line in lines[:3]] == [line["loss"] for line in metrics(trained)[:3]]
     assert all(math.isfinite(line["loss"]) for line in lines[4:])
     assert weights(folder) != weights(trained) and len(lines) == STEPS
@@ -245,6 +246,6 @@ def test_after_it_smaller_micro_batches_resume(recipe: MakeRecipe, tmp_path: Pat
         patch.setattr(reward_training, "token_values", forward)
         with pytest.raises(DenserlError, match="out of memory"):
             train(recipe(), folder)
-    ears = Ears()
-    train(recipe("reward_model.micro_batch_size=1"), folder, "resume", ears)
-    assert f"resuming after step 4 of {STEPS}" in ears.notices
+    recorder = RecordingObserver()
+    train(recipe("reward_model.micro_batch_size=1"), folder, "resume", recorder)
+    assert f"resuming after step 4 of {STEPS}" in recorder.notices

@@ -10,7 +10,7 @@ from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.stages import READS
 from denserl_cli.core.runs.folder import RunFolder
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 STAGE = "train-rm"
 
@@ -245,10 +245,10 @@ def test_a_damaged_checkpoint_is_passed_over(interrupted: RunFolder, damage: byt
     newest = interrupted.path / "checkpoints" / STAGE / "step-00000003" / "state.pt"
     whole = newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    ears = Ears()
-    checkpoint = interrupted.latest_checkpoint(STAGE, ears)
+    recorder = RecordingObserver()
+    checkpoint = interrupted.latest_checkpoint(STAGE, recorder)
     assert checkpoint is not None and checkpoint.step == 2
-    assert len(ears.notices) == 1 and "step-00000003 is damaged" in ears.notices[0]
+    assert len(recorder.notices) == 1 and "step-00000003 is damaged" in recorder.notices[0]
 
 
 def test_a_damaged_checkpoint_does_not_outlive_the_one_that_is_resumed(tmp_path: Path):
@@ -262,7 +262,7 @@ def test_a_damaged_checkpoint_does_not_outlive_the_one_that_is_resumed(tmp_path:
     resumed = again.started(STAGE, "resume", Observer())
     assert resumed is not None and resumed.step == 4
     again.save_checkpoint(STAGE, 5, {})
-    checkpoint = again.latest_checkpoint(STAGE, Ears())
+    checkpoint = again.latest_checkpoint(STAGE, RecordingObserver())
     assert checkpoint is not None and checkpoint.step == 5
 
 
@@ -298,17 +298,17 @@ def test_a_size_limits_the_checkpoints(tmp_path: Path):
 def test_lost_checkpoints_mean_a_new_start(interrupted: RunFolder):
     for folder in (interrupted.path / "checkpoints" / STAGE).iterdir():
         (folder / "state.pt").unlink()
-    ears = Ears()
-    assert interrupted.started(STAGE, "resume", ears) is None
-    assert len(ears.notices) == 3 and "no checkpoint of train-rm" in ears.notices[-1]
+    recorder = RecordingObserver()
+    assert interrupted.started(STAGE, "resume", recorder) is None
+    assert len(recorder.notices) == 3 and "no checkpoint of train-rm" in recorder.notices[-1]
     assert interrupted.metrics(STAGE) == []
 
 
 def test_lost_lines_are_told(interrupted: RunFolder):
-    log, ears = interrupted.path / "metrics.jsonl", Ears()
+    log, recorder = interrupted.path / "metrics.jsonl", RecordingObserver()
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:1]))
-    assert interrupted.started(STAGE, "resume", ears).step == 3
-    assert [notice for notice in ears.notices if "logged after step 1, up to step 3" in notice]
+    assert interrupted.started(STAGE, "resume", recorder).step == 3
+    assert [notice for notice in recorder.notices if "logged after step 1, up to step 3" in notice]
 
 
 def test_a_half_written_checkpoint_is_none(interrupted: RunFolder):

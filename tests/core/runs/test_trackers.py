@@ -17,7 +17,7 @@ from denserl_cli.core.runs import trackers
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.runs.trackers import check_trackers, numbers
 from denserl_cli.launch.launcher import launch
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 RM, PPO = "train-rm", "train-ppo"
 
@@ -31,7 +31,7 @@ def work(folder: Path, made: Recipe, stage: str, mode: str, steps: range, fails:
     run = RunFolder(folder, made)
     try:
         with run.tracked():
-            run.started(stage, mode, Ears())  # type: ignore[arg-type]
+            run.started(stage, mode, RecordingObserver())  # type: ignore[arg-type]
             for step in steps:
                 loss = step + (0.5 if mode == "resume" else 0.0)
                 run.log(stage, step, {"loss": loss, "bins": [1.0, math.nan], "note": "x"})
@@ -142,7 +142,7 @@ def test_wandb_without_a_key_is_refused_before_anything_is_replaced(tmp_path: Pa
     monkeypatch.setattr(wandb, "init", refuse)
     run = RunFolder(tmp_path, recipe("wandb"))
     with pytest.raises(DenserlError, match="No API key") as caught:
-        run.started(RM, "fresh", Ears())
+        run.started(RM, "fresh", RecordingObserver())
     assert caught.value.hint and "WANDB_MODE=offline" in caught.value.hint
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
@@ -168,7 +168,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_starts(
 def test_another_process_has_no_trackers(tmp_path: Path, monkeypatch):
     run = RunFolder(tmp_path, recipe("tensorboard"))
     monkeypatch.setenv("RANK", "1")
-    run.started(RM, "start", Ears())
+    run.started(RM, "start", RecordingObserver())
     run.log(RM, 1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())
 
@@ -192,23 +192,23 @@ def test_numbers_of_every_depth_have_names():
 
 
 def test_the_observer_hears_what_is_logged_and_what_was_logged_before(tmp_path: Path):
-    class Listener(Ears):
+    class Listener(RecordingObserver):
         def __init__(self) -> None:
             super().__init__()
             self.heard: list[tuple[int, Any]] = []
 
-        def figures(self, step: int, figures: Any) -> None:
-            self.heard.append((step, figures["loss"]))
+        def metrics(self, step: int, metrics: Any) -> None:
+            self.heard.append((step, metrics["loss"]))
 
         def sample(self, step: int, sample: Any) -> None:
             self.heard.append((step, sample["prompt"]))
 
-    run, ears = RunFolder(tmp_path, recipe()), Listener()
-    run.started(RM, "start", ears)
+    run, recorder = RunFolder(tmp_path, recipe()), Listener()
+    run.started(RM, "start", recorder)
     for step in (1, 2, 3):
         run.log(RM, step, {"loss": math.nan if step == 1 else step / 2})
     run.log(RM, 2, {"prompt": "hi"}, file="samples.jsonl")
-    assert ears.heard == [(1, None), (2, 1.0), (3, 1.5), (2, "hi")]
+    assert recorder.heard == [(1, None), (2, 1.0), (3, 1.5), (2, "hi")]
     run.save_checkpoint(RM, 2, {})
     again = Listener()
     RunFolder(tmp_path, recipe()).started(RM, "resume", again)
@@ -232,9 +232,9 @@ class Broken:
 
 
 def test_a_tracker_that_fails_stops_nothing(tmp_path: Path):
-    run, ears = RunFolder(tmp_path, recipe()), Ears()
+    run, recorder = RunFolder(tmp_path, recipe()), RecordingObserver()
     with pytest.raises(KeyboardInterrupt), run.tracked():
-        run.started(RM, "start", ears)
+        run.started(RM, "start", recorder)
         made = run.logs._trackers
         assert made is not None
         made._open = [(-1, Broken())]  # type: ignore[list-item]
@@ -243,12 +243,12 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path: Path):
         made._open = [(-1, Broken())]  # type: ignore[list-item]
         raise KeyboardInterrupt
     assert [line["loss"] for line in run.metrics(RM)] == [0.5]
-    assert sum("wandb failed" in heard for heard in ears.notices) == 2
+    assert sum("wandb failed" in heard for heard in recorder.notices) == 2
 
 
 def test_a_torn_character_is_passed_over(tmp_path: Path):
     run = RunFolder(tmp_path, recipe())
-    run.started(RM, "start", Ears())  # type: ignore[arg-type]
+    run.started(RM, "start", RecordingObserver())  # type: ignore[arg-type]
     run.log(RM, 1, {"prompt": "雪"}, file="samples.jsonl")
     file = tmp_path / "samples.jsonl"
     file.write_bytes(file.read_bytes() * 2)

@@ -21,8 +21,9 @@ from denserl_cli.core.scoring import calibration as cutoffs
 from denserl_cli.core.scoring.calibration import sample_pairs, with_calibrated_cutoff
 from denserl_cli.core.stages.export import export
 from denserl_cli.core.stages.run import run_stage
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
 from tests.core.scoring.test_resolve import PPO, published
+from tests.fakes import RecordingObserver
 
 AUTO = ("segmentation.cutoff=auto", "segmentation.segment_length=3")
 SHORT = ("reward_model.epochs=0.5", "reward_model.save_every=1")
@@ -45,8 +46,8 @@ def recorded(folder: Path) -> float:
     return json.loads((folder / "cutoff.json").read_text())["cutoff"]
 
 
-def settle(recipe: Recipe, folder: Path, ears: Observer | None = None) -> Recipe:
-    return with_calibrated_cutoff(recipe, RunFolder(folder, recipe), ears or Observer())
+def settle(recipe: Recipe, folder: Path, recorder: Observer | None = None) -> Recipe:
+    return with_calibrated_cutoff(recipe, RunFolder(folder, recipe), recorder or Observer())
 
 
 def test_every_stage_uses_the_one_number(recipe: MakeRecipe, run: Path, tmp_path: Path):
@@ -81,14 +82,14 @@ def test_the_number_is_that_of_segment_calibrate(recipe: MakeRecipe, calibrated:
 
 
 def test_segments_can_be_seen_before_training(recipe: MakeRecipe, tmp_path: Path):
-    asked, ears = recipe(*AUTO), Ears()
+    asked, recorder = recipe(*AUTO), RecordingObserver()
     for _ in range(2):
-        inspector = Inspector(asked, RunFolder(tmp_path / "run", asked), ears)
+        inspector = Inspector(asked, RunFolder(tmp_path / "run", asked), recorder)
     assert inspector.scorer.cut.cutoff == recorded(tmp_path / "run")
-    told = [notice for notice in ears.notices if "auto is" in notice]
+    told = [notice for notice in recorder.notices if "auto is" in notice]
     assert len(told) == 1 and f"{recorded(tmp_path / 'run'):.4f} nats" in told[0]
     before = (tmp_path / "run" / "cutoff.json").read_bytes()
-    run_stage("train-rm", recipe(*AUTO, *SHORT), tmp_path / "run", "start", ears)
+    run_stage("train-rm", recipe(*AUTO, *SHORT), tmp_path / "run", "start", recorder)
     assert (tmp_path / "run" / "cutoff.json").read_bytes() == before
 
 
@@ -119,7 +120,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
             raise Interrupted("enough")
 
     with pytest.raises(Interrupted):
-        run_stage("train-rm", asked, folder, "start", Ears(interrupt))
+        run_stage("train-rm", asked, folder, "start", RecordingObserver(interrupt))
     run_stage("train-rm", asked, folder, "resume", Observer())
     assert recorded(folder) == recorded(calibrated)
     ours, theirs = (

@@ -19,7 +19,8 @@ from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.scoring.loading import load_reward_model
 from denserl_cli.core.scoring.resolve import load_normalizer, prepare, reward_record
 from denserl_cli.core.stages.run import run_stage
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
+from tests.fakes import RecordingObserver
 
 COEFFICIENTS = "{w_mean: 0.1, w_std: 0.2, b_mean: 0.3, b_std: 0.4}"
 PPO = (
@@ -52,8 +53,8 @@ def run_of(recipe: Recipe, path: Path) -> RunFolder:
     return RunFolder(path, recipe)
 
 
-def opened(recipe: Recipe, path: Path, ears: Ears | None = None) -> None:
-    prepare(recipe, run_of(recipe, path), ears or Observer(), reward_model=True)
+def opened(recipe: Recipe, path: Path, recorder: RecordingObserver | None = None) -> None:
+    prepare(recipe, run_of(recipe, path), recorder or Observer(), reward_model=True)
 
 
 def coefficients(path: Path) -> tuple[float, ...]:
@@ -62,9 +63,9 @@ def coefficients(path: Path) -> tuple[float, ...]:
 
 
 def test_ppo_starts_from_a_published_pair(recipe: MakeRecipe, weights: Path, tmp_path: Path):
-    folder, ears = tmp_path / "run", Ears()
+    folder, recorder = tmp_path / "run", RecordingObserver()
     asked = recipe(pair(weights), *PPO)
-    run_stage("train-ppo", asked, folder, "start", ears)
+    run_stage("train-ppo", asked, folder, "start", recorder)
     assert (folder / "policy" / "config.json").exists()
     assert sorted(file.name for file in (folder / "reward_model").iterdir()) == [
         "denserl.json",
@@ -78,7 +79,7 @@ def test_ppo_starts_from_a_published_pair(recipe: MakeRecipe, weights: Path, tmp
     )
     assert record["weights"] == str(weights) and record["reference"] == asked.model.path
     assert coefficients(folder) == (0.1, 0.2, 0.3, 0.4)
-    told = [n for n in ears.notices if "published reward model" in n]
+    told = [n for n in recorder.notices if "published reward model" in n]
     assert len(told) == 1 and str(weights) in told[0] and "and its published normaliser" in told[0]
     model = load_reward_model(
         reward_record(asked, run_of(asked, folder)), asked, run_of(asked, folder)
@@ -86,7 +87,7 @@ def test_ppo_starts_from_a_published_pair(recipe: MakeRecipe, weights: Path, tmp
     plain = AutoModelForSequenceClassification.from_pretrained(weights)
     assert torch.equal(model.score.weight, plain.score.weight)
     with pytest.raises(DenserlError, match=r"train-rm in .* would replace train-ppo"):
-        run_stage("train-rm", asked, folder, "start", ears)
+        run_stage("train-rm", asked, folder, "start", recorder)
 
 
 def test_the_runs_own_pair_wins(recipe: MakeRecipe, weights: Path, run_with_model: Path):

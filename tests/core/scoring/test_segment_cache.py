@@ -11,7 +11,7 @@ from denserl_cli.core.data.batches import SequenceBatch, collate_sequences
 from denserl_cli.core.scoring import segment_cache
 from denserl_cli.core.scoring.scorer import ScoredBatch
 from denserl_cli.core.scoring.segment_cache import SegmentCache
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 LENGTHS = np.array([3, 17, 1, 8])
 RESPONSES = [np.arange(length) + 5 * (place + 1) for place, length in enumerate(LENGTHS)]
@@ -33,9 +33,9 @@ def batch(*numbers: int) -> tuple[SequenceBatch, np.ndarray]:
     return made, np.array(numbers)
 
 
-def opened(file: Path, ears: Ears | None = None) -> tuple[SegmentCache, Counting]:
+def opened(file: Path, recorder: RecordingObserver | None = None) -> tuple[SegmentCache, Counting]:
     scorer = Counting()
-    return SegmentCache(scorer, LENGTHS, file, ears or Ears()), scorer  # type: ignore[arg-type]
+    return SegmentCache(scorer, LENGTHS, file, recorder or RecordingObserver()), scorer  # type: ignore[arg-type]
 
 
 def test_what_was_found_once_is_not_asked_again(tmp_path: Path):
@@ -89,12 +89,12 @@ def test_all_processes_ask_or_none(tmp_path: Path, monkeypatch):
 
 
 def test_where_nothing_can_be_kept_a_notice_says_so(tmp_path: Path, monkeypatch):
-    ears = Ears()
+    recorder = RecordingObserver()
     (tmp_path / "file").mkdir()
-    cache, scorer = opened(tmp_path / "file", ears)
+    cache, scorer = opened(tmp_path / "file", recorder)
     first = cache(*batch(0, 1))
     assert torch.equal(cache(*batch(0, 1)), first) and scorer.batches == 2
-    full, scorer = opened(tmp_path / "full", ears)
+    full, scorer = opened(tmp_path / "full", recorder)
 
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -102,7 +102,7 @@ def test_where_nothing_can_be_kept_a_notice_says_so(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(os, "pwrite", no_room)
     assert torch.equal(full(*batch(0, 1)), first)
     assert torch.equal(full(*batch(0, 1)), first) and scorer.batches == 2
-    assert [notice.split(":")[0] for notice in ears.notices] == [
+    assert [notice.split(":")[0] for notice in recorder.notices] == [
         f"segments are not kept in {segment_cache.cache.folder()} ({reason})"
         for reason in ("Is a directory", "No space left on device")
     ]

@@ -16,7 +16,8 @@ from denserl_cli.core.scoring.resolve import load_normalizer
 from denserl_cli.core.scoring.scorer import ScoredBatch
 from denserl_cli.core.stages.fit_function import STAGE, SegmentRewards, fit, segment_rewards
 from denserl_cli.core.stages.run import run_stage
-from tests.core.conftest import Ears, MakeRecipe
+from tests.core.conftest import MakeRecipe
+from tests.fakes import RecordingObserver
 
 KINDS = ("location", "global", "last", "none")
 
@@ -82,8 +83,8 @@ def test_a_constant_for_all_the_last_or_no_segments():
 # the stage
 
 
-def fitted(recipe, folder: Path, mode: str = "start", ears: Observer | None = None) -> dict:
-    run_stage(STAGE, recipe, folder, mode, ears or Observer())  # type: ignore[arg-type]
+def fitted(recipe, folder: Path, mode: str = "start", recorder: Observer | None = None) -> dict:
+    run_stage(STAGE, recipe, folder, mode, recorder or Observer())  # type: ignore[arg-type]
     return json.loads((folder / "reward_model" / "normalizer.json").read_text())
 
 
@@ -91,8 +92,8 @@ def fitted(recipe, folder: Path, mode: str = "start", ears: Observer | None = No
 def test_every_kind_leaves_its_file_a_plot_and_a_table(
     recipe: MakeRecipe, run_with_model: Path, kind: str
 ):
-    asked, ears = recipe(f"normalizer.kind={kind}"), Ears()
-    content = fitted(asked, run_with_model, ears=ears)
+    asked, recorder = recipe(f"normalizer.kind={kind}"), RecordingObserver()
+    content = fitted(asked, run_with_model, recorder=recorder)
     record = content["record"]
     assert record["kind"] == kind
     assert (record["granularity"], record["cutoff"]) == ("segment", 1.0)
@@ -102,7 +103,7 @@ def test_every_kind_leaves_its_file_a_plot_and_a_table(
     with Image.open(run_with_model / "reward_model" / "normalizer.png") as image:
         assert image.format == "PNG"
         image.load()
-    assert "normaliser" in ears.tables and f"kind {kind}" in ears.tables
+    assert "normaliser" in recorder.tables and f"kind {kind}" in recorder.tables
     assert ("r2_mean" in record) is (kind == "location")
     run = RunFolder(run_with_model, asked)
     summary = run.summary(STAGE)

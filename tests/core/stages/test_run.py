@@ -9,18 +9,10 @@ from pathlib import Path
 import pytest
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.observer import Observer
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages import run as stages
 from tests import tiny
-
-
-class Ears(Observer):
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
+from tests.fakes import RecordingObserver
 
 
 @pytest.mark.parametrize(
@@ -36,7 +28,7 @@ def test_a_stage_runs_with_its_recipe_and_folder(
 ):
     given: list[tuple] = []
     monkeypatch.setattr(function, lambda *words: given.append(words))
-    recipe, observer = tiny.recipe(), Ears()
+    recipe, observer = tiny.recipe(), RecordingObserver()
     stages.run_stage(stage, recipe, tmp_path / "run", "fresh", observer)
     ((found, run, mode, seen),) = given
     assert (found, run.path, mode, seen) == (recipe, tmp_path / "run", "fresh", observer)
@@ -46,16 +38,16 @@ def test_a_finished_stage_is_left_alone_without_loading_anything(
     scored: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(stages, "stage_function", lambda _: pytest.fail("not to be run"))
-    ears = Ears()
-    stages.run_stage("train-rm", tiny.recipe(), scored, "start", ears)
-    assert ears.notices == [
+    recorder = RecordingObserver()
+    stages.run_stage("train-rm", tiny.recipe(), scored, "start", recorder)
+    assert recorder.notices == [
         f"train-rm in {scored} is finished; nothing to do (--fresh does it again)"
     ]
 
 
 def test_other_settings_are_refused(scored: Path):
     with pytest.raises(DenserlError, match="under other settings: seed was 42, is 7"):
-        stages.run_stage("train-rm", tiny.recipe("seed=7"), scored, "resume", Ears())
+        stages.run_stage("train-rm", tiny.recipe("seed=7"), scored, "resume", RecordingObserver())
     assert RunFolder(scored, tiny.recipe()).summary("train-rm")
 
 

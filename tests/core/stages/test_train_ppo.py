@@ -26,6 +26,7 @@ from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.run import run_stage
 from tests import ROOT, tiny
+from tests.fakes import InterruptingObserver, RecordingObserver
 
 STAGE = "train-ppo"
 
@@ -60,25 +61,6 @@ def outcome(folder: Path) -> dict[str, Any]:
         "samples": lines(folder, "samples.jsonl"),
         "summary": json.loads((folder / "run.json").read_text())["stages"][STAGE]["summary"],
     }
-
-
-class StopAfter(Observer):
-    """Presses Ctrl-C when the work that counts iterations has advanced this often."""
-
-    def __init__(self, iterations: int) -> None:
-        self.left, self.titles = iterations, [""]
-
-    def begin(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self.titles.append(title)
-
-    def end(self) -> None:
-        self.titles.pop()
-
-    def advance(self, count: int = 1, /, **figures: float) -> None:
-        if self.titles[-1] == "train the policy" and count:
-            self.left -= count
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
 
 
 def stop_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -128,7 +110,7 @@ def test_the_policy_is_a_plain_model_that_stops_by_itself(
     assert int(generated[-1]) in stops
 
 
-def test_the_metrics_of_the_issue_are_there(scored: Path):
+def test_every_iteration_logs_its_metrics(scored: Path):
     train(scored, "ppo.train_batch_size=8", "ppo.epochs=1")  # one step an iteration
     start, *iterations = lines(scored)
     assert [line["step"] for line in (start, *iterations)] == [0, 1, 2, 3, 4]
@@ -178,7 +160,7 @@ def test_resumed_is_uninterrupted(after: int, scored: Path):
     settings = ("ppo.kl_target=0.01", "ppo.epochs=2", "ppo.samples_per_prompt=2")
     train(whole, *settings)
     with pytest.raises(Interrupted, match=f"stopped after iteration {after} of 4"):
-        train(scored, *settings, observer=StopAfter(after))
+        train(scored, *settings, observer=InterruptingObserver(after, "train the policy"))
     with pytest.raises(DenserlError, match="was interrupted"):
         train(scored, *settings)
     train(scored, *settings, mode="resume")
@@ -228,12 +210,12 @@ def test_resumed_after_a_kill_is_uninterrupted(scored: Path):
 
 def test_a_finished_stage_says_so_and_does_nothing(scored: Path):
     train(scored)
-    before, notices = contents(scored), []
-    ears = type("Ears", (Observer,), {"notice": lambda _, message: notices.append(message)})()
-    train(scored, observer=ears)
-    train(scored, mode="resume", observer=ears)
+    before, recorder = contents(scored), RecordingObserver()
+    train(scored, observer=recorder)
+    train(scored, mode="resume", observer=recorder)
     assert contents(scored) == before
-    assert len(notices) == 2 and all("is finished" in notice for notice in notices)
+    assert len(recorder.notices) == 2
+    assert all("is finished" in notice for notice in recorder.notices)
 
 
 def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
