@@ -141,8 +141,8 @@ def test_more_than_ten_skips_in_a_row_stop(recipe: MakeRecipe, tmp_path: Path, m
     real = RewardTrainer.forward
 
     def forward(self, *given):
-        figures = real(self, *given)
-        return {**figures, "loss": figures["loss"] * math.nan}
+        metrics = real(self, *given)
+        return {**metrics, "loss": metrics["loss"] * math.nan}
 
     monkeypatch.setattr(RewardTrainer, "forward", forward)
     with pytest.raises(DenserlError, match="stopped at step 11 after 10 skipped updates in a row"):

@@ -16,7 +16,7 @@ from tests import tiny
 PUBLISHED = "published={reward_model: a/rm, granularity: segment, cutoff: 1.0, policy: a/ppo}"
 
 
-def booked(folder: Path, recipe: Recipe, status: str) -> RunFolder:
+def run_that_is(folder: Path, recipe: Recipe, status: str) -> RunFolder:
     """A run folder that says how far train-ppo got."""
     run = RunFolder(folder, recipe)
     run.started("train-ppo", "start", Observer())
@@ -27,7 +27,7 @@ def booked(folder: Path, recipe: Recipe, status: str) -> RunFolder:
 
 def test_what_is_asked_for_comes_first_then_the_runs_own(tmp_path: Path):
     recipe = tiny.recipe(PUBLISHED)
-    run = booked(tmp_path / "run", recipe, "finished")
+    run = run_that_is(tmp_path / "run", recipe, "finished")
     assert choose_policy(recipe, run, None)[:2] == (str(run.policy), recipe.name)
     assert choose_policy(recipe, run, START)[:2] == (None, f"{recipe.name}-start")
     assert choose_policy(recipe, run, "org/other") == ("org/other", "other", "")
@@ -44,7 +44,7 @@ def test_no_policy(tmp_path: Path):
     recipe = tiny.recipe()
     with pytest.raises(DenserlError, match="has no policy"):
         choose_policy(recipe, RunFolder(tmp_path / "run", recipe), None)
-    run = booked(tmp_path / "other", recipe, "interrupted")
+    run = run_that_is(tmp_path / "other", recipe, "interrupted")
     with pytest.raises(DenserlError, match="is not finished") as caught:
         choose_policy(recipe, run, None)
     assert caught.value.hint and "--resume" in caught.value.hint

@@ -1,4 +1,4 @@
-"""Figures in TensorBoard and in W&B's offline files, read back as their own programs read them."""
+"""Metrics in TensorBoard and in W&B's offline files, read back as their own programs read them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_another_process_has_no_trackers(tmp_path: Path, monkeypatch):
 
 
 def test_numbers_of_every_depth_have_names():
-    figures = {
+    metrics = {
         "loss": 0.5,
         "by_location": [1, None, math.inf],
         "lengths": [{"pairs": 3, "name": "short"}],
@@ -182,7 +182,7 @@ def test_numbers_of_every_depth_have_names():
         "text": "x",
         "nothing": None,
     }
-    assert dict(numbers(figures)) == {
+    assert dict(numbers(metrics)) == {
         "loss": 0.5,
         "by_location/0": 1,
         "by_location/2": math.inf,

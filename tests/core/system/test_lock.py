@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,19 @@ with locked(Path(sys.argv[1]), print):
 
 def silent(message: str) -> None:
     pytest.fail(message)
+
+
+@contextmanager
+def held_by_another_process(file: Path) -> Iterator[subprocess.Popen]:
+    """A process that holds the lock until it is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        yield process
 
 
 def test_a_lock_file_exists_only_while_the_lock_is_held(tmp_path: Path):
@@ -63,13 +78,7 @@ def test_an_error_inside_gives_the_lock_back(tmp_path: Path):
 
 def test_a_killed_job_holds_nothing(tmp_path: Path):
     file = tmp_path / "lock"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(file)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout and process.stdout.readline() == "held\n"
+    with held_by_another_process(file) as process:
         with pytest.raises(DenserlError, match=f"in use by process {process.pid} on"):
             with locked(file, silent):
                 pytest.fail("two at once")
@@ -168,13 +177,7 @@ def test_who_waits_gets_the_lock_when_the_holder_is_done(tmp_path: Path):
 
 def test_who_waits_for_a_killed_job_gets_its_lock(tmp_path: Path):
     file = tmp_path / "lock"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(file)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout and process.stdout.readline() == "held\n"
+    with held_by_another_process(file) as process:
         with locked_in_turn(file, process.kill) as held:
             assert held and json.loads(file.read_text())["pid"] == os.getpid()
 
