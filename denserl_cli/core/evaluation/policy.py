@@ -23,10 +23,10 @@ from denserl_cli.core.evaluation.statistics import (
 )
 from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import load_policy, load_reference
-from denserl_cli.core.ppo.evaluator import RewardSources
 from denserl_cli.core.ppo.metrics import response_metrics
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
+from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.reward_model.metrics import Floats

@@ -13,41 +13,16 @@ from denserl_cli.core.ppo.metrics import (
     rollout_metrics,
     samples,
 )
-from denserl_cli.core.ppo.rewards import RewardSettings, dense_rewards
 from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
-    from denserl_cli.core.normalizer import LocationNormalizer
     from denserl_cli.core.ppo.prompts import PromptBatch
-    from denserl_cli.core.ppo.reward_functions import FunctionRewards, RewardFunctions
+    from denserl_cli.core.ppo.reward_functions import FunctionRewards
+    from denserl_cli.core.ppo.rewards import RewardSources
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.runs.stage_session import Metrics, Sample
     from denserl_cli.core.sandbox.task import TrueReward
-
-
-class RewardSources(NamedTuple):
-    """What a rollout's rewards are made of, beside the reward model's values.
-
-    settings: what becomes of the values. normalizer: None where there is none. functions: the
-    user's own.
-    """
-
-    settings: RewardSettings
-    normalizer: LocationNormalizer | None
-    functions: RewardFunctions
-
-    def of(self, rollout: Rollout, functions: FunctionRewards | None) -> Tensor:
-        """Each token's reward before the KL penalty: (R, T)."""
-        return dense_rewards(
-            rollout.token_values,
-            rollout.ends,
-            rollout.response_mask,
-            rollout.terminated,
-            self.settings,
-            normalizer=self.normalizer,
-            function_rewards=None if functions is None else functions.tokens,
-        )
 
 
 class Described(NamedTuple):

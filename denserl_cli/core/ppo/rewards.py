@@ -15,6 +15,8 @@ from denserl_cli.core.precision import at_least_float32
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
+    from denserl_cli.core.ppo.reward_functions import FunctionRewards, RewardFunctions
+    from denserl_cli.core.ppo.rollout import Rollout
 
 Interpolation = Literal["even", "repeat", "end"]
 SegmentTotal = Literal["sum", "mean"]
@@ -89,6 +91,30 @@ def dense_rewards(
         overlong_penalty=settings.overlong_penalty,
         last_token_only=settings.last_token_only,
     )
+
+
+class RewardSources(NamedTuple):
+    """What a rollout's rewards are made of, beside the reward model's values.
+
+    settings: what becomes of the values. normalizer: None where there is none. functions: the
+    user's own.
+    """
+
+    settings: RewardSettings
+    normalizer: LocationNormalizer | None
+    functions: RewardFunctions
+
+    def of(self, rollout: Rollout, functions: FunctionRewards | None) -> Tensor:
+        """Each token's reward before the KL penalty: (R, T)."""
+        return dense_rewards(
+            rollout.token_values,
+            rollout.ends,
+            rollout.response_mask,
+            rollout.terminated,
+            self.settings,
+            normalizer=self.normalizer,
+            function_rewards=None if functions is None else functions.tokens,
+        )
 
 
 def spread_rewards(

@@ -18,8 +18,9 @@ from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
-    from denserl_cli.core.ppo.evaluator import Evaluator, RewardSources
+    from denserl_cli.core.ppo.evaluator import Evaluator
     from denserl_cli.core.ppo.prompts import PromptPlan
+    from denserl_cli.core.ppo.rewards import RewardSources
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.ppo.update import Updater
     from denserl_cli.core.recipe.resolved import ResolvedPPO

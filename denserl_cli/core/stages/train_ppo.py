@@ -14,9 +14,10 @@ from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
-from denserl_cli.core.ppo.evaluator import Evaluator, RewardSources
+from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
+from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer

@@ -13,7 +13,6 @@ from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.evaluation.policy import evaluate_policy
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.ppo import reward_functions
-from denserl_cli.core.ppo.evaluator import RewardSources
 from denserl_cli.core.ppo.reward_functions import (
     FunctionRewards,
     RewardFunctions,
@@ -21,6 +20,7 @@ from denserl_cli.core.ppo.reward_functions import (
     placed,
     reward_settings,
 )
+from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages.export import export

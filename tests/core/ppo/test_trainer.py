@@ -15,9 +15,10 @@ from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import TIMES, Observer
-from denserl_cli.core.ppo.evaluator import Evaluator, RewardSources
+from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import reward_settings
+from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
