@@ -106,7 +106,11 @@ class DeepSpeedEngine:
         return self.norm
 
     def discard(self) -> None:
-        """Forget the accumulated loss and gradient: DeepSpeed does so when it finds a bad norm."""
+        """Forget the accumulated loss and gradient.
+
+        DeepSpeed does so when it finds a bad norm, but for the sums that ZeRO 1 and 2 keep in
+        float32 where Adam is offloaded: those would be added to the next step's.
+        """
         name, _, as_result = _norm_method(self.engine.optimizer)
         bad = as_result(torch.full((), torch.inf, device=self.device))
         setattr(self.engine.optimizer, name, lambda *_: bad)
@@ -114,6 +118,9 @@ class DeepSpeedEngine:
             self.update()
         finally:
             delattr(self.engine.optimizer, name)
+        if self.zero_stage < 3:
+            sums = getattr(self.engine.optimizer, "averaged_gradients", {})
+            sums.update(dict.fromkeys(sums))
 
     def _gradient_norm(self) -> Tensor:
         """The norm of the accumulated gradient over all processes, as a step would find it."""

@@ -24,7 +24,11 @@ SETTINGS = OptimizerConfig(warmup_ratio=0.0, clip_norm=0.5)
 
 
 def make_engine(
-    model: torch.nn.Module, kind: str, stage: int, dtype: torch.dtype = torch.float32
+    model: torch.nn.Module,
+    kind: str,
+    stage: int,
+    dtype: torch.dtype = torch.float32,
+    offload: bool = False,
 ) -> TorchEngine:
     common = {
         "learning_rate": 1e-3,
@@ -36,7 +40,10 @@ def make_engine(
         return TorchEngine(model.train(), **common)
     from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
 
-    zero = {"stage3_param_persistence_threshold": 0}  # or nothing of a tiny model is sharded
+    # or nothing of a tiny model is sharded
+    zero: dict[str, Any] = {"stage3_param_persistence_threshold": 0}
+    if offload:  # as beside a GPU
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     engine = EngineConfig(zero_stage=stage, deepspeed={"zero_optimization": zero})
     return DeepSpeedEngine(model.train(), engine=engine, **common)
 
@@ -85,9 +92,10 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
     return {**figures, "rates": torch.tensor(rates), "generated": generated, "weights": weights}
 
 
-def leaves_out_in_half_precision(stage: int) -> None:
-    """A step whose gradient is NaN changes nothing; the one after it does."""
-    engine = make_engine(tiny.causal_lm(0), "deepspeed", stage, torch.bfloat16)
+def leaves_out_in_half_precision(stage: int, offload: bool) -> None:
+    """A step whose gradient is NaN changes nothing; the one after it is as if it were the first."""
+    engine = make_engine(tiny.causal_lm(0), "deepspeed", stage, torch.bfloat16, offload)
+    other = make_engine(tiny.causal_lm(0), "deepspeed", stage, torch.bfloat16, offload)
     batch = collate_sequences([np.array([3, 5])] * 2, [np.array([4, 6, 2])] * 2, 0)
     found = []
     for spoilt in (True, False):
@@ -101,6 +109,11 @@ def leaves_out_in_half_precision(stage: int) -> None:
     start = torch.cat([p.detach().flatten() for p in tiny.causal_lm(0).parameters()])
     assert torch.equal(found[0], start.bfloat16())
     assert torch.isfinite(found[1]).all() and not torch.equal(*found)
+    other.backward(-other(response_logprobs, batch, with_entropy=False).logprobs.mean())
+    step(other)
+    with other.gathered() as model:
+        first = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.equal(found[1], first)
 
 
 def generate(actor: TorchEngine) -> torch.Tensor:
@@ -120,7 +133,8 @@ def main(tied: str, out: str) -> None:
     distributed.join()
     found = {stage: train("deepspeed", stage, tied == "tied") for stage in (1, 2, 3)}
     for stage in (1, 2, 3):
-        leaves_out_in_half_precision(stage)
+        for offload in (False, True):
+            leaves_out_in_half_precision(stage, offload)
     if distributed.is_main_process():
         torch.save(found, Path(out))
     distributed.leave()
