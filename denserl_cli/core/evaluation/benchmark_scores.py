@@ -101,25 +101,24 @@ def _encode(rows: Sequence[BenchmarkRow], chat: ChatFormat, data: DataConfig) ->
     found = []
     for row, parts in zip(usable, layouts, strict=True):
         prompt_ids, *answers = (next(ids) for _ in parts)
-        found.append(_cut(row, prompt_ids, answers, data, chat.terminator_id))
+        whole = [(prompt_ids, answer) for answer in answers]
+        found.append(_cut(row, whole, data, chat.terminator_id))
     return EncodedRows(found, skipped)
 
 
 def _cut(
     row: BenchmarkRow,
-    prompt: list[int],
-    answers: Sequence[list[int]],
+    whole: Sequence[tuple[list[int], list[int]]],
     data: DataConfig,
     terminator_id: int,
 ) -> EncodedRow:
     """Cut the prompt for the longest of the answers, so that all of them follow the same one."""
-    longest = max(answers, key=len)
-    wholes = [EncodedPair(prompt, answer, longest) for answer in answers]
+    longest = max((answer for _, answer in whole), key=len)
+    limits = data.max_length, data.max_prompt_length, terminator_id
     cut = [
-        truncate_pair(whole, data.max_length, data.max_prompt_length, terminator_id)
-        for whole in wholes
+        truncate_pair(EncodedPair(prompt, answer, longest), *limits)[:2] for prompt, answer in whole
     ]
-    truncated = sum(kept[:2] != whole[:2] for kept, whole in zip(cut, wholes, strict=True))
+    truncated = sum(kept != given for kept, given in zip(cut, whole, strict=True))
     sequences = [(np.array(kept[0], np.int32), np.array(kept[1], np.int32)) for kept in cut]
     return EncodedRow(row, sequences, truncated)
 
