@@ -542,7 +542,9 @@ def test_a_finished_file_is_left_alone(policy: Path, tmp_path: Path):
     assert job.target.read_bytes() == before
     recorder = RecordingObserver()
     assert do(job, policy, "fresh", recorder)
-    assert any("has judged mine before keeps its old score" in notice for notice in recorder.notices)
+    assert any(
+        "has judged mine before keeps its old score" in notice for notice in recorder.notices
+    )
     assert timeless(job.target) == re.sub(r'"tstamp": [\d.]+', '"tstamp": 0', before.decode())
     assert job.target.read_bytes() != before
 

@@ -18,7 +18,7 @@ from denserl_cli.core.evaluation.reward_bench_2 import SUBSETS
 from denserl_cli.core.evaluation.reward_model import evaluate_reward_model
 from denserl_cli.core.runs.folder import RunFolder
 from tests import tiny
-from tests.core.conftest import Ears
+from tests.fakes import RecordingObserver
 
 PROMPT = "write calm words about rivers"
 WORDS = ("bala dare fabo", "mago nanu pata", "pata pata", "bala dare fabo mago nanu pata")
@@ -69,11 +69,13 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 def evaluate(
     folder: Path, benchmark: str, file: Path, *settings: str, limit: int | None = None
-) -> tuple[dict[str, Any], Ears]:
-    recipe, ears = tiny.recipe(f"data.evaluation={file}", *settings), Ears()
+) -> tuple[dict[str, Any], RecordingObserver]:
+    recipe, recorder = tiny.recipe(f"data.evaluation={file}", *settings), RecordingObserver()
     run = RunFolder(folder, recipe)
-    found = evaluate_reward_model(recipe, run, ears, name="test", limit=limit, benchmark=benchmark)
-    return found, ears
+    found = evaluate_reward_model(
+        recipe, run, recorder, name="test", limit=limit, benchmark=benchmark
+    )
+    return found, recorder
 
 
 @pytest.fixture
@@ -138,10 +140,10 @@ def test_a_batch_changes_nothing(name: str, scored: Path, tmp_path: Path):
 @pytest.mark.parametrize("name", RANKED)
 def test_a_limit_draws_rows_and_is_told(name: str, scored: Path, tmp_path: Path):
     file = write(tmp_path / "b.jsonl", ROWS[name]())
-    (first, ears), (second, _) = (evaluate(scored, name, file, limit=3) for _ in range(2))
+    (first, recorder), (second, _) = (evaluate(scored, name, file, limit=3) for _ in range(2))
     assert first["rows"] == 3 and first == second and first["score"] is None
     assert f"{len(ROWS[name]()) - 3} rows were not drawn (--limit)" in first["incomplete"]
-    assert any(f"not the official score of {name}" in notice for notice in ears.notices)
+    assert any(f"not the official score of {name}" in notice for notice in recorder.notices)
     assert evaluate(scored, name, file, limit=99)[0]["incomplete"] == []
 
 
@@ -170,11 +172,11 @@ def test_rows_that_cannot_be_written_are_told_and_listed(
     rows = judgebench_rows()
     rows.append({**rows[0], "response_B": "unwritable"})
     file = write(tmp_path / "b.jsonl", rows)
-    found, ears = evaluate(scored, "judgebench", file)
+    found, recorder = evaluate(scored, "judgebench", file)
     assert (found["rows"], found["skipped"]) == (4, 1)
     assert found["incomplete"] == ["1 rows cannot be encoded and are not counted"]
     assert f"{file}:5" in (scored / "skipped-evaluate-rm.jsonl").read_text()
-    assert any("skipped 1 x the template refuses it" in notice for notice in ears.notices)
+    assert any("skipped 1 x the template refuses it" in notice for notice in recorder.notices)
     with pytest.raises(DenserlError, match="1 rows cannot be used"):
         evaluate(scored, "judgebench", file, "data.strict=true")
 
@@ -227,7 +229,9 @@ def test_weights_and_draws_of_a_source_are_refused(scored: Path, tmp_path: Path)
         recipe = tiny.recipe(f"data.evaluation=[{{path: {file}, {setting}}}]")
         run = RunFolder(scored, recipe)
         with pytest.raises(DenserlError, match="each row of judgebench counts once"):
-            evaluate_reward_model(recipe, run, Ears(), name="x", benchmark="judgebench")
+            evaluate_reward_model(
+                recipe, run, RecordingObserver(), name="x", benchmark="judgebench"
+            )
 
 
 def test_an_empty_file(scored: Path, tmp_path: Path):
