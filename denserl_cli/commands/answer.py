@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,7 @@ class Name(StrEnum):
 
     ALPACA_EVAL = "alpaca-eval"
     ARENA_HARD = "arena-hard"
+    ARENA_HARD_V2 = "arena-hard-v2"
     MT_BENCH = "mt-bench"
 
 
@@ -56,7 +58,12 @@ def answer(
         ),
     ] = None,
     generator: Annotated[
-        str | None, typer.Option("--generator", metavar="NAME", help="What the judge calls it.")
+        str | None,
+        typer.Option(
+            "--generator",
+            metavar="NAME",
+            help="What the judge calls it; without it the recipe and a short hash of the policy.",
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Answer the first questions only.")
@@ -92,22 +99,25 @@ def answer(
     folder = out or Path("runs") / loaded.name
     run = RunFolder(folder, loaded)
     asked = BENCHMARKS[benchmark.value]
+    _check(to, questions, temperature)
     chosen = choose_policy(loaded, run, policy)
     if policy is None:
         run.check_settings("train-ppo", ("sandbox", "model", "lora", "chat"))
-    name = _checked(chosen.name if generator is None else generator)
-    target = to or folder / "answers" / asked.name / f"{name}{asked.suffix}"
-    _check(target, questions, temperature)
     job = Job(
         benchmark=asked,
         questions=read_questions(questions, asked)[:limit],
         policy=chosen.path,
-        generator=name,
-        target=target,
+        generator=generator or "",
+        target=to or folder,
         max_new_tokens=max_new_tokens or asked.max_new_tokens,
         batch_size=batch_size,
         temperature=temperature,
     )
+    if generator is None:  # a name that was judged before keeps its old score
+        generator = f"{chosen.name}-{job.fingerprint(loaded)}"
+    name = _checked(generator)
+    target = to or folder / "answers" / asked.name / f"{name}{asked.suffix}"
+    job = replace(job, generator=name, target=target)
     if dry_run:
         typer.echo(_plan(job))
         return
@@ -136,9 +146,9 @@ def _checked(name: str) -> str:
     return name
 
 
-def _check(target: Path, questions: Path, temperature: float | None) -> None:
-    if target.resolve() == questions.resolve():
-        raise DenserlError(f"--to {target} is the question file", hint="name another file")
+def _check(to: Path | None, questions: Path, temperature: float | None) -> None:
+    if to is not None and to.resolve() == questions.resolve():
+        raise DenserlError(f"--to {to} is the question file", hint="name another file")
     if temperature is not None and not math.isfinite(temperature):
         raise DenserlError(f"--temperature {temperature}: not a number", hint="0 is greedy")
 

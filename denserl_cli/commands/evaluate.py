@@ -32,12 +32,22 @@ app = typer.Typer(no_args_is_help=True, help="Evaluate a reward model or a polic
 
 
 class Benchmark(StrEnum):
-    """Preference data that others publish numbers on."""
+    """Data that others publish the scores of reward models on."""
 
     REWARD_BENCH = "reward-bench"
+    REWARD_BENCH_2 = "reward-bench-2"
+    RM_BENCH = "rm-bench"
+    JUDGE_BENCH = "judgebench"
 
 
-_HUB = {Benchmark.REWARD_BENCH: "[{path: allenai/reward-bench, split: filtered}]"}
+_HUB = {
+    Benchmark.REWARD_BENCH: "{path: allenai/reward-bench, split: filtered}",
+    Benchmark.REWARD_BENCH_2: "{path: allenai/reward-bench-2, split: test}",
+    Benchmark.RM_BENCH: "{path: THU-KEG/RM-Bench, split: train}",
+    Benchmark.JUDGE_BENCH: "{path: ScalerLab/JudgeBench, split: gpt}",
+}
+"""Where the hub has a benchmark's rows."""
+
 
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Use at most so many of the rows.")
@@ -52,29 +62,32 @@ def rm(
     data: PreferencesOption = None,
     benchmark: Annotated[
         Benchmark | None,
-        typer.Option("--benchmark", help="Its pairs, from --data or else from the hub."),
+        typer.Option(
+            "--benchmark", help="Its rows and metrics; rows from --data, else from the hub."
+        ),
     ] = None,
     limit: LimitOption = None,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
     processes: ProcessesOption = None,
 ) -> None:
-    """Accuracy, calibration and length bias of a run's reward model on preference pairs."""
+    """Accuracy, calibration and length bias of a run's reward model, or a benchmark's score."""
     settings = list(overrides or ())
     if benchmark is not None and data is None:
-        settings.insert(0, f"data.evaluation={_HUB[benchmark]}")
+        settings.insert(0, f"data.evaluation=[{_HUB[benchmark]}]")
     loaded = read_recipe("evaluate-rm", recipe, settings, data=data)
     folder = out or Path("runs") / loaded.name
     if dry_run:
         print_plan("evaluate rm", loaded, folder)
         return
     name = benchmark or _file_name(data) or ("evaluation" if loaded.data.evaluation else "held-out")
-    options = {"name": name, "limit": limit, "subsets": benchmark is not None}
+    options = {"name": name, "limit": limit, "benchmark": benchmark}
     result = _evaluate("evaluate-rm", loaded, folder, processes, options)
     if result is not None:
-        from denserl_cli.core.evaluation.tables import pair_tables
+        from denserl_cli.core.evaluation.tables import benchmark_tables, pair_tables
 
-        _print(result, pair_tables(result), as_json)
+        tables = benchmark_tables if "parts" in result else pair_tables
+        _print(result, tables(result), as_json)
 
 
 @app.command("policy", epilog="Example: denserl evaluate policy --recipe sandbox-segment --n 8")
@@ -115,7 +128,7 @@ def policy(
 def _evaluate(
     stage: str, recipe: Recipe, folder: Path, count: int | None, options: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Run an evaluation in so many processes; the figures, where this process is to show them."""
+    """Run an evaluation in so many processes; its metrics, where this process is to show them."""
     from denserl_cli.launch.launcher import launch_evaluation
     from denserl_cli.launch.processes import read_processes
 

@@ -44,6 +44,13 @@ def read_os_error(error: OSError) -> DenserlError:
     return DenserlError(f"{place}{error.strerror or error}", hint=_REMEDIES.get(error.errno or 0))
 
 
+def refuse(problems: Sequence[str], hint: str, shown: int = 20) -> None:
+    """Raise DenserlError with the problems of a file, at most `shown` of them, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
+        raise DenserlError("\n".join([*problems[:shown], *more]), hint=hint)
+
+
 class Interrupted(DenserlError):
     """The user or the scheduler asked the run to stop; the state is in a checkpoint."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -56,11 +57,12 @@ def run(folder: Path, questions: Path, *more: str) -> Result:
 def test_the_runs_policy_answers_into_the_run_folder(finished: Path, questions: Path):
     result = run(finished, questions, "--max-new-tokens", "30")
     assert result.exit_code == 0, result.exception
-    target = finished / "answers" / "mt-bench" / "sandbox-segment.jsonl"
-    assert f"3 answers of sandbox-segment are in {target}" in result.stdout
+    (target,) = (finished / "answers" / "mt-bench").glob("*.jsonl")
+    assert re.fullmatch(r"sandbox-segment-[0-9a-f]{6}", target.stem)
+    assert f"3 answers of {target.stem} are in {target}" in result.stdout
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["question_id"] for row in rows] == [7, 3, 5]
-    assert {row["model_id"] for row in rows} == {"sandbox-segment"}
+    assert {row["model_id"] for row in rows} == {target.stem}
     again = run(finished, questions, "--max-new-tokens", "30")
     assert again.exit_code == 0 and again.stdout == ""
     assert "finished; nothing to do (--fresh" in again.stderr
@@ -87,18 +89,48 @@ def test_the_start_model_of_a_new_run(questions: Path, tmp_path: Path):
     folder = tmp_path / "new"
     result = run(folder, questions, "--policy", "start", "--max-new-tokens", "4")
     assert result.exit_code == 0, result.exception
-    assert (folder / "answers" / "mt-bench" / "sandbox-segment-start.jsonl").exists()
+    (target,) = (folder / "answers" / "mt-bench").glob("*.jsonl")
+    assert re.fullmatch(r"sandbox-segment-start-[0-9a-f]{6}", target.stem)
     assert (folder / "run.json").exists()  # still a run folder for the stages to come
 
 
 def test_a_dry_run_leaves_nothing(questions: Path, tmp_path: Path):
     result = run(tmp_path / "new", questions, "--policy", "org/policy", "--limit", "2", "--dry-run")
-    target = tmp_path / "new" / "answers" / "mt-bench" / "policy.jsonl"
-    assert result.stdout == (
+    folder = tmp_path / "new" / "answers" / "mt-bench"
+    assert re.fullmatch(
         "would answer 2 questions of mt-bench with org/policy, up to 1024 tokens each turn, as "
-        f"policy, into {target}\n"
+        rf"(policy-[0-9a-f]{{6}}), into {folder}/\1\.jsonl\n",
+        result.stdout,
     )
     assert not (tmp_path / "new").exists()
+
+
+def planned_name(folder: Path, questions: Path, *more: str) -> str:
+    shown = run(folder, questions, "--dry-run", *more).stdout
+    return shown.partition(", as ")[2].partition(", into ")[0]
+
+
+def test_a_name_stands_for_what_makes_the_answers(finished: Path, questions: Path, tmp_path: Path):
+    name = planned_name(finished, questions)
+    assert name == planned_name(finished, questions, "--limit", "1", "--batch-size", "2")
+    moved = Path(shutil.copytree(finished / "policy", tmp_path / "moved" / "sandbox-segment"))
+    assert name == planned_name(finished, questions, "--policy", str(moved))
+    arena = tmp_path / "arena.jsonl"
+    row = {"uid": "u", "category": "arena-hard-v0.1", "prompt": "write calm words about rivers"}
+    arena.write_text(json.dumps(row) + "\n")
+    assert name == planned_name(finished, arena, "--benchmark", "arena-hard")
+    others = (
+        ("--temperature", "0.5"), ("--max-new-tokens", "9"), ("--set", "seed=7"),
+        ("--policy", str(finished / "policy_best")), ("--policy", "start"),
+    )  # fmt: skip
+    changed = {planned_name(finished, questions, *words) for words in others}
+    assert len(changed) == len(others) and name not in changed
+    weights = moved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # trained further
+    weights.write_bytes(data)
+    trained = planned_name(finished, questions, "--policy", str(moved))
+    assert trained != name and trained.startswith("sandbox-segment-")
 
 
 @pytest.mark.parametrize(

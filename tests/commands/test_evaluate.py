@@ -13,8 +13,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
+from denserl_cli.commands.evaluate import Benchmark
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.evaluation.benchmarks import FORMATS, RANKED
 from tests import ROOT, tiny
+from tests.core.evaluation.test_benchmark_scores import ROWS
 
 PROMPT = "write calm words about rivers"
 
@@ -54,6 +57,31 @@ def test_the_benchmarks_format(scored: Path, bench: Path):
         assert word in named.stdout
     (absent,) = [line for line in named.stdout.splitlines() if "subsets that are absent" in line]
     assert absent.split()[-1] == str(len(found["absent_subsets"]))
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_a_benchmark_with_its_own_metrics(name: str, scored: Path, tmp_path: Path):
+    file = tmp_path / "b.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]()))
+    words = ("--data", str(file), "--benchmark", name)
+    result = evaluate("rm", scored, *words, "--json")
+    assert result.exit_code == 0, result.exception
+    found = json.loads(result.stdout)
+    assert json.loads((scored / "evaluation" / f"rm-{name}.json").read_text()) == found
+    shown = evaluate("rm", scored, *words).stdout
+    for word in (
+        name,
+        "score",
+        "rows that are not counted",
+        *(list(found["parts"][0].values())[:1]),
+    ):
+        assert str(word) in shown
+    assert "not the official score" not in shown
+    assert "not the official score" in evaluate("rm", scored, *words, "--limit", "2").stdout
+
+
+def test_every_benchmark_is_offered():
+    assert [str(name) for name in Benchmark] == list(FORMATS)
 
 
 def test_a_policy(scored: Path):
@@ -121,10 +149,18 @@ def test_a_dry_run_writes_nothing(what: str, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_benchmark_of_the_hub(tmp_path: Path):
-    words = ("--benchmark", "reward-bench", "--dry-run")
-    shown = evaluate("rm", tmp_path / "new", *words).stdout
-    assert "allenai/reward-bench" in shown and "filtered" in shown
+@pytest.mark.parametrize(
+    ("name", "data_set", "split"),
+    [
+        ("reward-bench", "allenai/reward-bench", "filtered"),
+        ("reward-bench-2", "allenai/reward-bench-2", "test"),
+        ("rm-bench", "THU-KEG/RM-Bench", "train"),
+        ("judgebench", "ScalerLab/JudgeBench", "gpt"),
+    ],
+)
+def test_the_benchmark_of_the_hub(name: str, data_set: str, split: str, tmp_path: Path):
+    shown = evaluate("rm", tmp_path / "new", "--benchmark", name, "--dry-run").stdout
+    assert f"path: {data_set}\n" in shown and f"split: {split}\n" in shown
 
 
 def test_real_pairs(scored: Path, shared: Path, tmp_path: Path):

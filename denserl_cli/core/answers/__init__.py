@@ -1,1 +1,1 @@
-"""A policy's answers to benchmark questions, written in each benchmark's own format."""
+"""Answers for AlpacaEval 2, Arena-Hard and MT-Bench, in the files that their judges read."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from denserl_cli.core.answers.formats import Answer, Benchmark, Identity, Question
-from denserl_cli.core.answers.questions import refuse, rows_of
+from denserl_cli.core.answers.questions import rows_of
 from denserl_cli.core.data.skipped import Skipped
-from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.errors import DenserlError, refuse
 from denserl_cli.core.runs.folder import Mode
 from denserl_cli.core.runs.settings import differences
 from denserl_cli.core.system.files import write_text
@@ -166,7 +166,7 @@ def _lines(answers: Mapping[Identity, Answer]) -> Iterator[str]:
 
 
 def _parsed(line: str, turns: int) -> tuple[Identity, Answer]:
-    """One line of `_lines`. Raises ValueError, KeyError or TypeError when it is none."""
+    """One line of `_lines`. Raises ValueError, KeyError or TypeError for any other."""
     row = json.loads(line)
     said = row["turns"]
     if not isinstance(said, list) or list(map(type, said)) != [str] * turns:

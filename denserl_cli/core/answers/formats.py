@@ -1,4 +1,4 @@
-"""The three benchmarks: what their question files hold and what their judges read.
+"""The benchmarks for policies: what their question files hold and what their judges read.
 
 Key names, their order and their nesting are the benchmarks' own.
 """
@@ -53,11 +53,20 @@ class Benchmark:
     """(question, answer, generator) to a row of the answers file."""
     temperatures: Mapping[str, float]
     """Sampling temperature by category; 0 (greedy) for the others."""
+    categories: tuple[str, ...] = ()
+    """What the column `category` may hold, where it is there; empty: anything."""
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Fields that every question must have."""
         return tuple(dict.fromkeys((self.id_field, self.text_field, *self.further_fields)))
+
+    def fits(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a row has the columns of this benchmark, and no category of another one."""
+        there = all(name in fields for name in self.fields)
+        return there and (
+            not self.categories or fields.get("category", self.categories[0]) in self.categories
+        )
 
     def temperature(self, question: Question) -> float:
         """The sampling temperature of a question."""
@@ -153,6 +162,19 @@ BENCHMARKS = {
             suffix=".jsonl",
             row=_arena_hard,
             temperatures={},
+            categories=("arena-hard-v0.1",),
+        ),
+        Benchmark(
+            name="arena-hard-v2",
+            id_field="uid",
+            text_field="prompt",
+            further_fields=("category", "subcategory"),
+            turns=1,
+            max_new_tokens=8192,
+            suffix=".jsonl",
+            row=_arena_hard,
+            temperatures={},
+            categories=("hard_prompt", "creative_writing"),
         ),
         Benchmark(
             name="mt-bench",

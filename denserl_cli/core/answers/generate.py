@@ -13,10 +13,9 @@ import torch
 from denserl_cli.core.answers.answers_file import AnswersFile
 from denserl_cli.core.answers.formats import Answer, Identity, Question
 from denserl_cli.core.answers.job import Job
-from denserl_cli.core.answers.questions import refuse
 from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import by_length
-from denserl_cli.core.errors import DenserlError, Interrupted
+from denserl_cli.core.errors import DenserlError, Interrupted, refuse
 from denserl_cli.core.models.device import autocast, compute_dtype
 from denserl_cli.core.models.lora import load_policy
 from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
@@ -39,16 +38,17 @@ def answer(recipe: Recipe, run: RunFolder, job: Job, mode: Mode, observer: Obser
     file = AnswersFile(job.target, job.benchmark, job.questions, job.settings(recipe))
     if not file.admit(mode):
         return False
-    answerer = Answerer(with_sandbox_files(recipe, run, observer), job)
+    generator = AnswerGenerator(with_sandbox_files(recipe, run, observer), job)
     if run.path in job.target.parents and not (run.path / "run.json").exists():
         run.claim()
+    replaced = job.target.exists()
     answers = file.begin(mode)
     observer.begin(f"answer {job.benchmark.name}", len(job.questions), len(answers))
     with stop_requested() as stopping:
-        for batch in answerer.batches():
+        for batch in generator.batches():
             if all(question.id in answers for question in batch):
                 continue
-            new = {name: a for name, a in answerer(batch).items() if name not in answers}
+            new = {name: a for name, a in generator.answer(batch).items() if name not in answers}
             file.add(new)
             answers |= new
             tokens = sum(answer.tokens for answer in new.values()) / len(new)
@@ -60,22 +60,27 @@ def answer(recipe: Recipe, run: RunFolder, job: Job, mode: Mode, observer: Obser
                     hint="go on with --resume",
                 )
     observer.end()
-    answerer.report(observer)
+    generator.report(observer)
     file.finish(answers, job.generator)
+    if replaced:
+        observer.notice(
+            f"{job.target} was replaced; a judge that has judged {job.generator} before keeps its "
+            "old score until you remove that"
+        )
     return True
 
 
-class Answerer:
+class AnswerGenerator:
     """A frozen policy and the encoded questions.
 
-    Batches depend on the questions alone and not on what is answered already, so a resumed file is
-    that of a run that was never interrupted.
+    Batches depend on the questions alone and not on which are answered already, so a resumed file
+    equals that of a run that was never interrupted.
     """
 
     def __init__(self, recipe: Recipe, job: Job) -> None:
         self.job, self.seed = job, recipe.seed
         self.tokenizer, self.chat = load_chat(recipe)
-        self.openings = self._openings()
+        self.first_prompts = self._first_prompts()
         path = job.policy or recipe.model.path
         self.policy = load_policy(recipe, path)
         self.dtype = compute_dtype(recipe.model)
@@ -90,27 +95,27 @@ class Answerer:
         for place, question in enumerate(questions):
             groups.setdefault(self._temperature(question), []).append(place)
         for places in groups.values():
-            lengths = [len(self.openings[questions[place].id]) for place in places]
+            lengths = [len(self.first_prompts[questions[place].id]) for place in places]
             for part in by_length(lengths, np.array(places), self.job.batch_size):
                 yield [questions[place] for place in part]
 
-    def __call__(self, batch: Sequence[Question]) -> dict[Identity, Answer]:
+    def answer(self, batch: Sequence[Question]) -> dict[Identity, Answer]:
         """Answer questions of one temperature, turn by turn."""
         turns: list[list[str]] = [[] for _ in batch]
         tokens = [0] * len(batch)
         for turn in range(self.job.benchmark.turns):
-            prompts = [self._prompt(q, said) for q, said in zip(batch, turns, strict=True)]
-            open_rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
-            asked = [(batch[row], prompts[row]) for row in open_rows]
-            drawn = dict(zip(open_rows, self._sample(asked, turn), strict=True)) if asked else {}
-            for row, said in enumerate(turns):
+            prompts = [self._prompt(q, replies) for q, replies in zip(batch, turns, strict=True)]
+            rows_to_ask = [row for row, prompt in enumerate(prompts) if prompt is not None]
+            asked = [(batch[row], prompts[row]) for row in rows_to_ask]
+            drawn = dict(zip(rows_to_ask, self._sample(asked, turn), strict=True)) if asked else {}
+            for row, replies in enumerate(turns):
                 response = drawn.get(row)
-                said.append("" if response is None else self._text(response))
+                replies.append("" if response is None else self._text(response))
                 tokens[row] += 0 if response is None else len(response.ids) - response.terminated
         now = time.time()
         return {
-            question.id: Answer(tuple(said), count, now)
-            for question, said, count in zip(batch, turns, tokens, strict=True)
+            question.id: Answer(tuple(replies), count, now)
+            for question, replies, count in zip(batch, turns, tokens, strict=True)
         }
 
     def report(self, observer: Observer) -> None:
@@ -132,7 +137,7 @@ class Answerer:
         given = self.job.temperature
         return self.job.benchmark.temperature(question) if given is None else given
 
-    def _openings(self) -> dict[Identity, list[int]]:
+    def _first_prompts(self) -> dict[Identity, list[int]]:
         """Ids of the first turn of each question."""
         layouts, problems = [], []
         for question in self.job.questions:
@@ -145,15 +150,15 @@ class Answerer:
         encoded = self.chat.tokenize(layouts)
         return {q.id: ids for q, ids in zip(self.job.questions, encoded, strict=True)}
 
-    def _prompt(self, question: Question, said: Sequence[str]) -> np.ndarray | None:
+    def _prompt(self, question: Question, replies: Sequence[str]) -> np.ndarray | None:
         """Ids of the conversation so far, cut on the left where it leaves no room for an answer.
 
         None where the template rewrites an earlier answer.
         """
-        ids = self.openings[question.id]
-        if said:
+        ids = self.first_prompts[question.id]
+        if replies:
             turns = [{"role": "user", "content": question.turns[0]}]
-            for answer, following in zip(said, question.turns[1:], strict=False):
+            for answer, following in zip(replies, question.turns[1:], strict=False):
                 turns.append({"role": "assistant", "content": answer})
                 turns.append({"role": "user", "content": following})
             try:
@@ -175,7 +180,7 @@ class Answerer:
             for prompt in prompts
         ]
         temperature = self._temperature(asked[0][0])
-        uniform = noise([(self.seed, _number(q.id), turn) for q, _ in asked], most)
+        uniform = noise([(self.seed, _question_seed(q.id), turn) for q, _ in asked], most)
         sampling = Sampling(most, self.chat.stop_ids, temperature)
         with autocast(self.policy.device, self.dtype):
             return sample(self.policy, prompts, sampling, uniform, self.chat.pad_id, limits=limits)
@@ -199,7 +204,7 @@ class Answerer:
                 f"{path}: the tokenizer has ids up to {highest}, the policy {rows} embeddings",
                 hint="name the policy's own tokenizer: --set model.tokenizer=FOLDER",
             )
-        ids = next(iter(self.openings.values()))
+        ids = next(iter(self.first_prompts.values()))
         start = torch.tensor([ids[:16]], device=self.policy.device)
         with autocast(self.policy.device, self.dtype):
             logits = self.policy(input_ids=start, use_cache=False).logits
@@ -209,6 +214,6 @@ class Answerer:
             )
 
 
-def _number(name: Identity) -> int:
-    """A number that stands for a question wherever it is in the file."""
+def _question_seed(name: Identity) -> int:
+    """A seed for a question that does not depend on its place in the file."""
     return int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:8])

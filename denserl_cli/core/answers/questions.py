@@ -11,10 +11,8 @@ import numpy as np
 from denserl_cli.core.answers.formats import BENCHMARKS, Benchmark, Identity, Question
 from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.data.sources import Row, read_source
-from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.errors import DenserlError, refuse
 from denserl_cli.core.recipe.schema import Source
-
-_SHOWN = 20
 
 
 def read_questions(path: Path, benchmark: Benchmark) -> list[Question]:
@@ -55,13 +53,6 @@ def rows_of(path: Path) -> Iterator[Row | Skipped]:
     return read_source(Source(str(path)), np.random.default_rng(0))
 
 
-def refuse(problems: list[str], hint: str) -> None:
-    """Raise DenserlError with the problems of a file, if there are any."""
-    if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise DenserlError("\n".join([*problems[:_SHOWN], *more]), hint=hint)
-
-
 def _question(row: Row, benchmark: Benchmark) -> Question:
     text = row.fields[benchmark.text_field]
     turns = (text,) if benchmark.turns == 1 else tuple(text)
@@ -69,15 +60,22 @@ def _question(row: Row, benchmark: Benchmark) -> Question:
 
 
 def _refuse_another(path: Path, fields: Mapping[str, Any], benchmark: Benchmark) -> None:
-    """Raise DenserlError when a row lacks what this benchmark needs and is whole for another."""
-    if all(name in fields for name in benchmark.fields):
+    """Raise DenserlError when a row is another benchmark's question, or nothing like one."""
+    if benchmark.fits(fields):
         return
-    for other in BENCHMARKS.values():
-        if all(name in fields for name in other.fields):
-            raise DenserlError(
-                f"{path}: this looks like {other.name}'s question file, not {benchmark.name}'s",
-                hint=f"pass --benchmark {other.name}, or the questions of {benchmark.name}",
-            )
+    other = next((one for one in BENCHMARKS.values() if one.fits(fields)), None)
+    if other is not None:
+        raise DenserlError(
+            f"{path}: this looks like {other.name}'s question file, not {benchmark.name}'s",
+            hint=f"pass --benchmark {other.name}, or the questions of {benchmark.name}",
+        )
+    if not any(name in fields for name in benchmark.fields):
+        raise DenserlError(
+            f"{path}: not a question file of {benchmark.name}\n"
+            f"columns found: {', '.join(map(str, fields)) or 'none'}\n"
+            f"columns wanted: {', '.join(benchmark.fields)}",
+            hint=f"name the question file of {benchmark.name}",
+        )
 
 
 def _problems(fields: Mapping[str, Any], benchmark: Benchmark) -> Iterator[str]:
@@ -92,6 +90,11 @@ def _problems(fields: Mapping[str, Any], benchmark: Benchmark) -> Iterator[str]:
             continue
         else:
             yield from _text_problems(name, value, 1)
+    category = fields.get("category")
+    if benchmark.categories and isinstance(category, str) and category.strip():
+        if category not in benchmark.categories:
+            known = ", ".join(benchmark.categories)
+            yield f"category is {category[:60]!r}, not one of {known}"
 
 
 def _text_problems(name: str, value: object, turns: int) -> Iterator[str]:

@@ -70,10 +70,19 @@ def evaluate_policy(
     limit: int | None = None,
     held_out: bool = True,
 ) -> dict[str, Any]:
-    """Compare a policy with the one it started from; leaves metrics and samples in the run folder.
+    """Compare a policy with the one it started from; the run folder gets metrics and samples.
 
-    policy: as `choose_policy` has it. held_out: use the prompts that train-ppo holds out, otherwise
-    all of `data.prompts`. limit: at most so many of them. Returns the metrics.
+    Args:
+        recipe: as written.
+        run: whose reward model scores the responses.
+        observer: told of the progress.
+        policy: hub name, folder or `start` (`choose_policy`).
+        samples: responses of either policy to each prompt.
+        limit: at most so many prompts.
+        held_out: use the prompts that train-ppo holds out, otherwise all of `data.prompts`.
+
+    Returns:
+        The metrics, as they are written.
     """
     chosen = choose_policy(recipe, run, policy)
     if chosen.notice:
@@ -84,7 +93,7 @@ def evaluate_policy(
     prompts = _prompts(recipe, run, setup.chat, observer, limit, held_out)
     observer.notice(f"comparing the policy {path} with {recipe.model.path}")
     start = load_reference(recipe)
-    measured = Measure(
+    evaluator = PolicyEvaluator(
         setup,
         scorer=load_scorer(setup, run, observer, reference=start, prompts=prompts),
         normalizer=None if record is None else _normalizer(recipe, run, observer),
@@ -99,8 +108,8 @@ def evaluate_policy(
         if is_main_process()
         else BytesIO() as out
     ):
-        before = measured.measure("start", start, batch, samples, out)
-        after = measured.measure("policy", trained, batch, samples, out)
+        before = evaluator.evaluate("start", start, batch, samples, out)
+        after = evaluator.evaluate("policy", trained, batch, samples, out)
     result = {
         "recipe": recipe.name,
         "policy": path,
@@ -131,8 +140,8 @@ def _load(path: str, recipe: Recipe, start: PreTrainedModel) -> PreTrainedModel:
     return policy
 
 
-class Measure:
-    """Samples from a policy and scores what it says."""
+class PolicyEvaluator:
+    """Samples from policies and scores their responses."""
 
     def __init__(
         self,
@@ -148,7 +157,7 @@ class Measure:
         functions = RewardFunctions(self.recipe, self.tokenizer)
         self.sources = RewardSources(reward_settings(self.recipe), normalizer, functions)
 
-    def measure(
+    def evaluate(
         self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
     ) -> Metrics:
         """The metrics of `samples` responses for each prompt, which are written to `out`."""
@@ -180,13 +189,13 @@ class Measure:
         """Every metric of each response of a rollout, (R,) each."""
         tensors = response_metrics(rollout, self.recipe.reward_model.aggregate)
         functions = self.sources.functions(prompts, rollout)
-        earned = {} if functions is None else functions.totals
+        rewards = {} if functions is None else functions.totals
         unscored = rollout.token_values is None
         if unscored or self.sources.normalizer is not None or self.recipe.normalizer.kind == "none":
-            earned = {"dense_reward": self.sources.of(rollout, functions).sum(1), **earned}
+            rewards = {"dense_reward": self.sources.of(rollout, functions).sum(1), **rewards}
         if not unscored:
-            earned = {"rm_score": tensors.pop("rm_score"), **earned}
-        tensors = {**earned, **tensors}
+            rewards = {"rm_score": tensors.pop("rm_score"), **rewards}
+        tensors = {**rewards, **tensors}
         numbers = torch.stack(list(tensors.values())).double().cpu().numpy()
         metrics = dict(zip(tensors, numbers, strict=True))
         scores = metrics.get("rm_score", np.zeros(len(prompts)))

@@ -79,39 +79,39 @@ def score_lines(
     scored, when `data.strict` and one cannot, when a row has one of those fields already, and for
     a score that is not a number.
     """
-    tally, rows = Count(), read_lines(name, lines)
+    count, rows = Count(), read_lines(name, lines)
     observer.begin("score responses")
     while chunk := list(islice(rows, CHUNK)):
-        for row in _score_rows(inspector, chunk, tally, prefix):
+        for row in _score_rows(inspector, chunk, count, prefix):
             text = json.dumps(row, ensure_ascii=False) + "\n"
             out.write(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair, as JSON
         observer.advance(len(chunk))
     observer.end()
-    if not tally.scored and not tally.skipped:
+    if not count.scored and not count.skipped:
         raise DenserlError(f"no rows in {name}", hint="give JSON Lines, one conversation a line")
-    check_usable(tally.scored, tally.skipped, strict=inspector.recipe.data.strict)
-    for line in skipped_report(tally.skipped):
+    check_usable(count.scored, count.skipped, strict=inspector.recipe.data.strict)
+    for line in skipped_report(count.skipped):
         observer.notice(f"without a score: {line}")
-    if tally.truncated:
+    if count.truncated:
         limit = inspector.recipe.data.max_length
-        observer.notice(f"{tally.truncated} responses were cut to data.max_length {limit}")
+        observer.notice(f"{count.truncated} responses were cut to data.max_length {limit}")
 
 
 def _score_rows(
-    inspector: Inspector, rows: Sequence[Row | Skipped], tally: Count, prefix: str
+    inspector: Inspector, rows: Sequence[Row | Skipped], count: Count, prefix: str
 ) -> Iterator[dict[str, Any]]:
     """The rows of one chunk with what is added to them."""
     encoded = [_encode(inspector, row) for row in rows]
     flat = [answer for sides in encoded if isinstance(sides, dict) for answer in sides.values()]
     scored = iter(inspector.segment_encoded(flat))
-    tally.truncated += sum(answer.truncated for answer in flat)
+    count.truncated += sum(answer.truncated for answer in flat)
     for row, sides in zip(rows, encoded, strict=True):
         if isinstance(sides, Skipped):
-            tally.skipped.append(sides)
+            count.skipped.append(sides)
             error = f"{sides.origin}: {_told(sides.reason, sides.detail)}"
             added = {"score": None, "segments": None, "error": error}
         else:
-            tally.scored += 1
+            count.scored += 1
             added = {}
             for side in sides:
                 added |= _fields(next(scored), side)

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from denserl_cli.core.data.row_formats import UnusableRow, pair_of
+from denserl_cli.core.evaluation.benchmark_rows import (
+    BenchmarkFormat,
+    BenchmarkRow,
+    Fields,
+    text,
+)
+
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100,
@@ -65,3 +73,23 @@ def absent(accuracies: Mapping[str, float]) -> list[str]:
     """The benchmark's subsets that are not there."""
     named = {ALIASES.get(subset, subset) for subset in accuracies}
     return [subset for known in SECTIONS.values() for subset in known if subset not in named]
+
+
+def _parse(fields: Fields, origin: str) -> BenchmarkRow:
+    """A row as text; also where its sides are messages, as everywhere in preference data."""
+    subset = text(fields, "subset")
+    for name in ("chosen", "rejected"):
+        if isinstance(fields.get(name), list) and any(isinstance(x, str) for x in fields[name]):
+            raise UnusableRow(f"{name} is a list of texts, not a text")
+    pair = pair_of(fields)
+    prompt, chosen, rejected = (
+        turn["content"] for turn in (pair.chosen[-2], pair.chosen[-1], pair.rejected[-1])
+    )
+    return BenchmarkRow(prompt, (chosen,), (rejected,), subset, "", origin)
+
+
+FORMAT = BenchmarkFormat(
+    name="reward-bench",
+    columns=("chosen", "rejected", "subset"),
+    parse=_parse,
+)

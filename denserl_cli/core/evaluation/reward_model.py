@@ -8,26 +8,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
-from denserl_cli.core.data.batches import EncodedPairRow, collate_sides, micro_batches
+from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
 from denserl_cli.core.data.skipped import count_skipped, list_skipped
-from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.evaluation import reward_bench
+from denserl_cli.core.errors import DenserlError, refuse
+from denserl_cli.core.evaluation import benchmark_scores, reward_bench
+from denserl_cli.core.evaluation.benchmarks import RANKED
+from denserl_cli.core.evaluation.sequence_scores import check_scores, score_sequences
 from denserl_cli.core.models.device import device
-from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
 from denserl_cli.core.scoring.loading import load_scorer
 from denserl_cli.core.scoring.resolve import prepare
-from denserl_cli.core.scoring.scorer import check_finite
-from denserl_cli.core.system.distributed import (
-    all_reduce_sum,
-    is_main_process,
-    shard_micro_batches,
-    world_size,
-)
+from denserl_cli.core.system.distributed import is_main_process, main_process_first
 from denserl_cli.core.system.files import write_text
 
 if TYPE_CHECKING:
@@ -36,6 +30,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.scoring.resolve import RewardSetup
     from denserl_cli.core.scoring.scorer import Scorer
 
 STAGE = "evaluate-rm"
@@ -48,43 +43,103 @@ def evaluate_reward_model(
     *,
     name: str,
     limit: int | None = None,
-    subsets: bool = False,
+    benchmark: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run's reward model on pairs and leave the result in its folder; returns it.
+    """Evaluate a run's reward model, on preference pairs or on a benchmark.
 
-    The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out. name:
-    of the result's file. subsets: every row must name the part of the benchmark it belongs to.
+    The pairs are those of `data.evaluation` or, where there is none, what train-rm holds out; a
+    benchmark's rows are those of `data.evaluation`.
+
+    Args:
+        recipe: as written.
+        run: its reward model is evaluated; the result is written into it.
+        observer: told of the progress.
+        name: of the result's file.
+        limit: at most so many rows, drawn with the recipe's seed.
+        benchmark: a name of `benchmarks.FORMATS`; every row must be one of it.
+
+    Returns:
+        What was written.
     """
     setup = prepare(recipe, run, observer, reward_model=True)
-    recipe, record, chat = setup.recipe, setup.record, setup.reward_chat_format
-    rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
-    if subsets and any(row.subset is None for row in rows):
-        (first, *_) = [row.origin for row in rows if row.subset is None]
-        raise DenserlError(
-            f"{first}: no column subset, which every row of the benchmark has",
-            hint="name a file of the benchmark with --data, or leave --benchmark out",
-        )
-    list_skipped(skipped, run.skipped_file(STAGE), observer)
-    scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
+    if benchmark is not None:
+        with main_process_first():  # it downloads the rows
+            benchmark_scores.check_first_rows(benchmark, recipe.data.evaluation)
+    if benchmark in RANKED:
+        metrics = _evaluate_ranked(benchmark, setup, run, observer, limit)
+    else:
+        metrics = _evaluate_pairs(setup, run, observer, limit, benchmark)
+    if metrics.get("incomplete"):
+        reasons = "; ".join(metrics["incomplete"])
+        observer.notice(f"this is not the official score of {benchmark}: {reasons}")
+    recipe, record = setup.recipe, setup.record
     assert record is not None
-    size = 2 * recipe.reward_model.micro_batch_size
-    scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     result = {
         "recipe": recipe.name,
         "reward_model": record.weights or str(run.reward_model),
         **recipe.segmentation.deciding(),
         "aggregate": record.aggregate,
         "data": [source.path for source in recipe.data.evaluation or recipe.data.preferences],
-        "held_out": not recipe.data.evaluation,
-        "truncated": sum(row.truncated for row in rows),
-        "skipped": len(skipped),
-        **describe(rows, scores),
+        **({"benchmark": benchmark} if benchmark else {}),
+        **metrics,
     }
     file = run.evaluation_file(STAGE, name)
     if is_main_process():
         write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}")
     return result
+
+
+def _evaluate_pairs(
+    setup: RewardSetup, run: RunFolder, observer: Observer, limit: int | None, benchmark: str | None
+) -> dict[str, Any]:
+    """The metrics of preference pairs."""
+    recipe, chat = setup.recipe, setup.reward_chat_format
+    rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
+    if benchmark is not None:
+        unnamed = [f"{row.origin}: no subset" for row in rows if row.subset is None]
+        refuse(unnamed, f"every row of {benchmark} names one: mend the file")
+    list_skipped(skipped, run.skipped_file(STAGE), observer)
+    scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
+    size = 2 * recipe.reward_model.micro_batch_size
+    scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
+    metrics = describe(rows, scores)
+    if benchmark is not None:
+        metrics["incomplete"] = _incomplete(metrics, skipped, limit)
+    return {
+        "held_out": not recipe.data.evaluation,
+        "truncated": sum(row.truncated for row in rows),
+        "skipped": len(skipped),
+        **metrics,
+    }
+
+
+def _incomplete(
+    metrics: dict[str, Any], skipped: Sequence[Skipped], limit: int | None
+) -> list[str]:
+    """What keeps the sections of RewardBench from being the official ones."""
+    absent = metrics.get("absent_subsets", ["all"])
+    reasons = {
+        f"no rows of {', '.join(absent)}": bool(absent),
+        f"{len(skipped)} rows cannot be used and are not counted": bool(skipped),
+        f"at most {limit} rows were drawn (--limit)": limit is not None,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def _evaluate_ranked(
+    name: str, setup: RewardSetup, run: RunFolder, observer: Observer, limit: int | None
+) -> dict[str, Any]:
+    """The metrics of a benchmark that compares several answers to each prompt."""
+    recipe, chat = setup.recipe, setup.reward_chat_format
+    rows = benchmark_scores.load_rows(name, recipe, chat, limit)
+    list_skipped(rows.skipped, run.skipped_file(STAGE), observer)
+    count_skipped(rows.skipped, observer)
+    scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
+    size = 4 * recipe.reward_model.micro_batch_size
+    aggregate = recipe.reward_model.aggregate
+    scored = benchmark_scores.score_rows(rows.rows, scorer, aggregate, size, chat.pad_id, observer)
+    return benchmark_scores.describe(name, rows, scored)
 
 
 def _evaluation_pairs(
@@ -121,29 +176,24 @@ def score_pairs(
 ) -> Floats:
     """Sequence scores of both responses of each pair: (pairs, 2), chosen and rejected.
 
-    Raises DenserlError for a score that is not a number, which comes from a broken model.
+    batch_size: pairs in one forward pass. Raises DenserlError for a score that is not a number.
     """
     lengths = side_lengths(pair_lengths(rows))
-    scores = np.zeros(len(lengths))
-    observer.begin("score responses", total=len(lengths))
-    for part, counts in shard_micro_batches(
-        micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)
-    ):
-        scored = scorer(collate_sides(rows, part, pad_id, device()))
-        assert scored.token_values is not None
-        found = aggregate_segments(scored.token_values, scored.ends, aggregate)
-        scores[part] = found.double().cpu().numpy() * counts
-        observer.advance(len(part) * world_size())
-    observer.end()
-    scores = all_reduce_sum(torch.from_numpy(scores).to(device())).cpu().numpy()
+    scores = score_sequences(
+        lengths,
+        lambda part: collate_sides(rows, part, pad_id, device()),
+        scorer,
+        aggregate,
+        2 * batch_size,
+        observer,
+    )
     of_pairs = scores.reshape(2, -1).T
-    for place in np.flatnonzero(~np.isfinite(of_pairs).all(1)):
-        check_finite(of_pairs[place].sum(), rows[int(place)].origin)
+    check_scores(of_pairs, lambda number: rows[number].origin)
     return of_pairs
 
 
 def describe(rows: Sequence[EncodedPairRow], scores: Floats) -> dict[str, Any]:
-    """The figures of an evaluation. scores: (pairs, 2), chosen and rejected."""
+    """The metrics of pairs. scores: (pairs, 2), chosen and rejected."""
     differences = scores[:, 0] - scores[:, 1]
     lengths = pair_lengths(rows)
     longer = lengths[:, 1] - lengths[:, 2]

@@ -9,6 +9,8 @@ from denserl_cli.core.evaluation import reward_bench
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
 """Title, columns, rows."""
+_TOTALS = ("score", "hard", "normal", "easy", "macro_average")
+"""Numbers of a whole benchmark, in the order in which they are shown."""
 
 
 def pair_tables(result: dict[str, Any]) -> list[Table]:
@@ -45,7 +47,42 @@ def pair_tables(result: dict[str, Any]) -> list[Table]:
         if result["absent_subsets"]:
             rows += [["subsets that are absent", len(result["absent_subsets"])]]
         shown.append(("sections", ["section", "score"], rows))
-    return shown
+    return shown + _why_unofficial(result)
+
+
+def benchmark_tables(result: dict[str, Any]) -> list[Table]:
+    """What people see of the evaluation of a reward model on a benchmark with its own metrics."""
+    totals = [name for name in _TOTALS if name in result]
+    rows: list[list[object]] = [[name.replace("_", " "), result[name]] for name in totals]
+    rows += [
+        ["rows", result["rows"]],
+        ["answers", result["answers"]],
+        ["answers that were cut", result["truncated"]],
+        ["rows that are not counted", result["skipped"]],
+    ]
+    shown: list[Table] = [(result["benchmark"], ["metric", "value"], rows)]
+    parts = [_flat(part) for part in result["parts"]]
+    columns = list(dict.fromkeys(name for part in parts for name in part))
+    if parts:
+        cells = [[part.get(name) for name in columns] for part in parts]
+        shown.append(("parts", columns, cells))
+    if "ties" in result:
+        ties = [[name.replace("_", " "), value] for name, value in result["ties"].items()]
+        shown.append(("Ties", ["metric", "value"], ties))
+    return shown + _why_unofficial(result)
+
+
+def _why_unofficial(result: dict[str, Any]) -> list[Table]:
+    reasons = [[reason] for reason in result.get("incomplete", ())]
+    return [("not the official score", ["why"], reasons)] if reasons else []
+
+
+def _flat(part: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table: an interval becomes two columns."""
+    flat = dict(part)
+    if "interval" in flat:
+        flat["from"], flat["to"] = flat.pop("interval")
+    return flat
 
 
 def _overview(result: dict[str, Any]) -> Table:
@@ -62,7 +99,7 @@ def _overview(result: dict[str, Any]) -> Table:
         ["pairs that were cut", result["truncated"]],
         ["rows skipped", result["skipped"]],
     ]
-    return "reward model", ["figure", "value"], rows
+    return "reward model", ["metric", "value"], rows
 
 
 def _span(shortest: int | None, longest: int | None) -> str:
@@ -83,7 +120,7 @@ def policy_tables(result: dict[str, Any]) -> list[Table]:
         rows.append([name, *means, difference["mean"], span])
     best = result["best_of_n"]
     return [
-        ("policy", ["figure", "start", "policy", "difference", "95 %"], rows),
+        ("policy", ["metric", "start", "policy", "difference", "95 %"], rows),
         ("best of n of the start policy", list(best[0]), [list(one.values()) for one in best]),
     ]
 

@@ -1,4 +1,4 @@
-"""Answers to the three benchmarks: questions in, the judges' formats out, nothing lost between."""
+"""Answers to the benchmarks: questions in, the judges' formats out, nothing lost between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from denserl_cli.core.answers.formats import BENCHMARKS, Answer, Question
-from denserl_cli.core.answers.generate import Answerer, answer
+from denserl_cli.core.answers.generate import AnswerGenerator, answer
 from denserl_cli.core.answers.job import Job
 from denserl_cli.core.answers.questions import read_questions
 from denserl_cli.core.chat.format import ChatFormat
@@ -42,6 +42,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "arena-hard": [
         {"uid": f"u{n}", "category": "arena-hard-v0.1", "cluster": "c", "prompt": "Sort. " * n}
         for n in range(1, 6)
+    ],
+    "arena-hard-v2": [
+        {"uid": f"v{n}", "category": category, "subcategory": "coding", "prompt": "Tell me. " * n}
+        for n, category in enumerate(("hard_prompt", "creative_writing") * 3, 1)
     ],
     "mt-bench": [
         {"question_id": 80 + n, "category": category, "turns": [f"Tell {'me ' * n}", "And now?"]}
@@ -193,6 +197,25 @@ def test_another_benchmarks_file_is_known_for_what_it_is(name: str, tmp_path: Pa
             assert f"--benchmark {other}" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_any_other_file_names_the_columns_found_and_wanted(name: str, tmp_path: Path):
+    file = write(tmp_path / "q.jsonl", [{"text": "a", "label": 1}])
+    with pytest.raises(DenserlError) as caught:
+        read_questions(file, BENCHMARKS[name])
+    assert caught.value.message.splitlines() == [
+        f"{file}: not a question file of {name}",
+        "columns found: text, label",
+        f"columns wanted: {', '.join(BENCHMARKS[name].fields)}",
+    ]
+
+
+def test_a_category_that_the_judge_does_not_know(tmp_path: Path):
+    good = ROWS["arena-hard-v2"][0]
+    file = write(tmp_path / "q.jsonl", [good, {**good, "uid": "x", "category": "poems"}])
+    with pytest.raises(DenserlError, match=r"2: category is 'poems', not one of hard_prompt, cre"):
+        read_questions(file, BENCHMARKS["arena-hard-v2"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "no such file"), ("", "no questions"), ("\n \n", "no questions")]
 )
@@ -253,6 +276,7 @@ def test_the_style_figures_of_an_answer():
 SHAPES = {
     "alpaca-eval": ["instruction", "output", "generator", "dataset", "datasplit"],
     "arena-hard": ["uid", "ans_id", "model", "messages", "tstamp", "metadata"],
+    "arena-hard-v2": ["uid", "ans_id", "model", "messages", "tstamp", "metadata"],
     "mt-bench": ["question_id", "answer_id", "model_id", "choices", "tstamp"],
 }
 
@@ -343,7 +367,7 @@ def test_mt_bench_samples_by_category_and_the_others_are_greedy(
     job = job_of("mt-bench", tmp_path / "a.jsonl")
     do(job, policy)
     expected = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-    answerer = Answerer(recipe_of(policy), job)
+    generator = AnswerGenerator(recipe_of(policy), job)
     for row, question in zip(read(job.target), job.questions, strict=True):
         prompt = np.array(chat.encode_prompt([{"role": "user", "content": question.turns[0]}]))
         temperature = expected.get(question.fields["category"], 0.0)
@@ -353,7 +377,7 @@ def test_mt_bench_samples_by_category_and_the_others_are_greedy(
         (drawn,) = sample(model, [prompt], sampling, uniform, chat.pad_id)
         ids = drawn.ids[:-1] if drawn.terminated else drawn.ids
         assert texts(row)[0] == tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert {len({answerer._temperature(q) for q in part}) for part in answerer.batches()} == {1}
+    assert {len({generator._temperature(q) for q in part}) for part in generator.batches()} == {1}
     greedily = job_of("mt-bench", tmp_path / "b.jsonl", temperature=0.0)
     do(greedily, policy)
     pairs = zip(read(job.target), read(greedily.target), strict=True)
@@ -404,8 +428,8 @@ def test_a_question_beyond_the_context_loses_its_beginning(tmp_path: Path):
     recorder = RecordingObserver()
     do(job, narrow, observer=recorder)
     assert any(note.startswith("1 prompts were cut on the left") for note in recorder.notices)
-    answerer = Answerer(recipe_of(narrow), job)
-    long, short = (answerer._prompt(question, []) for question in job.questions)
+    generator = AnswerGenerator(recipe_of(narrow), job)
+    long, short = (generator._prompt(question, []) for question in job.questions)
     assert len(long) == 64 - 16 and len(short) < 10
     lengths = {row["uid"]: row["metadata"]["token_len"] for row in read(job.target)}
     assert lengths["long"] <= 16 and lengths["short"] <= 64 - len(short)
@@ -516,7 +540,11 @@ def test_a_finished_file_is_left_alone(policy: Path, tmp_path: Path):
     moved = Path(shutil.copytree(policy, tmp_path / "moved"))
     assert do(job_of("mt-bench", job.target, policy=str(moved)), policy) is False
     assert job.target.read_bytes() == before
-    assert do(job, policy, "fresh")
+    recorder = RecordingObserver()
+    assert do(job, policy, "fresh", recorder)
+    assert any(
+        "has judged mine before keeps its old score" in notice for notice in recorder.notices
+    )
     assert timeless(job.target) == re.sub(r'"tstamp": [\d.]+', '"tstamp": 0', before.decode())
     assert job.target.read_bytes() != before
 

@@ -11,6 +11,7 @@ import torch
 
 from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.evaluation.responses import score_responses
 from denserl_cli.core.evaluation.reward_model import describe, evaluate_reward_model
 from denserl_cli.core.observer import Observer
@@ -102,7 +103,7 @@ def test_subsets_and_sections_of_the_benchmark(scored: Path, tmp_path: Path):
     file = tmp_path / "pairs.jsonl"
     subsets = ["math-prm", "hep-python", "mt-bench-medium", "mine"]
     write_pairs(file, subsets)
-    found = evaluate(scored, f"data.evaluation={file}", subsets=True)
+    found = evaluate(scored, f"data.evaluation={file}", benchmark="reward-bench")
     parts = {part["subset"]: part for part in found["subsets"]}
     assert {name: part["section"] for name, part in parts.items()} == {
         "math-prm": "Reasoning",
@@ -118,11 +119,23 @@ def test_subsets_and_sections_of_the_benchmark(scored: Path, tmp_path: Path):
     assert "hep-cpp" in found["absent_subsets"] and len(found["absent_subsets"]) == 20
 
 
+def test_a_part_of_the_benchmark_is_told(scored: Path, tmp_path: Path):
+    file = tmp_path / "pairs.jsonl"
+    write_pairs(file, list(reward_bench.SECTIONS["Safety"]))
+    file.write_text(file.read_text() + '{"prompt": "x", "chosen": "a", "subset": "donotanswer"}\n')
+    found = evaluate(scored, f"data.evaluation={file}", benchmark="reward-bench", limit=12)
+    absent, skipped, drawn = found["incomplete"]
+    assert absent.startswith("no rows of alpacaeval-easy, ") and absent.endswith("hep-rust")
+    assert skipped == "1 rows cannot be used and are not counted"
+    assert drawn == "at most 12 rows were drawn (--limit)"
+    assert "incomplete" not in evaluate(scored, f"data.evaluation={file}")
+
+
 def test_the_benchmark_needs_the_column(scored: Path, tmp_path: Path):
     file = tmp_path / "pairs.jsonl"
     write_pairs(file)
     with pytest.raises(DenserlError, match=rf"{file}:1: no column subset"):
-        evaluate(scored, f"data.evaluation={file}", subsets=True)
+        evaluate(scored, f"data.evaluation={file}", benchmark="reward-bench")
 
 
 def test_ties_are_errors_and_shown_for_each_subset():
