@@ -124,6 +124,7 @@ def load_weights(
             f"{', '.join(lacking[:5])}",
             hint="name a folder that holds a whole model of this kind",
         )
+    refuse_damaged_weights(loaded, path, what)
     biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
     if biases:
         raise DenserlError(
@@ -156,6 +157,30 @@ def checkpoint_activations(loaded: Any, model: ModelConfig) -> None:
             loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable
         )
         enable({"use_reentrant": False})
+
+
+@torch.no_grad()
+def refuse_damaged_weights(model: PreTrainedModel, path: str, what: str) -> None:
+    """Raise DenserlError, by name, for weights that are NaN or infinite.
+
+    Args:
+        model: As it was loaded.
+        path: Where it came from.
+        what: The model's part, for the error.
+    """
+    # a sum is not finite where a weight is not; one transfer for all of them
+    sums = {
+        name: weight.sum(dtype=torch.float32)
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and not weight.is_meta
+    }
+    finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
+    damaged = [name for name, good in zip(sums, finite, strict=True) if not good]
+    if damaged:
+        raise DenserlError(
+            f"{path} has weights of the {what} that are NaN or infinite: {', '.join(damaged[:5])}",
+            hint="its file is damaged, or the training that made it diverged; name another model",
+        )
 
 
 @torch.no_grad()

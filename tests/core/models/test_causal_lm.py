@@ -51,6 +51,21 @@ def alone(model: torch.nn.Module, row: int) -> Tensor:
         return model(input_ids=ids).logits[0].float()
 
 
+# loading
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(bad: float, tmp_path: Path):
+    model = causal_lm()
+    name = "model.layers.0.mlp.up_proj.weight"
+    with torch.no_grad():
+        dict(model.named_parameters())[name][1, 2] = bad
+    model.save_pretrained(tmp_path)
+    with pytest.raises(DenserlError, match="NaN or infinite") as caught:
+        load_causal_lm(ModelConfig(path=str(tmp_path)), trained=False)
+    assert name in caught.value.message and str(tmp_path) in caught.value.message
+
+
 # likelihood and entropy
 
 
