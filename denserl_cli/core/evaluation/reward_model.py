@@ -17,6 +17,7 @@ from denserl_cli.core.data.skipped import count_skipped, list_skipped
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation import reward_bench
 from denserl_cli.core.models.device import device
+from denserl_cli.core.recipe.stages import EVALUATE_RM
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
 from denserl_cli.core.scoring.loading import load_scorer
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
     from denserl_cli.core.scoring.scorer import Scorer
-
-STAGE = "evaluate-rm"
 
 
 def evaluate_reward_model(
@@ -64,7 +63,7 @@ def evaluate_reward_model(
             f"{first}: no column subset, which every row of the benchmark has",
             hint="name a file of the benchmark with --data, or leave --benchmark out",
         )
-    list_skipped(skipped, run.skipped_file(STAGE), observer)
+    list_skipped(skipped, run.skipped_file(EVALUATE_RM), observer)
     scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
     assert record is not None
     size = 2 * recipe.reward_model.micro_batch_size
@@ -80,7 +79,7 @@ def evaluate_reward_model(
         "skipped": len(skipped),
         **describe(rows, scores),
     }
-    file = run.evaluation_file(STAGE, name)
+    file = run.evaluation_file(EVALUATE_RM, name)
     if is_main_process():
         write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}")
