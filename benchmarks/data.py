@@ -126,7 +126,9 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
         if kind == "start":
             train, _ = data.split_pairs(rows, 2000, 42)
             sides = side_lengths(pair_lengths(train)).reshape(2, -1)
-            for indices in data.global_batches(len(train), min(BATCH, len(train)), seed=1)[:STEPS]:
+            size = min(BATCH, len(train))
+            steps = min(STEPS, len(train) // size)
+            for indices in data.global_batches(len(train), size, steps=steps, seed=1):
                 for part in data.pair_batches(sides[:, indices].sum(0), indices, MICRO):
                     lengths, rows_of_part = sides[:, part].ravel(), [train[i] for i in part]
                     for numbers in data.passes(lengths):

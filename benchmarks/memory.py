@@ -134,7 +134,7 @@ def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[st
     how = ENGINES[engine]
     recipe = load_recipe("sandbox-segment", settings(how))
     setting = replace(
-        planning.own_setting(recipe, stage, how.processes),
+        planning.recipe_setting(recipe, stage, how.processes),
         zero_stage=how.zero_stage,
         compute=4 if how.dtype == "float32" else 2,
         checkpointing=checkpointing,

@@ -85,7 +85,7 @@ def data_sizes(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
     for size in sizes:
         lengths = rng.lognormal(3, 0.7, size=(size, 3)).astype(int) + 1
         held = PairRows.of(rows(size, lengths))
-        batches = global_batches(size, 64, epochs=STEPS * 64.5 / size, seed=0)[:STEPS]
+        batches = global_batches(size, 64, steps=STEPS, seed=0)
         sides = side_lengths(pair_lengths(held)).reshape(2, -1)
 
         def steps(held=held, batches=batches, sides=sides) -> None:  # type: ignore[no-untyped-def]

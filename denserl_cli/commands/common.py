@@ -74,17 +74,6 @@ HostfileOption = Annotated[
     typer.Option(metavar="FILE", help="Machines for DeepSpeed's launcher: lines of NAME slots=N."),
 ]
 
-_DATA_BLOCK = {
-    "train-rm": "preferences",
-    "fit-function": "preferences",
-    "segment": "preferences",
-    "train-ppo": "prompts",
-    "evaluate-rm": "evaluation",
-    "evaluate-policy": "prompts",
-}
-_WITHOUT_DATA = ("segment", "evaluate-rm")
-"""Take what else there is: a text, or the pairs that train-rm holds out."""
-
 
 def read_mode(resume: bool | None) -> Mode:
     """Name what `--resume/--fresh` asks for."""
@@ -103,21 +92,27 @@ def read_recipe(
 ) -> Recipe:
     """Load the recipe for a stage with `--data`, `--model` and then `--set` applied.
 
-    stage: a stage of training, `segment` or an evaluation.
+    Args:
+        stage: A stage of training, `segment` or an evaluation (`recipe.stages`).
+        recipe: Name of a shipped recipe, or a file.
+        overrides: `KEY=VALUE` of each `--set`.
+        data: What `--data` names.
+        model: What `--model` names.
 
     Raises:
-        DenserlError: the recipe or an option is wrong, or the stage has no data to read.
+        DenserlError: The recipe or an option is wrong, or the stage has no data to read.
     """
     from denserl_cli.core.recipe import load_recipe
+    from denserl_cli.core.recipe.stages import STAGES
 
     shorthands = _shorthands(stage, data, model)
     loaded = load_recipe(recipe, [*shorthands, *(overrides or ())])
-    block = _DATA_BLOCK[stage]
-    missing = loaded.sandbox is None and not getattr(loaded.data, block)
-    if missing and stage not in _WITHOUT_DATA:
+    field = STAGES[stage].data
+    missing = loaded.sandbox is None and not getattr(loaded.data, field)
+    if missing and STAGES[stage].needs_data:
         raise DenserlError(
-            f"recipe {loaded.name} names no data.{block}, which {stage} needs",
-            hint=f"pass --data PATH_OR_HUB_NAME, or add data.{block} to the recipe",
+            f"recipe {loaded.name} names no data.{field}, which {stage} needs",
+            hint=f"pass --data PATH_OR_HUB_NAME, or add data.{field} to the recipe",
         )
     return loaded
 
@@ -143,12 +138,13 @@ def print_plan(stage: str, recipe: Recipe, folder: Path) -> None:
 
 def _shorthands(stage: str, data: str | None, model: str | None) -> list[Override]:
     from denserl_cli.core.recipe.loader import Override
+    from denserl_cli.core.recipe.stages import STAGES
 
     overrides = []
     if model is not None:
         overrides.append(Override(f"--model {model}", "model.path", model))
     if data is not None:
-        overrides.append(Override(f"--data {data}", f"data.{_DATA_BLOCK[stage]}", [data]))
-        if stage == "train-rm":  # what is held out of the given pairs evaluates, nothing else
-            overrides.append(Override(f"--data {data}", "data.evaluation", []))
+        option = f"--data {data}"
+        overrides.append(Override(option, f"data.{STAGES[stage].data}", [data]))
+        overrides += [Override(option, f"data.{field}", []) for field in STAGES[stage].emptied]
     return overrides

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: denserl demo --out runs/demo"
 RECIPE = "sandbox-segment"
-STAGES = ("train-rm", "fit-function", "train-ppo")
 
 
 def demo(
@@ -32,19 +31,20 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the embedded task: some minutes on a CPU, no download."""
     from denserl_cli.core.recipe import load_recipe
+    from denserl_cli.core.recipe.stages import TRAINING
 
     recipe = load_recipe(RECIPE, overrides or ())
     folder = out or Path("runs/demo")
     if dry_run:
         from denserl_cli.launch.launcher import dry_run_text
 
-        typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in STAGES))
+        typer.echo("\n".join(dry_run_text(s, recipe, folder, read_mode(resume)) for s in TRAINING))
         return
     from denserl_cli.core.stages.run import run_stage
     from denserl_cli.terminal.dashboard import make_observer
 
     with make_observer() as observer:
-        for stage in STAGES:
+        for stage in TRAINING:
             run_stage(stage, recipe, folder, read_mode(resume), observer)
         _look(recipe, folder, observer)
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from denserl_cli.commands.common import ModelOption, RecipeOption, SetOption
+from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
-    from denserl_cli.core.planning.feasibility import Outlook
+    from denserl_cli.core.planning.feasibility import Assessment
     from denserl_cli.core.planning.memory_terms import Setting
     from denserl_cli.core.planning.stage_memory import Plan
+    from denserl_cli.core.planning.workload import Workload
     from denserl_cli.core.recipe import Recipe
+    from denserl_cli.core.recipe.stages import StageName
 
 EXAMPLE = "Example: denserl plan --recipe sandbox-segment --gpus 8 --gpu-memory 80"
 
@@ -31,59 +34,81 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what each stage needs on each GPU, and the first setting that fits."""
-    from denserl_cli.core.planning.feasibility import outlook
+    from denserl_cli.core.planning.feasibility import assess
     from denserl_cli.core.planning.memory_terms import GIB
     from denserl_cli.core.planning.model_shape import recipe_shape
-    from denserl_cli.core.planning.stage_memory import STAGES
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.recipe.loader import Override
+    from denserl_cli.core.recipe.stages import TRAINING
 
     named = [] if model is None else [Override(f"--model {model}", "model.path", model)]
     loaded = load_recipe(recipe, [*named, *(overrides or ())])
-    count = gpus or (loaded.recorded.gpus if loaded.recorded else 1)
+    count = gpus or (loaded.recorded and loaded.recorded.gpus) or 1
     shape = recipe_shape(loaded, recorded=model is None)
-    outlooks = [outlook(loaded, shape, stage, count, gpu_memory * GIB) for stage in STAGES]
+    found = [assess(loaded, shape, stage, count, gpu_memory * GIB) for stage in TRAINING]
+    works = {one.stage: _work(loaded, one) for one in found}
     if as_json:
         import json
 
-        stages = {found.stage: _record(loaded, found) for found in outlooks}
+        stages = {one.stage: _record(loaded, one, works[one.stage]) for one in found}
         facts = {"recipe": loaded.name, "parameters": shape.parameters, "gpus": count}
         typer.echo(json.dumps({**facts, "gpu_memory_gib": gpu_memory, "stages": stages}, indent=2))
-        return
-    typer.echo(
-        f"{loaded.name}: {shape.parameters / 1e9:.3g}B weights, {count} x {gpu_memory:g} GiB"
-    )
-    _show_settings(outlooks)
-    for found in outlooks:
-        _show_stage(loaded, found)
+    else:
+        weights = shape.parameters
+        size = f"{weights / 1e9:.3g}B" if weights >= 1e8 else f"{weights / 1e6:.3g}M"
+        typer.echo(f"{loaded.name}: {size} weights, {count} x {gpu_memory:g} GiB")
+        _show_settings(found)
+        for one in found:
+            _show_stage(loaded, one, works[one.stage])
+    _refuse(works)
 
 
-def _show_settings(outlooks: list[Outlook]) -> None:
+def _work(recipe: Recipe, found: Assessment) -> Workload | DenserlError:
+    """The work of a stage, or the error with which the stage itself would end."""
+    from denserl_cli.core.planning.workload import workload
+
+    try:
+        return workload(found.stage, recipe, found.shown.setting.ranks)
+    except DenserlError as error:
+        return error
+
+
+def _refuse(works: dict[StageName, Workload | DenserlError]) -> None:
+    """Raise DenserlError where a stage would refuse to run, whatever fits."""
+    errors = {stage: work for stage, work in works.items() if isinstance(work, DenserlError)}
+    if errors:
+        raise DenserlError(
+            "\n".join(f"{stage}: {error.message}" for stage, error in errors.items()),
+            hint="\n".join(dict.fromkeys(error.hint for error in errors.values() if error.hint)),
+        )
+
+
+def _show_settings(found: list[Assessment]) -> None:
     """One table: the peak of every stage under every setting."""
     from denserl_cli.terminal.console import print_table
 
     rows = []
-    for place, first in enumerate(outlooks[0].plans):
-        cells = [_size(found, found.plans[place]) for found in outlooks]
+    for number, first in enumerate(found[0].plans):
+        cells = [_size(one, one.plans[number]) for one in found]
         rows.append([_name(first.setting), *cells])
-    columns = ["GiB on each GPU", *(found.stage for found in outlooks)]
+    columns = ["GiB on each GPU", *(one.stage for one in found)]
     print_table("", columns, rows)
     typer.echo("> does not fit; * the recipe's own setting")
 
 
-def _size(found: Outlook, plan: Plan) -> str:
+def _size(found: Assessment, plan: Plan) -> str:
     mark = ">" if plan.peak > found.budget else " "
     own = "*" if _same(plan.setting, found.own) else ""
     return f"{mark}{_gib(plan.peak):7.1f} {own}"
 
 
-def _show_stage(recipe: Recipe, found: Outlook) -> None:
+def _show_stage(recipe: Recipe, found: Assessment, work: Workload | DenserlError) -> None:
     """A stage: its work, what to set, and where the memory goes."""
     from denserl_cli.core.planning.memory_terms import TERMS, total
     from denserl_cli.terminal.console import print_table
 
     plan = found.shown
-    for line in [*_work(recipe, plan), *_verdict(recipe, found)]:
+    for line in [*_steps(found.stage, work), *_verdict(recipe, found, work)]:
         typer.echo(line)
     rows: list[list[object]] = [
         [term, *(round(_gib(terms.get(term, 0)), 2) for terms in plan.phases.values())]
@@ -94,47 +119,51 @@ def _show_stage(recipe: Recipe, found: Outlook) -> None:
     print_table("", ["GiB", *plan.phases], rows)
 
 
-def _work(recipe: Recipe, plan: Plan) -> list[str]:
-    """The batches of a stage, its steps and tokens."""
-    from denserl_cli.core.planning.workload import iterations, workload
+def _steps(stage: StageName, work: Workload | DenserlError) -> list[str]:
+    """The batches of a stage, its steps and tokens; or why it would not run."""
+    from denserl_cli.core.recipe.stages import TRAIN_PPO
 
-    work = workload(recipe, plan.stage, plan.setting.ranks)
-    batch = f"{work.batch} {work.what} = micro {work.micro_batch} × {work.rounds} × {work.ranks}"
-    uneven = work.idle or work.batch % (work.micro_batch * work.ranks)
-    text = f"{plan.stage}: a step of {batch} processes{', not evenly' if uneven else ''}"
-    if work.steps is None or work.tokens is None:
+    if isinstance(work, DenserlError):
+        return [f"{stage} would not run: {work.message}", f"  {work.hint}"]
+    parts = f"micro {work.micro_batch} × {work.accumulation} × {work.processes} processes"
+    text = f"{stage}: a step of {work.batch} {work.unit} = {parts}"
+    if work.steps is None:
         return [text, "  steps: known when the data is read"]
-    steps = f"  {work.steps:,} steps, at most {work.tokens:,} tokens with padding"
-    if plan.stage == "train-ppo":
-        steps += f", in {iterations(recipe):,} iterations"
+    steps = f"  {work.steps.total:,} steps, at most {work.tokens:,} tokens with padding"
+    if stage == TRAIN_PPO:
+        steps += f", in {work.steps.batches:,} iterations"
     return [text, steps]
 
 
-def _verdict(recipe: Recipe, found: Outlook) -> list[str]:
-    """What fits and the words that choose it; else what is missing and what would do."""
-    from denserl_cli.core.planning.feasibility import chosen_by
+def _verdict(recipe: Recipe, found: Assessment, work: Workload | DenserlError) -> list[str]:
+    """What fits and the overrides that choose it; else what is missing and what would do."""
+    from denserl_cli.core.planning.feasibility import overrides_for
 
     plan = found.shown
     need = f"{_name(plan.setting)}: {_gib(plan.peak):.1f} of {_gib(found.budget):.1f} GiB"
     if found.best is not None:
-        words = chosen_by(recipe, found.stage, plan.setting)
-        cpu = f"  CPU memory of all processes: {_gib(plan.cpu):.0f} GiB"
-        return [f"  fits with {need}", f"  {_words(words) or 'as the recipe is'}", cpu]
+        runs = not isinstance(work, DenserlError)
+        options = _options(overrides_for(recipe, found.stage, plan.setting))
+        how = options or ("as the recipe is" if runs else "")
+        return [
+            f"  fits with {need}" if runs else f"  its memory would fit with {need}",
+            *([f"  {how}"] if how else []),
+            f"  CPU memory of all processes: {_gib(plan.cpu):.0f} GiB",
+        ]
     lacking = _gib(plan.peak - found.budget)
     lines = [f"  nothing fits: {need}, {lacking:.1f} too many"]
     for remedy in found.remedies:
-        chosen = chosen_by(recipe, found.stage, remedy.plan.setting)
+        chosen = overrides_for(recipe, found.stage, remedy.plan.setting)
         peak = f"{_gib(remedy.plan.peak):.1f} GiB"
-        lines.append(f"  would fit in {peak}: {_words([*remedy.words, *chosen])}")
+        lines.append(f"  would fit in {peak}: {_options([*remedy.overrides, *chosen])}")
     if found.enough_gpus:
         lines.append(f"  would fit on {found.enough_gpus} GPUs")
     return lines
 
 
-def _record(recipe: Recipe, found: Outlook) -> dict[str, Any]:
+def _record(recipe: Recipe, found: Assessment, work: Workload | DenserlError) -> dict[str, Any]:
     """A stage as JSON; all sizes in bytes."""
-    from denserl_cli.core.planning.feasibility import chosen_by
-    from denserl_cli.core.planning.workload import workload
+    from denserl_cli.core.planning.feasibility import overrides_for
 
     stage = found.stage
     return {
@@ -143,25 +172,38 @@ def _record(recipe: Recipe, found: Outlook) -> dict[str, Any]:
         "chosen": None if found.best is None else _plan(recipe, found.best, found.budget),
         "remedies": [
             {
-                "set": [*remedy.words, *chosen_by(recipe, stage, remedy.plan.setting)],
+                "set": [*remedy.overrides, *overrides_for(recipe, stage, remedy.plan.setting)],
                 "peak": round(remedy.plan.peak),
             }
             for remedy in found.remedies
         ],
         "enough_gpus": found.enough_gpus,
-        "work": workload(recipe, stage, found.shown.setting.ranks)._asdict(),
+        "refused": work.message if isinstance(work, DenserlError) else None,
+        "work": None if isinstance(work, DenserlError) else _batches(work),
+    }
+
+
+def _batches(work: Workload) -> dict[str, Any]:
+    return {
+        "what": work.unit,
+        "batch": work.batch,
+        "micro_batch": work.micro_batch,
+        "ranks": work.processes,
+        "rounds": work.accumulation,
+        "steps": work.steps and work.steps.total,
+        "tokens": work.tokens,
     }
 
 
 def _plan(recipe: Recipe, plan: Plan, budget: float) -> dict[str, Any]:
-    from denserl_cli.core.planning.feasibility import chosen_by
+    from denserl_cli.core.planning.feasibility import overrides_for
 
     return {
         **_plain(plan.setting),
         "peak": round(plan.peak),
         "fits": plan.peak <= budget,
         "cpu": round(plan.cpu),
-        "set": chosen_by(recipe, plan.stage, plan.setting),
+        "set": overrides_for(recipe, plan.stage, plan.setting),
         "phases": {
             name: {term: round(size) for term, size in terms.items()}
             for name, terms in plan.phases.items()
@@ -182,12 +224,12 @@ def _name(setting: Setting) -> str:
     if not setting.zero_stage:
         return "plain torch, one GPU"
     parts = [("Adam", setting.offload_optimizer), ("weights", setting.offload_parameters)]
-    away = " and ".join(name for name, gone in parts if gone)
-    return f"ZeRO {setting.zero_stage}" + (f", {away} on the CPU" if away else "")
+    offloaded = " and ".join(name for name, is_offloaded in parts if is_offloaded)
+    return f"ZeRO {setting.zero_stage}" + (f", {offloaded} on the CPU" if offloaded else "")
 
 
-def _words(settings: list[str]) -> str:
-    return " ".join(f"--set {word}" for word in settings)
+def _options(overrides: list[str]) -> str:
+    return " ".join(f"--set {override}" for override in overrides)
 
 
 def _gib(size: float) -> float:

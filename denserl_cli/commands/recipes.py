@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped re
 
 _COLUMNS = ("recipe", "granularity", "GPUs", "needs", "backbone and purpose")
 _LEGEND = (
-    "GPUs: of the published training; -: a CPU is enough.\n"
+    "GPUs: of the published training; -: none are recorded, and a sandbox needs none.\n"
     "needs: hub, to download model and data; licence, the same once you accepted it there."
 )
 
@@ -44,7 +44,7 @@ def _row(recipe: Recipe) -> tuple[object, ...]:
     return (
         recipe.name,
         recipe.segmentation.granularity,
-        str(recorded.gpus) if recorded else None,
+        str(recorded.gpus) if recorded and recorded.gpus else None,
         needs,
         f"{backbone}: {recipe.description}" if recipe.description else backbone,
     )

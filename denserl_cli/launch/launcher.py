@@ -8,22 +8,21 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from denserl_cli.core.planning.dry_run import plan_lines
 from denserl_cli.core.planning.workload import check_batches
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+from denserl_cli.core.recipe.stages import StageName
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.runs.trackers import check_trackers
 from denserl_cli.core.system.distributed import is_main_process
 from denserl_cli.launch.processes import Processes
 from denserl_cli.launch.torchrun import hosts_command, run_hosts, run_processes, worker_words
 
-Stage = Literal["train-rm", "fit-function", "train-ppo"]
-
 
 def launch(
-    stage: Stage,
+    stage: StageName,
     recipe: Recipe,
     *,
     out: Path | None,

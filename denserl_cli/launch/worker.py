@@ -17,6 +17,7 @@ from typing import Any, cast
 from denserl_cli.core.errors import DenserlError, Interrupted, read_os_error
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
+from denserl_cli.core.recipe.stages import STAGES
 from denserl_cli.core.runs.folder import Mode
 from denserl_cli.core.stages.run import evaluate, run_stage
 from denserl_cli.core.system import distributed
@@ -79,7 +80,7 @@ def work(
     distributed.join()
     result = None
     with make_observer() if distributed.is_main_process() else nullcontext(Observer()) as observer:
-        if stage.startswith("evaluate-"):
+        if STAGES[stage].subject:
             result = evaluate(stage, recipe, folder, observer, options or {})
         else:
             run_stage(stage, recipe, folder, mode, observer)

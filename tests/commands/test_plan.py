@@ -70,3 +70,60 @@ def test_an_unknown_model_is_one_clear_message(recipe: str, monkeypatch: pytest.
     error = denserl("--recipe", recipe, "--model", "org/never-downloaded").exception
     assert isinstance(error, DenserlError)
     assert "org/never-downloaded is not known" in error.message and "--model" in (error.hint or "")
+
+
+SHORT = (
+    *("--set", "sandbox.pairs=20", "--set", "reward_model.batch_size=64"),
+    *("--set", "reward_model.micro_batch_size=16"),
+)
+
+
+def refusal(*words: str) -> DenserlError:
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, DenserlError), error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "gpus"),
+    [
+        ("train-rm", SHORT, "1"),
+        ("train-rm", (), "8"),
+        ("train-rm", (), "3"),
+        ("train-ppo", (), "8"),
+        ("train-ppo", ("--set", "ppo.rollout_batch_size=64", "--set", "ppo.iterations=2"), "1"),
+    ],
+)
+def test_a_stage_is_refused_in_the_words_of_the_dry_run(
+    stage: str, words: tuple[str, ...], gpus: str
+):
+    asked = ("--recipe", "sandbox-segment", *words)
+    theirs = refusal(stage, *asked, "--dry-run", "--processes", gpus)
+    ours = refusal("plan", *asked, "--gpus", gpus)
+    assert f"{stage}: {theirs.message}" in ours.message.splitlines()
+    assert theirs.hint in (ours.hint or "").splitlines()
+    shown = denserl(*asked, "--gpus", gpus).output
+    assert f"{stage} would not run: {theirs.message}" in shown
+    _, _, section = shown.partition(f"{stage} would not run")
+    assert "its memory would fit with" in section.partition("GiB  ")[0]
+    assert "as the recipe is" not in section.partition("GiB  ")[0]
+    found = json.loads(denserl(*asked, "--gpus", gpus, "--json").output)["stages"][stage]
+    assert (found["refused"], found["work"]) == (theirs.message, None)
+
+
+def test_steps_are_those_of_the_dry_run():
+    asked = ("--recipe", "sandbox-segment", "--set", "ppo.iterations=null")
+    plan = denserl(*asked, "--json")
+    dry_run = CliRunner().invoke(app, ["train-ppo", *asked, "--dry-run"]).output
+    steps = json.loads(plan.output)["stages"]["train-ppo"]["work"]["steps"]
+    assert f"# optimizer steps: 1 × {steps} = {steps}\n" in dry_run
+    assert "in 1 iterations" in denserl(*asked).output
+
+
+def test_gpus_on_which_a_batch_cannot_be_shared_are_not_proposed(recipe: str):
+    asked = ("--recipe", recipe, "--gpu-memory", "30", "--set", "reward_model.micro_batch_size=64")
+    wide = denserl(*asked, "--gpus", "2", "--set", "reward_model.batch_size=4096", "--json")
+    narrow = denserl(*asked, "--gpus", "2", "--set", "reward_model.batch_size=128", "--json")
+    stages = [json.loads(one.output)["stages"]["train-rm"] for one in (wide, narrow)]
+    assert [one["chosen"] for one in stages] == [None, None]
+    assert stages[1]["enough_gpus"] is None

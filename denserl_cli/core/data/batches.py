@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system.distributed import world_size
 
 if TYPE_CHECKING:
@@ -64,40 +62,16 @@ class SequenceBatch:
         return empty.masked_scatter(self.response_mask, values)
 
 
-def step_count(count: int, batch_size: int, *, epochs: float, field: str) -> int:
-    """Number of full batches in some passes over the rows.
-
-    field: recipe field of the batch size, for the error. Raises DenserlError when the rows do not
-    make one batch.
-    """
-    total = round(epochs * count)
-    if min(count, total) < batch_size:
-        raise DenserlError(
-            f"not enough data for one batch: {min(count, total)} rows, {field} is {batch_size}",
-            hint=f"lower {field} or give more data",
-        )
-    return total // batch_size
-
-
-def global_batches(
-    count: int,
-    batch_size: int,
-    *,
-    epochs: float = 1.0,
-    seed: int,
-    field: str = "reward_model.batch_size",
-) -> list[np.ndarray]:
-    """Row numbers of each optimizer step; every epoch is a new permutation of all rows.
+def global_batches(count: int, batch_size: int, *, steps: int, seed: int) -> list[np.ndarray]:
+    """Row numbers of each of so many full batches; every epoch is a new permutation of all rows.
 
     What is left at the end of an epoch goes into the first batch of the next, so that every step is
-    full; what is left at the very end is dropped. field: recipe field of the batch size, for the
-    error. Raises DenserlError when the rows do not make one batch.
+    full. How many steps there are is counted by `planning.workload.count_steps`.
     """
-    steps = step_count(count, batch_size, epochs=epochs, field=field)
     order = np.concatenate(
         [
             np.random.default_rng([seed, epoch]).permutation(count)
-            for epoch in range(math.ceil(epochs))
+            for epoch in range(-(-steps * batch_size // count))
         ]
     )
     return list(order[: steps * batch_size].reshape(steps, batch_size))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from denserl_cli.core.data.arrow_rows import PairRows, PromptRows
+if TYPE_CHECKING:
+    from denserl_cli.core.data.arrow_rows import PairRows, PromptRows
 
 
 def split_pairs(rows: PairRows, count: int, seed: int) -> tuple[PairRows, PairRows]:
@@ -25,13 +28,18 @@ def split_prompts(prompts: PromptRows, count: int, seed: int) -> tuple[PromptRow
     return prompts.take(~held), prompts.take(held)
 
 
+def held_out_rows(rows: int, asked: int) -> int:
+    """How many rows are held out for evaluation at most: those asked for, or a tenth."""
+    return min(asked, rows // 10)
+
+
 def held_out(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Draw whole groups until `count` rows or a tenth is held out; a larger group stays.
 
     groups: the number of each row's group (N,), from 0 by first use. Returns (N,) bool.
     """
     sizes = np.bincount(groups)
-    room, drawn = min(count, len(groups) // 10), np.zeros(len(sizes), bool)
+    room, drawn = held_out_rows(len(groups), count), np.zeros(len(sizes), bool)
     for group in np.random.default_rng(seed).permutation(len(sizes)):
         if not room:
             break

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from denserl_cli.core.doctor.requirements import RecipeNeeds, needs_of
+from denserl_cli.core.doctor.requirements import RecipeNeeds, recipe_needs
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system.environment import LIBRARIES, versions
 
@@ -34,7 +34,13 @@ Probe = Callable[[], Iterator[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Sections of facts by name; what is broken that denserl cannot do without; recipes' needs."""
+    """What a machine has.
+
+    Attributes:
+        sections: Facts by name, by the name of their section.
+        broken: What is broken or missing that denserl cannot do without.
+        recipes: What each recipe needs.
+    """
 
     sections: dict[str, dict[str, str]]
     broken: list[str]
@@ -42,22 +48,22 @@ class Diagnosis:
 
 
 def diagnose(recipes: Sequence[str]) -> Diagnosis:
-    """Look at everything; whatever fails becomes a fact itself."""
-    sections = {name: _survived(probe) for name, probe in PROBES.items()}
+    """Look at everything; a probe that fails becomes a fact itself."""
+    sections = {name: _facts(probe) for name, probe in PROBES.items()}
     broken = list(_broken())
     needs = [_needs(name) for name in recipes]
-    private = _private()
+    redact = _redactor()
     return Diagnosis(
         {
-            name: {key: private(value) for key, value in facts.items()}
+            name: {key: redact(value) for key, value in facts.items()}
             for name, facts in sections.items()
         },
-        [private(line) for line in broken],
-        [one.told_by(private) for one in needs],
+        [redact(line) for line in broken],
+        [one.redacted(redact) for one in needs],
     )
 
 
-def _survived(probe: Probe) -> dict[str, str]:
+def _facts(probe: Probe) -> dict[str, str]:
     """The facts of a probe, up to where it fails."""
     facts: dict[str, str] = {}
     try:
@@ -73,11 +79,11 @@ def _survived(probe: Probe) -> dict[str, str]:
 def _needs(name: str) -> RecipeNeeds:
     """What a recipe needs; DenserlError for a wrong recipe alone."""
     try:
-        return needs_of(name)
+        return recipe_needs(name)
     except DenserlError:
         raise
     except Exception as error:  # as above
-        return RecipeNeeds(name, [], [f"could not be looked at: {_first_line(error)}"])
+        return RecipeNeeds(name, [], [f"could not be examined: {_first_line(error)}"])
 
 
 def _versions() -> Iterator[tuple[str, str]]:
@@ -204,8 +210,8 @@ def _broken() -> Iterator[str]:
             yield f"{name} cannot be imported: {_first_line(error)}"
 
 
-def _private() -> Callable[[str], str]:
-    """Makes a function that takes home, user and host out of a text."""
+def _redactor() -> Callable[[str], str]:
+    """A function that replaces the names of home, user and host in a text."""
     swaps = []
     home = Path(os.path.expanduser("~"))  # Path.home() raises where a user has none
     if home.is_absolute() and home != Path(home.anchor):
@@ -215,12 +221,12 @@ def _private() -> Callable[[str], str]:
     if host := socket.gethostname():
         swaps.append((rf"\b{re.escape(host)}\b", "HOST"))
 
-    def told(text: str) -> str:
+    def redact(text: str) -> str:
         for pattern, word in swaps:
             text = re.sub(pattern, word, text)
         return text
 
-    return told
+    return redact
 
 
 def _hub_cache() -> Path:

@@ -20,21 +20,33 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class RecipeNeeds:
-    """Models and data that are here, and everything that is not, in words."""
+    """What a recipe needs.
+
+    Attributes:
+        recipe: Its name.
+        here: Models and data that are on this machine.
+        missing: Everything that is not, each with what is known of it.
+    """
 
     recipe: str
     here: list[str]
     missing: list[str]
 
-    def told_by(self, words: Callable[[str], str]) -> RecipeNeeds:
+    def redacted(self, redact: Callable[[str], str]) -> RecipeNeeds:
         """The same with every text put through a function."""
-        return RecipeNeeds(
-            words(self.recipe), [words(one) for one in self.here], [words(m) for m in self.missing]
-        )
+        here, missing = map(redact, self.here), map(redact, self.missing)
+        return RecipeNeeds(redact(self.recipe), list(here), list(missing))
 
 
-def needs_of(name: str) -> RecipeNeeds:
-    """What a shipped recipe, or a file, needs. Raises DenserlError for a wrong one."""
+def recipe_needs(name: str) -> RecipeNeeds:
+    """What a recipe needs.
+
+    Args:
+        name: A shipped recipe, or a file.
+
+    Raises:
+        DenserlError: There is no such recipe, or it is wrong.
+    """
     from denserl_cli.core.recipe import load_recipe
 
     recipe, here, missing = load_recipe(name), list[str](), list[str]()
@@ -69,8 +81,8 @@ def _hardware(recipe: Recipe) -> Iterator[str]:
     """GPUs of the published training that are not here."""
     import torch
 
-    wanted, have = recipe.recorded.gpus if recipe.recorded else 0, torch.cuda.device_count()
-    if wanted > have:
+    wanted, have = recipe.recorded and recipe.recorded.gpus, torch.cuda.device_count()
+    if wanted and wanted > have:
         yield f"GPUs: {wanted} in the published training, {have} here"
 
 

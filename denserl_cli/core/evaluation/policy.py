@@ -29,6 +29,7 @@ from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settin
 from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
+from denserl_cli.core.recipe.stages import EVALUATE_POLICY
 from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
 from denserl_cli.core.sandbox.task import true_reward_of
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.scoring.resolve import RewardSetup
     from denserl_cli.core.scoring.scorer import Scorer
 
-STAGE = "evaluate-policy"
 RESPONSES = 256
 """Responses that are sampled and scored before they are written."""
 Metrics = dict[str, Floats]
@@ -100,7 +100,7 @@ def evaluate_policy(
         true_reward=true_reward_of(setup.recipe),
         observer=observer,
     )
-    file = run.evaluation_file(STAGE)
+    file = run.evaluation_file(EVALUATE_POLICY)
     batch = evaluation_batch(prompts, recipe.seed, samples)
     trained = _load(path, recipe, start)
     with (
@@ -268,7 +268,7 @@ def _prompts(
         sources = at_most(limit, recipe.data.prompts)
         recipe = replace(recipe, data=replace(recipe.data, prompts=sources, eval_prompts=0))
     found = load_prompts(recipe, chat, observer)
-    list_skipped(found.skipped, run.skipped_file(STAGE), observer)
+    list_skipped(found.skipped, run.skipped_file(EVALUATE_POLICY), observer)
     prompts = found.evaluation if held_out else found.train
     if not prompts:
         raise DenserlError(

@@ -18,6 +18,7 @@ from denserl_cli.core.evaluation import benchmark_scores, reward_bench
 from denserl_cli.core.evaluation.benchmarks import RANKED
 from denserl_cli.core.evaluation.sequence_scores import check_scores, score_sequences
 from denserl_cli.core.models.device import device
+from denserl_cli.core.recipe.stages import EVALUATE_RM
 from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
 from denserl_cli.core.scoring.loading import load_scorer
 from denserl_cli.core.scoring.resolve import prepare
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.runs.folder import RunFolder
     from denserl_cli.core.scoring.resolve import RewardSetup
     from denserl_cli.core.scoring.scorer import Scorer
-
-STAGE = "evaluate-rm"
 
 
 def evaluate_reward_model(
@@ -83,7 +82,7 @@ def evaluate_reward_model(
         **({"benchmark": benchmark} if benchmark else {}),
         **metrics,
     }
-    file = run.evaluation_file(STAGE, name)
+    file = run.evaluation_file(EVALUATE_RM, name)
     if is_main_process():
         write_text(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     observer.notice(f"written to {file}")
@@ -99,7 +98,7 @@ def _evaluate_pairs(
     if benchmark is not None:
         unnamed = [f"{row.origin}: no subset" for row in rows if row.subset is None]
         refuse(unnamed, f"every row of {benchmark} names one: mend the file")
-    list_skipped(skipped, run.skipped_file(STAGE), observer)
+    list_skipped(skipped, run.skipped_file(EVALUATE_RM), observer)
     scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
@@ -133,7 +132,7 @@ def _evaluate_ranked(
     """The metrics of a benchmark that compares several answers to each prompt."""
     recipe, chat = setup.recipe, setup.reward_chat_format
     rows = benchmark_scores.load_rows(name, recipe, chat, limit)
-    list_skipped(rows.skipped, run.skipped_file(STAGE), observer)
+    list_skipped(rows.skipped, run.skipped_file(EVALUATE_RM), observer)
     count_skipped(rows.skipped, observer)
     scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
     size = 4 * recipe.reward_model.micro_batch_size

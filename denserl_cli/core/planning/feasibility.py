@@ -1,6 +1,6 @@
 """Whether a recipe fits: every ZeRO setting of a stage, the first that fits, and what would help.
 
-Everything follows from the recipe and the model's shape (`core/shapes.py`); no weights are read.
+Everything follows from the recipe and the model's shape (`model_shape.py`); no weights are read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 from denserl_cli.core.planning.memory_terms import Setting
 from denserl_cli.core.planning.model_shape import ModelShape
-from denserl_cli.core.planning.stage_memory import Plan, Stage, plan
+from denserl_cli.core.planning.stage_memory import Plan, plan
+from denserl_cli.core.planning.workload import why_not_shared
+from denserl_cli.core.recipe.fields import value_of, with_values
 from denserl_cli.core.recipe.schema import EngineConfig, LoraConfig, Recipe
+from denserl_cli.core.recipe.stages import STAGES, TRAIN_PPO, StageName
 
 CANDIDATES = (
     (0, False, False),
@@ -27,44 +30,38 @@ CANDIDATES = (
 """ZeRO stage, offload of optimizer and of parameters: what costs least time first."""
 
 
-def engine_block(stage: Stage) -> str:
-    """The recipe block whose engine a stage uses; fit-function follows train-rm."""
-    return "ppo" if stage == "train-ppo" else "reward_model"
-
-
-def own_setting(recipe: Recipe, stage: Stage, gpus: int) -> Setting:
+def recipe_setting(recipe: Recipe, stage: StageName, gpus: int) -> Setting:
     """The setting that the recipe itself asks for."""
     engine = _engine(recipe, stage)
     return _setting(recipe, stage, gpus, _resolved(engine, gpus))
 
 
-def settings(recipe: Recipe, stage: Stage, gpus: int) -> list[Setting]:
+def settings(recipe: Recipe, stage: StageName, gpus: int) -> list[Setting]:
     """All settings, the cheapest in time first; plain torch, in one process, leads."""
     return [_setting(recipe, stage, gpus, candidate) for candidate in CANDIDATES]
 
 
 def first_fit(
-    recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: float
+    recipe: Recipe, shape: ModelShape, stage: StageName, gpus: int, budget: float
 ) -> Plan | None:
     """The recipe's own setting if it fits in `budget` bytes, else the cheapest that does."""
-    own = own_setting(recipe, stage, gpus)
-    usable = [s for s in settings(recipe, stage, gpus) if s.zero_stage or gpus == 1]
-    for setting in (own, *usable):
+    own = recipe_setting(recipe, stage, gpus)
+    for setting in (own, *_usable(recipe, stage, gpus)):
         found = plan(recipe, shape, stage, setting)
         if found.peak <= budget:
             return found
     return None
 
 
-def smallest(recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int) -> Plan:
+def smallest(recipe: Recipe, shape: ModelShape, stage: StageName, gpus: int) -> Plan:
     """The setting that needs least on a GPU."""
-    usable = [s for s in settings(recipe, stage, gpus) if s.zero_stage or gpus == 1]
-    return min((plan(recipe, shape, stage, s) for s in usable), key=lambda found: found.peak)
+    plans = (plan(recipe, shape, stage, setting) for setting in _usable(recipe, stage, gpus))
+    return min(plans, key=lambda found: found.peak)
 
 
-def chosen_by(recipe: Recipe, stage: Stage, setting: Setting) -> list[str]:
-    """The `KEY=VALUE` words that make the recipe use a setting; empty when it does already."""
-    engine, block = _engine(recipe, stage), engine_block(stage)
+def overrides_for(recipe: Recipe, stage: StageName, setting: Setting) -> list[str]:
+    """The `KEY=VALUE` overrides that make the recipe use a setting; empty when it does already."""
+    engine, block = _engine(recipe, stage), STAGES[stage].block
     wanted: dict[str, Any] = {"offload_optimizer": setting.offload_optimizer}
     wanted["offload_parameters"] = setting.offload_parameters
     if setting.zero_stage:
@@ -77,49 +74,57 @@ def chosen_by(recipe: Recipe, stage: Stage, setting: Setting) -> list[str]:
 
 
 class Remedy(NamedTuple):
-    """Settings beside the engine's that make a stage fit, and the plan that does."""
+    """Overrides beside the engine's that make a stage fit, and the plan that does."""
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     plan: Plan
 
 
 def remedies(
-    recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: float
+    recipe: Recipe, shape: ModelShape, stage: StageName, gpus: int, budget: float
 ) -> list[Remedy]:
     """What makes a stage fit that does not: each change alone, else all that go together."""
     found = []
     changes = list(_changes(recipe, stage))
-    for words, changed in (*_without_frozen(recipe, stage), *changes):
+    for overrides, changed in (*_with_frozen_offloaded(recipe, stage), *changes):
         fits = first_fit(changed, shape, stage, gpus, budget)
         if fits is not None:
-            found.append(Remedy(words, fits))
+            found.append(Remedy(overrides, fits))
     if found or not changes:
         return found
-    words, together = (), recipe
+    overrides, together = (), recipe
     for more, _ in changes:
-        words = (*words, *more)
+        overrides = (*overrides, *more)
         together = dict(_changes(together, stage))[more]
     fits = first_fit(together, shape, stage, gpus, budget)
-    return [] if fits is None else [Remedy(words, fits)]
+    return [] if fits is None else [Remedy(overrides, fits)]
 
 
 def enough_gpus(
-    recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: float
+    recipe: Recipe, shape: ModelShape, stage: StageName, gpus: int, budget: float
 ) -> int | None:
-    """The first doubling of the GPUs, up to 1024, on which the stage fits."""
-    while (gpus := 2 * gpus) <= 1024:
+    """The first doubling of the GPUs, up to 1024, on which the stage fits and shares its batch."""
+    while (gpus := 2 * gpus) <= 1024 and not why_not_shared(stage, recipe, gpus):
         if first_fit(recipe, shape, stage, gpus, budget) is not None:
             return gpus
     return None
 
 
-class Outlook(NamedTuple):
-    """All settings of a stage. own: the recipe's. best: the first that fits.
+class Assessment(NamedTuple):
+    """Whether and how a stage fits.
 
-    Where none fits: the smallest, the remedies, and how many GPUs would do.
+    Attributes:
+        stage: Its name.
+        budget: Bytes of one GPU.
+        plans: What it needs under every setting.
+        own: The recipe's own setting.
+        best: The first plan that fits; None where none does.
+        smallest: The plan that needs least on a GPU.
+        remedies: What would make it fit; empty where it does.
+        enough_gpus: GPUs on which it would fit; None where it does, or where none are known.
     """
 
-    stage: Stage
+    stage: StageName
     budget: float
     plans: list[Plan]
     own: Setting
@@ -134,15 +139,17 @@ class Outlook(NamedTuple):
         return self.best or self.smallest
 
 
-def outlook(recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: float) -> Outlook:
+def assess(
+    recipe: Recipe, shape: ModelShape, stage: StageName, gpus: int, budget: float
+) -> Assessment:
     """Whether and how a stage fits in `budget` bytes on each of so many GPUs."""
     best = first_fit(recipe, shape, stage, gpus, budget)
     lacks = best is None
-    return Outlook(
+    return Assessment(
         stage=stage,
         budget=budget,
         plans=[plan(recipe, shape, stage, each) for each in settings(recipe, stage, gpus)],
-        own=own_setting(recipe, stage, gpus),
+        own=recipe_setting(recipe, stage, gpus),
         best=best,
         smallest=smallest(recipe, shape, stage, gpus),
         remedies=remedies(recipe, shape, stage, gpus, budget) if lacks else [],
@@ -150,49 +157,41 @@ def outlook(recipe: Recipe, shape: ModelShape, stage: Stage, gpus: int, budget: 
     )
 
 
-def _without_frozen(recipe: Recipe, stage: Stage) -> Iterator[tuple[tuple[str, ...], Recipe]]:
-    """Reference and reward model away while they have nothing to do; LoRA cannot spare them."""
+def _usable(recipe: Recipe, stage: StageName, gpus: int) -> list[Setting]:
+    """The settings of so many GPUs: plain torch is one process."""
+    return [one for one in settings(recipe, stage, gpus) if one.zero_stage or gpus == 1]
+
+
+Change = tuple[tuple[str, ...], Recipe]
+"""Overrides and the recipe that they make."""
+
+
+def _with_frozen_offloaded(recipe: Recipe, stage: StageName) -> Iterator[Change]:
+    """Reference and reward model on the CPU but while they score; LoRA cannot spare them."""
     engine = recipe.ppo.engine
-    if stage == "train-ppo" and recipe.lora is None and not engine.offload_frozen:
-        resting = replace(recipe.ppo, engine=replace(engine, offload_frozen=True))
-        yield ("ppo.engine.offload_frozen=true",), replace(recipe, ppo=resting)
+    if stage == TRAIN_PPO and recipe.lora is None and not engine.offload_frozen:
+        offloaded = replace(recipe.ppo, engine=replace(engine, offload_frozen=True))
+        yield ("ppo.engine.offload_frozen=true",), replace(recipe, ppo=offloaded)
 
 
-def _changes(recipe: Recipe, stage: Stage) -> Iterator[tuple[tuple[str, ...], Recipe]]:
-    """Smaller micro-batches, shorter texts, LoRA: with the words that ask for each."""
-    rm, data, ppo, normalizer = recipe.reward_model, recipe.data, recipe.ppo, recipe.normalizer
-    if stage == "train-rm":
-        yield (
-            ("reward_model.micro_batch_size=1",),
-            replace(recipe, reward_model=replace(rm, micro_batch_size=1)),
-        )
-    elif stage == "fit-function":
-        yield (
-            ("normalizer.batch_size=1",),
-            replace(recipe, normalizer=replace(normalizer, batch_size=1)),
-        )
-    else:
-        yield (
-            ("ppo.micro_batch_size=1", "ppo.rollout_micro_batch_size=1"),
-            replace(recipe, ppo=replace(ppo, micro_batch_size=1, rollout_micro_batch_size=1)),
-        )
-    if stage == "train-ppo":
-        prompt, new = ppo.max_prompt_length // 2, ppo.max_new_tokens // 2
-        shorter = replace(ppo, max_prompt_length=prompt, max_new_tokens=new)
-        words = (f"ppo.max_prompt_length={prompt}", f"ppo.max_new_tokens={new}")
-        yield words, replace(recipe, ppo=shorter)
-    else:
-        length, prompt = data.max_length // 2, data.max_prompt_length // 2
-        cut = replace(data, max_length=length, max_prompt_length=prompt)
-        words = (f"data.max_length={length}", f"data.max_prompt_length={prompt}")
-        yield words, replace(recipe, data=cut)
-    if stage != "fit-function" and recipe.lora is None:
+def _changes(recipe: Recipe, stage: StageName) -> Iterator[Change]:
+    """Micro-batches of 1, half the lengths, LoRA: with the overrides that ask for each."""
+    row = STAGES[stage]
+    yield _changed(recipe, dict.fromkeys(row.micro_batches, 1))
+    yield _changed(recipe, {field: value_of(recipe, field) // 2 for field in row.lengths})
+    if row.trains and recipe.lora is None:
         lora = LoraConfig()
         yield (f"lora.rank={lora.rank}",), replace(recipe, lora=lora)
 
 
-def _engine(recipe: Recipe, stage: Stage) -> EngineConfig:
-    return recipe.ppo.engine if stage == "train-ppo" else recipe.reward_model.engine
+def _changed(recipe: Recipe, values: dict[str, int]) -> Change:
+    overrides = tuple(f"{field}={value}" for field, value in values.items())
+    return overrides, with_values(recipe, values)
+
+
+def _engine(recipe: Recipe, stage: StageName) -> EngineConfig:
+    engine: EngineConfig = value_of(recipe, f"{STAGES[stage].block}.engine")
+    return engine
 
 
 def _resolved(engine: EngineConfig, gpus: int) -> tuple[int, bool, bool]:
@@ -205,7 +204,9 @@ def _resolved(engine: EngineConfig, gpus: int) -> tuple[int, bool, bool]:
     return engine.zero_stage, engine.offload_optimizer, parameters
 
 
-def _setting(recipe: Recipe, stage: Stage, gpus: int, candidate: tuple[int, bool, bool]) -> Setting:
+def _setting(
+    recipe: Recipe, stage: StageName, gpus: int, candidate: tuple[int, bool, bool]
+) -> Setting:
     engine, (zero, optimizer, parameters) = _engine(recipe, stage), candidate
     shard = zero == 3 if engine.shard_frozen is None else engine.shard_frozen
     compute = 4 if recipe.model.dtype == "float32" else 2  # auto: bfloat16 on a GPU
@@ -220,13 +221,13 @@ def _setting(recipe: Recipe, stage: Stage, gpus: int, candidate: tuple[int, bool
         gradient=4 if engine.gradient_dtype == "float32" else 2,
         checkpointing=recipe.model.gradient_checkpointing,
         eager=recipe.model.attention == "eager",
-        bucket=_own(engine, "reduce_bucket_size", 5e8),
-        live=_own(engine, "stage3_max_live_parameters", 1e9),
-        prefetch=_own(engine, "stage3_prefetch_bucket_size", 5e7),
+        bucket=_deepspeed_size(engine, "reduce_bucket_size", 5e8),
+        live=_deepspeed_size(engine, "stage3_max_live_parameters", 1e9),
+        prefetch=_deepspeed_size(engine, "stage3_prefetch_bucket_size", 5e7),
     )
 
 
-def _own(engine: EngineConfig, key: str, default: float) -> int:
+def _deepspeed_size(engine: EngineConfig, key: str, default: float) -> int:
     """A size from the recipe's own DeepSpeed settings; DeepSpeed's default where it has none."""
     zero = engine.deepspeed.get("zero_optimization")
     value = zero.get(key) if isinstance(zero, dict) else None

@@ -38,11 +38,24 @@ TERMS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """How a stage is spread; zero_stage 0 is plain torch in one process.
+    """How a stage is spread over GPUs.
 
-    bucket: weights whose gradients are reduced together. live: weights that ZeRO 3 keeps gathered;
-    prefetch: those it fetches together. tile: bytes of one tile of logits. on_cpu: CPU
-    processes, which hold what they touch of a buffer and need no allowance.
+    Attributes:
+        gpus: GPUs that there are.
+        zero_stage: ZeRO stage; 0 is plain torch in one process.
+        offload_optimizer: Whether Adam's state and the master weights are on the CPU.
+        offload_parameters: Whether the sharded weights are on the CPU.
+        shard_frozen: Whether the frozen models are sharded.
+        offload_frozen: Whether the frozen models are on the CPU while they do not score.
+        compute: Bytes of the compute type.
+        gradient: Bytes of an accumulated gradient.
+        checkpointing: Whether layers are computed again for the backward pass.
+        eager: Whether attention weights are made whole.
+        bucket: Weights whose gradients are reduced together.
+        live: Weights that ZeRO 3 keeps gathered.
+        prefetch: Weights that ZeRO 3 fetches together.
+        tile: Bytes of one tile of logits.
+        on_cpu: CPU processes, which hold what they touch of a buffer and need no allowance.
     """
 
     gpus: int = 1
@@ -149,7 +162,7 @@ def frozen_weights(weights: float, setting: Setting) -> Bytes:
     return {"frozen models": setting.compute * weights / (setting.ranks if sharded else 1)}
 
 
-def weights_at_work(weights: int, setting: Setting, *, embedding: int = 0) -> Bytes:
+def pass_weights(weights: int, setting: Setting, *, embedding: int = 0) -> Bytes:
     """What a pass over a trained model needs beside its weights as they are held.
 
     Stage 3 gathers them (`gathered`). Autocast keeps a bfloat16 copy of every matrix but the
@@ -262,11 +275,19 @@ def loading(before: Bytes, weights: int, setting: Setting) -> Bytes:
     return added(before, {"weights": weights * max(FLOAT, flat)})
 
 
-def resting(frozen: Bytes, setting: Setting) -> tuple[Bytes, Bytes, float]:
-    """Frozen models while nobody asks them, what comes while they score, and the CPUs' share.
+def frozen_models(frozen: Bytes, setting: Setting) -> tuple[Bytes, Bytes, float]:
+    """Where the frozen models are, which may be offloaded while they do not score.
 
-    Offloaded, whole models come back for the scoring, and every process keeps its own on the CPU;
-    sharded ones are fetched layer by layer.
+    Offloaded, whole models come back to the GPU to score, and every process keeps its own on the
+    CPU; sharded ones are fetched layer by layer.
+
+    Args:
+        frozen: Their bytes on one GPU.
+        setting: How the stage is spread.
+
+    Returns:
+        Bytes on the GPU at all times, bytes on the GPU in addition while they score, and bytes in
+        the CPUs' memory over all processes.
     """
     if not setting.offload_frozen:
         return frozen, {}, 0.0

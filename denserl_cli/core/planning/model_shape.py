@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder-only language model. queries, keys: width of all query and of all key heads.
+    """A decoder-only language model.
 
-    linears: (name, one side, other side) of the linear maps of one layer. parameters: all weights,
-    the head's counted once where it is the embedding.
+    Attributes:
+        hidden: Width of the model.
+        intermediate: Width of its feed-forward layers.
+        layers: Depth.
+        heads: Attention heads.
+        queries: Width of all query heads together.
+        keys: Width of all key heads together.
+        vocabulary: Rows of the embedding.
+        parameters: All weights; the head's are counted once where it is the embedding.
+        tied: Whether the head is the embedding.
+        linears: (name, one side, other side) of the linear maps of one layer.
     """
 
     hidden: int
@@ -64,8 +73,14 @@ class ModelShape:
 def recipe_shape(recipe: Recipe, *, recorded: bool = True) -> ModelShape:
     """The shape of a recipe's model: a folder's own, else what the recipe records of it.
 
-    recorded: whether the record is of this model. Nothing is downloaded; raises DenserlError when
-    the shape cannot be known.
+    Nothing is downloaded.
+
+    Args:
+        recipe: The recipe.
+        recorded: Whether its record is of this model.
+
+    Raises:
+        DenserlError: The shape cannot be known.
     """
     path = recipe.model.path
     if recipe.sandbox is not None and not path:
@@ -95,11 +110,11 @@ def recorded_shape(recorded: RecordedConfig) -> ModelShape | None:
         rest = parameters - vocabulary * hidden * (1 if tied else 2) - hidden
         return (rest / layers - 3 * hidden * inner - 2 * hidden) / (2 * hidden * (heads + pairs))
 
-    def strangeness(tied: bool) -> float:
+    def misfit(tied: bool) -> float:
         found = width(tied)
         return abs(found - max(8, 8 * round(found / 8)))
 
-    tied = min((False, True), key=strangeness)
+    tied = min((False, True), key=misfit)
     size = max(8, 8 * round(width(tied) / 8))
     queries, keys = heads * size, pairs * size
     return ModelShape(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from denserl_cli.core.planning import memory_terms as memory
 from denserl_cli.core.planning.memory_terms import Bytes, Setting, added
 from denserl_cli.core.planning.model_shape import ModelShape
 from denserl_cli.core.recipe.schema import Recipe
+from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM, StageName
 
-Stage = Literal["train-rm", "fit-function", "train-ppo"]
-STAGES: tuple[Stage, ...] = ("train-rm", "fit-function", "train-ppo")
 QUANTIZED = 0.516
 """Bytes of a weight in 4 bits, with its share of the doubly quantised scales."""
 
@@ -20,7 +19,7 @@ QUANTIZED = 0.516
 class Plan(NamedTuple):
     """A stage under one setting: the terms of each phase, and the CPUs' memory, in bytes."""
 
-    stage: Stage
+    stage: StageName
     setting: Setting
     phases: dict[str, Bytes]
     cpu: float
@@ -31,19 +30,15 @@ class Plan(NamedTuple):
         return max(memory.total(terms) for terms in self.phases.values())
 
 
-def plan(recipe: Recipe, shape: ModelShape, stage: Stage, setting: Setting) -> Plan:
+def plan(recipe: Recipe, shape: ModelShape, stage: StageName, setting: Setting) -> Plan:
     """What a stage of the recipe needs under a setting."""
-    if stage == "train-rm":
-        phases, cpu = _train_rm(recipe, shape, setting)
-    elif stage == "fit-function":
-        phases, cpu = _fit(recipe, shape, setting), 0.0
-    else:
-        phases, cpu = _train_ppo(recipe, shape, setting)
+    needs = {TRAIN_RM: _train_rm, FIT_FUNCTION: _fit, TRAIN_PPO: _train_ppo}[stage]
+    phases, cpu = needs(recipe, shape, setting)
     if not setting.on_cpu:
         allowance = {"CUDA allowance": float(memory.CUDA_ALLOWANCE)}
         phases = {name: added(terms, allowance) for name, terms in phases.items()}
     # each process reads a whole model: float32 to train it, else the compute type
-    frozen = stage == "fit-function" or recipe.lora is not None
+    frozen = not STAGES[stage].trains or recipe.lora is not None
     loaded = setting.ranks * shape.parameters * (setting.compute if frozen else memory.FLOAT)
     return Plan(stage, setting, phases, max(cpu, loaded))
 
@@ -70,7 +65,7 @@ class _Trained:
         reduction = added(buffer, memory.reduction(self.trained, setting))
         held = self.held_bucket(setting)
         passing = added(
-            self.at_work(shape, setting, lora=lora),
+            self.in_a_pass(shape, setting, lora=lora),
             {} if lora else memory.widest_gradient(shape, setting),
             activations,
             held if setting.on_cpu else reduction,
@@ -79,11 +74,11 @@ class _Trained:
         most = max(passing, reduction, step, key=memory.total)
         return added(memory.gradients(self.trained, setting), most)
 
-    def at_work(self, shape: ModelShape, setting: Setting, *, lora: bool) -> Bytes:
+    def in_a_pass(self, shape: ModelShape, setting: Setting, *, lora: bool) -> Bytes:
         """What a pass needs beside the weights; of adapters, autocast copies no more than them."""
         working = self.trained if lora and setting.zero_stage < 3 else self.weights
         embedding = 0 if lora else shape.embedding
-        return memory.weights_at_work(working, setting, embedding=embedding)
+        return memory.pass_weights(working, setting, embedding=embedding)
 
     def held_bucket(self, setting: Setting) -> Bytes:
         """The bucket that stage 3 never gives back."""
@@ -138,8 +133,8 @@ def _train_rm(
     held = added(base, model.state(setting))
     phases = {"load": added(base, memory.loading({}, 0 if lora else model.weights, setting))}
     if segmented:
-        looked = _reference_pass(shape, setting, rows, length, rows * length)
-        phases["segment"] = added(held, model.waiting(setting), looked)
+        scoring = _reference_pass(shape, setting, rows, length, rows * length)
+        phases["segment"] = added(held, model.waiting(setting), scoring)
     phases["update"] = added(
         held,
         model.update(
@@ -152,19 +147,19 @@ def _train_rm(
     return phases, memory.offloaded(model.trained, setting)
 
 
-def _fit(recipe: Recipe, shape: ModelShape, setting: Setting) -> dict[str, Bytes]:
+def _fit(recipe: Recipe, shape: ModelShape, setting: Setting) -> tuple[dict[str, Bytes], float]:
     rows, length = 2 * recipe.normalizer.batch_size, recipe.data.max_length
     segmented = recipe.segmentation.by_entropy
     lora = recipe.lora is not None and recipe.published is None
     base = _base(recipe, shape, setting) if segmented or lora else {}
     if not lora:
         base = added(base, memory.frozen_weights(shape.body, setting))
-    looked = memory.inference_activations(shape, rows, length, setting)
+    scoring = memory.inference_activations(shape, rows, length, setting)
     if segmented:
-        looked = _reference_pass(shape, setting, rows, length, rows * length)
+        scoring = _reference_pass(shape, setting, rows, length, rows * length)
     else:
-        looked = added(looked, memory.gathered_frozen(shape.body, setting))
-    return {"score": added(base, looked)}
+        scoring = added(scoring, memory.gathered_frozen(shape.body, setting))
+    return {"score": added(base, scoring)}, 0.0
 
 
 def _train_ppo(
@@ -177,9 +172,9 @@ def _train_ppo(
     if ppo.learned_weight and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
-    resting, at_hand, away = memory.resting(base, setting)
-    held = added(resting, policy.state(setting), critic.state(setting))
-    held_too = added(held, policy.held_bucket(setting), critic.held_bucket(setting))
+    waiting, returned, offloaded = memory.frozen_models(base, setting)
+    held = added(waiting, policy.state(setting), critic.state(setting))
+    held_in_rollout = added(held, policy.held_bucket(setting), critic.held_bucket(setting))
     sampled, record = (
         ppo.rollout_micro_batch_size,
         memory.rollout_record(responses, ppo.max_new_tokens),
@@ -191,11 +186,11 @@ def _train_ppo(
     )
     phases = {
         "load": memory.loading(
-            added(resting, policy.state(setting)), 0 if lora else critic.weights, setting
+            added(waiting, policy.state(setting)), 0 if lora else critic.weights, setting
         ),
-        "rollout": added(held_too, _sampling(recipe, shape, setting, policy)),
+        "rollout": added(held_in_rollout, _sampling(recipe, shape, setting, policy)),
         "score": added(
-            held_too, at_hand, record, _scoring(recipe, shape, setting, policy, sampled)
+            held_in_rollout, returned, record, _scoring(recipe, shape, setting, policy, sampled)
         ),
         "critic": added(
             held,
@@ -210,21 +205,21 @@ def _train_ppo(
             policy.update(shape, setting, added(activations, likelihood), lora=lora),
         ),
     }
-    return phases, away + memory.offloaded(policy.trained + critic.trained, setting)
+    return phases, offloaded + memory.offloaded(policy.trained + critic.trained, setting)
 
 
 def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:
     """Generation: the whole policy gathered once, the cache at its longest or the prompts' pass."""
     ppo, rows = recipe.ppo, recipe.ppo.rollout_micro_batch_size
     whole = replace(setting, live=policy.weights, prefetch=0)
-    gathered = policy.at_work(shape, whole, lora=recipe.lora is not None)
+    gathered = policy.in_a_pass(shape, whole, lora=recipe.lora is not None)
     trained = recipe.lora is None
     prompts = added(
         memory.kv_cache(shape, rows, ppo.max_prompt_length, setting),
         memory.inference_activations(shape, rows, ppo.max_prompt_length, setting, trained=trained),
     )
-    grown = memory.kv_cache(shape, rows, ppo.max_prompt_length + ppo.max_new_tokens, setting)
-    wider = max(prompts, grown, key=memory.total)
+    whole_cache = memory.kv_cache(shape, rows, ppo.max_prompt_length + ppo.max_new_tokens, setting)
+    wider = max(prompts, whole_cache, key=memory.total)
     return added(gathered, wider, memory.drawing(shape, rows))
 
 
@@ -236,7 +231,7 @@ def _scoring(
     length, tokens = ppo.max_prompt_length + ppo.max_new_tokens, rows * ppo.max_new_tokens
     reference = _reference_pass(shape, setting, rows, length, tokens)
     sampled = added(
-        policy.at_work(shape, setting, lora=recipe.lora is not None),
+        policy.in_a_pass(shape, setting, lora=recipe.lora is not None),
         memory.inference_activations(shape, rows, length, setting, trained=recipe.lora is None),
         memory.likelihood(shape, tokens, setting),
     )

@@ -59,7 +59,7 @@ class Builder:
         if section in SHORT and isinstance(node.value, str):
             return section(**{SHORT[section]: node.value})
         if not isinstance(node.value, dict):
-            return self.reject(node, key, f"must be {words(section)}, not {_found(node)}")
+            return self.reject(node, key, f"must be {describe(section)}, not {_found(node)}")
         hints, values = field_types(section), {}
         for name, child in node.value.items():
             path = _join(key, name)
@@ -78,7 +78,7 @@ class Builder:
         single = item in SHORT and isinstance(node.value, str | dict)
         items = [node] if single else node.value
         if not isinstance(items, list) or (rest != [...] and len(items) != len(rest) + 1):
-            return self.reject(node, key, f"must be {words(expected)}, not {_found(node)}")
+            return self.reject(node, key, f"must be {describe(expected)}, not {_found(node)}")
         built = [self.build(item, child, f"{key}[{i}]") for i, child in enumerate(items)]
         return INVALID if INVALID in built else tuple(built)
 
@@ -87,7 +87,7 @@ class Builder:
         if node.value in choices and type(node.value) is not bool:
             return node.value
         near = get_close_matches(str(node.value), map(str, choices), 1)
-        message = f"must be {words(expected)}, not {_found(node)}"
+        message = f"must be {describe(expected)}, not {_found(node)}"
         return self.reject(node, key, message + did_you_mean(near))
 
     def _scalar(self, expected: Any, node: Node, key: str) -> Any:
@@ -96,7 +96,7 @@ class Builder:
             value = float(value)
         if type(value) is not expected:
             advice = "; put it in quotes" if expected is str and type(value) in _SCALARS else ""
-            message = f"must be {words(expected)}, not {_found(node)}{advice}"
+            message = f"must be {describe(expected)}, not {_found(node)}{advice}"
             return self.reject(node, key, message)
         if expected is float and not math.isfinite(value):
             return self.reject(node, key, f"must be a finite number, not {value}")
@@ -164,10 +164,10 @@ def did_you_mean(near: Sequence[str]) -> str:
     return f", did you mean {' or '.join(near)}?" if near else ""
 
 
-def words(expected: Any) -> str:
+def describe(expected: Any) -> str:
     """Name a field's type the way error messages and the reference do."""
     if len(options(expected)) > 1:
-        named = [words(option) for option in options(expected) if option is not type(None)]
+        named = [describe(option) for option in options(expected) if option is not type(None)]
         return " or ".join([*named, "null"] if type(None) in options(expected) else named)
     if is_dataclass(expected):
         return f"a {_NAMED[expected]}" if expected in SHORT else "a block of settings"
@@ -178,7 +178,7 @@ def words(expected: Any) -> str:
         return f"{', '.join(map(str, arguments[:-1]))} or {arguments[-1]}"
     if origin is tuple:
         plurals = {str: "texts", float: "numbers", **{k: f"{v}s" for k, v in _NAMED.items()}}
-        several = plurals.get(arguments[0]) or words(arguments[0])
+        several = plurals.get(arguments[0]) or describe(arguments[0])
         return f"a list of {'' if ... in arguments else f'{len(arguments)} '}{several}"
     return _SCALARS.get(expected, "a mapping")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from denserl_cli.core.recipe.fields import value_of
 from denserl_cli.core.recipe.functions import short_name, why_not
 from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
 
@@ -67,7 +68,7 @@ class Problem(NamedTuple):
 def problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield every value, combination and local path of the recipe that makes no sense.
 
-    Runs on a recipe whose optional choices are already filled in (see `schema.resolved`).
+    Runs on a recipe whose optional choices are already filled in (see `defaults.resolved`).
     """
     yield from _ranges(recipe)
     yield from _source_ranges(recipe)
@@ -79,24 +80,17 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _missing_files(recipe)
 
 
-def _value(recipe: Recipe, key: str) -> Any:
-    value: Any = recipe
-    for part in key.split("."):
-        value = getattr(value, part, None)
-    return value
-
-
 def _ranges(recipe: Recipe) -> Iterator[Problem]:
     for key in _POSITIVE:
-        value = _value(recipe, key)
+        value = value_of(recipe, key)
         if value is not None and not value > 0:
             yield Problem(key, f"must be positive, not {value}")
     for key in _ZERO_OR_MORE:
-        value = _value(recipe, key)
+        value = value_of(recipe, key)
         if value not in (None, "auto") and not value >= 0:
             yield Problem(key, f"must be zero or more, not {value}")
     for key in _AT_MOST_ONE:
-        value = _value(recipe, key)
+        value = value_of(recipe, key)
         if value > 1 or (value < 0 and key not in _POSITIVE):
             yield Problem(key, f"must be between 0 and 1, not {value}")
     for place, beta in enumerate(recipe.optimizer.betas):
@@ -105,14 +99,14 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
                 f"optimizer.betas[{place}]", f"must be at least 0 and below 1, not {beta}"
             )
     for key in ("seed", "normalizer.seed"):
-        if _value(recipe, key) >= 2**32:
-            yield Problem(key, f"must be below {2**32}, not {_value(recipe, key)}")
+        if value_of(recipe, key) >= 2**32:
+            yield Problem(key, f"must be below {2**32}, not {value_of(recipe, key)}")
     if recipe.sandbox is not None and recipe.sandbox.endings > 1:
         for name in ("phrases", "phrase_length"):
             if getattr(recipe.sandbox, name) < 2:
                 advice = "must be 2 or more where a phrase has several endings"
                 yield Problem(f"sandbox.{name}", advice, ("sandbox.endings",))
-    hidden = _value(recipe, "sandbox.hidden_size")
+    hidden = value_of(recipe, "sandbox.hidden_size")
     if hidden is not None and hidden % 16:
         yield Problem("sandbox.hidden_size", f"must be a multiple of 16, not {hidden}")
     if not recipe.name or recipe.name.startswith(".") or set(recipe.name) & set("/\\"):
@@ -251,7 +245,7 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
 def _engines(recipe: Recipe) -> Iterator[Problem]:
     """What the engines of the stages cannot do."""
     for block in ("reward_model", "ppo"):
-        key, engine = f"{block}.engine", _value(recipe, f"{block}.engine")
+        key, engine = f"{block}.engine", value_of(recipe, f"{block}.engine")
         if engine.offload_parameters and engine.zero_stage != 3:
             advice = f"needs sharded weights; set {key}.zero_stage to 3"
             yield Problem(f"{key}.offload_parameters", advice, (f"{key}.zero_stage",))
@@ -276,7 +270,7 @@ def _origins(recipe: Recipe) -> Iterator[Problem]:
 def _missing_files(recipe: Recipe) -> Iterator[Problem]:
     named = [(f"{key}.path", source.path) for key, source in _sources(recipe)]
     for key in ("model.path", "model.tokenizer", "published.reward_model", "published.policy"):
-        named.append((key, _value(recipe, key) or ""))
+        named.append((key, value_of(recipe, key) or ""))
     for key, path in named:
         if looks_local(path) and not os.path.exists(os.path.expanduser(path)):
             yield Problem(key, f"no such file or folder: {path}")

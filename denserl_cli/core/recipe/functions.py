@@ -23,7 +23,7 @@ def short_name(function: str) -> str:
 
 
 def module_and_name(function: str) -> tuple[str, str] | None:
-    """The two parts of `python:module.function`; None when it is none."""
+    """The two parts of `python:module.function`; None for anything else."""
     module, _, name = function.removeprefix(PREFIX).rpartition(".")
     parts = [*module.split("."), name]
     return (module, name) if all(part.isidentifier() for part in parts) else None

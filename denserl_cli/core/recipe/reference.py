@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from denserl_cli.core.recipe import schema
-from denserl_cli.core.recipe.building import field_types, options, words
+from denserl_cli.core.recipe.building import describe, field_types, options
 from denserl_cli.core.recipe.schema import (
     Coefficients,
     EngineConfig,
@@ -88,7 +88,7 @@ def _section(field: Field) -> Any:
 def _table(title: str, section: Any, prefix: str, skip: list[str] | None = None) -> str:
     summary, documentation = _docstrings()[section.__name__]
     rows = [
-        f"| `{prefix}{field.name}` | {words(field_types(section)[field.name])} "
+        f"| `{prefix}{field.name}` | {describe(field_types(section)[field.name])} "
         f"| {_default(field)} | {documentation[field.name]} |"
         for field in fields(section)
         if field.name not in (skip or [])

@@ -377,7 +377,7 @@ class RecordedConfig:
     drops the facts about it.
     """
 
-    gpus: int = 1
+    gpus: int | None = None
     """GPUs of the published training."""
     gated: bool = False
     """Whether the hub asks to accept a licence before the model can be downloaded."""

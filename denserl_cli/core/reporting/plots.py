@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from denserl_cli.core.recipe.stages import TRAIN_PPO, TRAIN_RM
 from denserl_cli.core.reporting.drawing import CYCLE, INK, MARKERS, QUIET, Plot, drawing, look
 from denserl_cli.core.reporting.locations import pool
 from denserl_cli.core.reporting.record import RunRecord, Series, is_number
@@ -16,17 +17,16 @@ from denserl_cli.core.reporting.record import RunRecord, Series, is_number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RM, PPO = "train-rm", "train-ppo"
 POINTS = 400
 """Points of a line that are drawn; longer ones are averaged down to that."""
 CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    RM: {
+    TRAIN_RM: {
         "loss": ("loss", "nats a pair"),
         "accuracy": ("accuracy", "share of pairs"),
         "reward_std": ("spread of the scores", "std"),
         "gradient_norm": ("gradient norm", "before clipping"),
     },
-    PPO: {
+    TRAIN_PPO: {
         "rm_score": ("reward model's score", "mean of the responses"),
         "dense_reward": ("dense reward of a response", "before the KL penalty"),
         "true_reward": ("true reward", "the task's own"),
@@ -49,9 +49,9 @@ CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
     """Each figure of a stage over its steps; held-out values as dashes between points."""
     found: list[Plot] = []
-    x = "step" if stage == RM else "iteration"
+    x = "step" if stage == TRAIN_RM else "iteration"
     own = {name: (own_title(name), "before its weight") for name in reward_functions(runs)}
-    for name, (title, unit) in {**(own if stage == PPO else {}), **CURVES[stage]}.items():
+    for name, (title, unit) in {**(own if stage == TRAIN_PPO else {}), **CURVES[stage]}.items():
         with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
             held = False
             for place, run in enumerate(runs):
@@ -119,7 +119,7 @@ def rewards_by_location(runs: Sequence[RunRecord]) -> list[Plot]:
         title, y = f"{when} normalisation", "mean ± std of segment rewards"
         with drawing(f"locations-{when}", title, found, "location p", y) as axes:
             for place, run in enumerate(runs):
-                lines = run.metrics.get(PPO, ())
+                lines = run.metrics.get(TRAIN_PPO, ())
                 fifth = max(1, len(lines) // 5)
                 parts = {"last fifth": lines[-fifth:]}
                 if len(runs) == 1 and len(lines) > 2:
@@ -135,7 +135,7 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
     found: list[Plot] = []
     x, names = "KL to the reference, nats a response", ["rm_score", _paid(runs), "true_reward"]
     for name in dict.fromkeys([*reward_functions(runs), *names]):
-        y = CURVES[PPO][name][0] if name in CURVES[PPO] else own_title(name)
+        y = CURVES[TRAIN_PPO][name][0] if name in CURVES[TRAIN_PPO] else own_title(name)
         title = "score" if name == "rm_score" else y
         with drawing(f"kl-{name}", f"{title} against KL", found, x, y) as axes:
             for place, run in enumerate(runs):
@@ -162,12 +162,12 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
         for place, run in enumerate(runs):
             shown = names if len(runs) == 1 else {"response_length": f"{run.label}, tokens"}
             for turn, (name, label) in enumerate(shown.items()):
-                series = _thinned(run.series(PPO, name))
+                series = _thinned(run.series(TRAIN_PPO, name))
                 if series and series.values[0]:
                     values = series.values / series.values[0]
                     axes.plot(series.steps, values, label=label, **look(place + turn))
     name = _paid(runs)
-    x, y = "tokens a response", CURVES[PPO][name][0]
+    x, y = "tokens a response", CURVES[TRAIN_PPO][name][0]
     title = "score" if name == "rm_score" else y
     with drawing("length-reward", f"{title} against length", found, x, y) as axes:
         for place, run in enumerate(runs):
@@ -181,7 +181,7 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
 def reward_functions(runs: Sequence[RunRecord]) -> list[str]:
     """The figures of the reward functions that any run was trained by (`ppo.reward`)."""
     names = dict.fromkeys(
-        name for run in runs for line in run.metrics.get(PPO, ()) for name in line
+        name for run in runs for line in run.metrics.get(TRAIN_PPO, ()) for name in line
     )
     found = [re.fullmatch(r"(?:eval_)?(reward_[\w.-]+)", name) for name in names]
     return list(dict.fromkeys(match[1] for match in found if match))
@@ -194,8 +194,9 @@ def own_title(name: str) -> str:
 
 def _paid(runs: Sequence[RunRecord]) -> str:
     """The reward that every run has: the reward model's score, or else the dense one."""
-    without = [run for run in runs if not run.series(PPO, "rm_score")]
-    return "dense_reward" if any(run.series(PPO, "dense_reward") for run in without) else "rm_score"
+    without = [run for run in runs if not run.series(TRAIN_PPO, "rm_score")]
+    dense = any(run.series(TRAIN_PPO, "dense_reward") for run in without)
+    return "dense_reward" if dense else "rm_score"
 
 
 def _named(run: RunRecord, runs: Sequence[RunRecord]) -> str:
@@ -227,7 +228,7 @@ def _held_out(axes: Axes, series: Series, place: int) -> bool:
 def _length_rule(axes: Axes, runs: Sequence[RunRecord]) -> None:
     """How often the longer response is the better one."""
     for place, run in enumerate(runs):
-        rule = run.series(RM, "eval_longer_accuracy")
+        rule = run.series(TRAIN_RM, "eval_longer_accuracy")
         if rule:
             colour = CYCLE[place % len(CYCLE)] if len(runs) > 1 else QUIET
             label = "'longer wins'" if place == 0 else None
@@ -261,7 +262,7 @@ def _by_location(axes: Axes, lines: Sequence[Any], kind: str, label: str, place:
 
 def _together(run: RunRecord, *names: str) -> list[np.ndarray]:
     """Figures of the iterations that have them all."""
-    found = [run.series(PPO, name) for name in names]
+    found = [run.series(TRAIN_PPO, name) for name in names]
     steps = [set(series.steps) for series in found]
     common = sorted(set.intersection(*steps))
     return [series.values[np.isin(series.steps, common)] for series in found]

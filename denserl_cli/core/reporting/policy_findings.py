@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from denserl_cli.core.recipe.stages import TRAIN_PPO
 from denserl_cli.core.reporting.finding import POINTS, Check, Finding
 from denserl_cli.core.reporting.locations import pool
 from denserl_cli.core.reporting.record import RunRecord, Series, is_number
-
-STAGE = "train-ppo"
 
 RISE = 0.5
 """Late minus early reward, in stds over the iterations, above which it rises: less is noise."""
@@ -48,7 +47,7 @@ POLICY_CLIPPED = 0.3
 
 def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
     """A policy that earns what it should not, where the task knows better."""
-    true = record.series(STAGE, "true_reward")
+    true = record.series(TRAIN_PPO, "true_reward")
     if len(true.values) < 2 * POINTS:
         return
     width = max(1, len(true.values) // 5)
@@ -73,7 +72,7 @@ def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
 
 def length_drift(record: RunRecord) -> Iterator[Finding]:
     """Responses that grow or shrink while the policy learns."""
-    length = record.series(STAGE, "response_length")
+    length = record.series(TRAIN_PPO, "response_length")
     if len(length.values) < POINTS:
         return
     change = f"from {length.early:.0f} to {length.late:.0f} tokens"
@@ -98,7 +97,7 @@ def length_drift(record: RunRecord) -> Iterator[Finding]:
 
 def segments_drift(record: RunRecord) -> Iterator[Finding]:
     """A policy that is paid for making more segments (method §8)."""
-    segments = record.series(STAGE, "segments_per_response")
+    segments = record.series(TRAIN_PPO, "segments_per_response")
     if len(segments.values) < POINTS or segments.late <= GROWTH * segments.early:
         return
     summed = record.setting("ppo.segment_total") == "sum"
@@ -117,7 +116,7 @@ def segments_drift(record: RunRecord) -> Iterator[Finding]:
 
 def kl_range(record: RunRecord) -> Iterator[Finding]:
     """A policy that has gone too far, or nowhere, or whose samples are not its own."""
-    kl, per_token = record.series(STAGE, "kl"), record.series(STAGE, "kl_per_token")
+    kl, per_token = record.series(TRAIN_PPO, "kl"), record.series(TRAIN_PPO, "kl_per_token")
     if len(kl.values) < POINTS:
         return
     each = f", {per_token.late:.2g} a token" if per_token else ""
@@ -168,7 +167,7 @@ def _kl_limits(record: RunRecord, kl: Series, per_token: Series) -> Iterator[Fin
 
 def entropy_change(record: RunRecord) -> Iterator[Finding]:
     """A policy that says one thing, or anything."""
-    entropy = record.series(STAGE, "entropy")
+    entropy = record.series(TRAIN_PPO, "entropy")
     if len(entropy.values) < POINTS or entropy.early <= 0:
         return
     change = f"from {entropy.early:.3g} to {entropy.late:.3g} nats a token"
@@ -191,7 +190,7 @@ def entropy_change(record: RunRecord) -> Iterator[Finding]:
 
 def clipped_rewards(record: RunRecord) -> Iterator[Finding]:
     """Rewards that all look the same, because they are cut at the limit."""
-    clipped = record.series(STAGE, "clipped_rewards")
+    clipped = record.series(TRAIN_PPO, "clipped_rewards")
     if not clipped or clipped.late <= CLIPPED[0]:
         return
     clip = record.setting("ppo.reward_clip")
@@ -208,7 +207,7 @@ def clipped_rewards(record: RunRecord) -> Iterator[Finding]:
 
 def normalizer_floor(record: RunRecord) -> Iterator[Finding]:
     """Segments where the fitted std was too small to divide by (method §4)."""
-    floored = record.series(STAGE, "floored_segments")
+    floored = record.series(TRAIN_PPO, "floored_segments")
     if not floored or floored.late <= FLOORED[0]:
         return
     yield Finding(
@@ -222,7 +221,7 @@ def normalizer_floor(record: RunRecord) -> Iterator[Finding]:
 
 def normalizer_fit(record: RunRecord) -> Iterator[Finding]:
     """A normaliser that was fitted to other responses than the policy's."""
-    lines = record.metrics.get(STAGE, ())
+    lines = record.metrics.get(TRAIN_PPO, ())
     pooled = pool(lines[: max(1, len(lines) // 5)], "reward")
     if pooled is None or record.setting("normalizer.kind") in ("none", "last"):
         return  # neither was fitted to all segments
@@ -240,7 +239,7 @@ def normalizer_fit(record: RunRecord) -> Iterator[Finding]:
 
 def unterminated(record: RunRecord) -> Iterator[Finding]:
     """Responses that run into the length limit."""
-    terminated = record.series(STAGE, "terminated")
+    terminated = record.series(TRAIN_PPO, "terminated")
     if terminated and terminated.late < UNTERMINATED:
         yield Finding(
             "warning",
@@ -265,7 +264,7 @@ def no_gain(record: RunRecord) -> Iterator[Finding]:
 
 def rough_updates(record: RunRecord) -> Iterator[Finding]:
     """Updates that go too far, or a critic that foresees nothing."""
-    clipped = record.series(STAGE, "policy_clip_fraction")
+    clipped = record.series(TRAIN_PPO, "policy_clip_fraction")
     if clipped and clipped.late > POLICY_CLIPPED:
         yield Finding(
             "warning",
@@ -273,7 +272,7 @@ def rough_updates(record: RunRecord) -> Iterator[Finding]:
             "too large.",
             "lower ppo.actor_learning_rate or ppo.epochs, or raise ppo.train_batch_size.",
         )
-    foreseen = record.series(STAGE, "explained_variance")
+    foreseen = record.series(TRAIN_PPO, "explained_variance")
     if len(foreseen.values) >= 2 * POINTS and foreseen.late < 0:
         yield Finding(
             "note",
@@ -286,7 +285,7 @@ def rough_updates(record: RunRecord) -> Iterator[Finding]:
 
 def _reward(record: RunRecord) -> Series:
     """What PPO maximises, or else the reward model's score."""
-    return record.series(STAGE, "dense_reward") or record.series(STAGE, "rm_score")
+    return record.series(TRAIN_PPO, "dense_reward") or record.series(TRAIN_PPO, "rm_score")
 
 
 def _rises(reward: Series) -> bool:

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.recipe.stages import TRAIN_PPO, TRAIN_RM
 from denserl_cli.core.runs.run_json import RunJson
 
-STAGES = ("train-rm", "fit-function", "train-ppo")
-"""In the order in which they run."""
 _ENDLESS = 1e300
 """From here on sums and the widths of axes overflow."""
 Line = dict[str, Any]
@@ -110,7 +109,7 @@ def read_run(folder: Path, label: str) -> RunRecord:
     stages = {name: _stage(entry) for name, entry in _read_run_json(folder).stages.items()}
     lines = _read_lines(folder / "metrics.jsonl", notes) if stages else []
     metrics = {name: _in_order(lines, name) for name in stages}
-    samples = _read_lines(folder / "samples.jsonl", notes) if "train-ppo" in stages else []
+    samples = _read_lines(folder / "samples.jsonl", notes) if TRAIN_PPO in stages else []
     normalizer = folder / "reward_model" / "normalizer.json"
     return RunRecord(
         label=label,
@@ -121,7 +120,7 @@ def read_run(folder: Path, label: str) -> RunRecord:
         samples=[one for one in samples if _is_sample(one)],
         normalizer=_read_normalizer(normalizer, notes),
         measured=_measured(_read_json(normalizer)),
-        accuracy_by_length=_lengths(metrics.get("train-rm", ()), folder / "evaluation"),
+        accuracy_by_length=_lengths(metrics.get(TRAIN_RM, ()), folder / "evaluation"),
         notes=notes,
     )
 
@@ -205,7 +204,7 @@ def _in_order(lines: Sequence[Line], stage: str) -> list[Line]:
 def _is_sample(line: Line) -> bool:
     segments = line.get("segments")
     return (
-        line.get("stage") == "train-ppo"
+        line.get("stage") == TRAIN_PPO
         and isinstance(line.get("prompt"), str)
         and isinstance(segments, list)
         and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in segments)

@@ -7,34 +7,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from denserl_cli.core.recipe.document import to_yaml
+from denserl_cli.core.recipe.stages import TRAIN_PPO, TRAIN_RM, TRAINING
 from denserl_cli.core.reporting import plots
 from denserl_cli.core.reporting.drawing import Plot
 from denserl_cli.core.reporting.finding import Finding
 from denserl_cli.core.reporting.findings import findings
-from denserl_cli.core.reporting.record import STAGES, RunRecord
+from denserl_cli.core.reporting.record import RunRecord
 from denserl_cli.core.reporting.samples import Thread, threads
 from denserl_cli.core.runs.settings import flat
 
-PPO, RM = "train-ppo", "train-rm"
 OVERVIEW = (
-    (RM, "accuracy", "reward model: accuracy"),
-    (RM, "longer_accuracy", "accuracy of 'prefer the longer'"),
-    (PPO, "rm_score", "reward model's score"),
-    (PPO, "true_reward", "true reward"),
-    (PPO, "kl", "KL, nats a response"),
-    (PPO, "entropy", "policy entropy, nats a token"),
-    (PPO, "response_length", "response length, tokens"),
-    (PPO, "segments_per_response", "segments of a response"),
-    (PPO, "terminated", "responses that end by themselves"),
+    (TRAIN_RM, "accuracy", "reward model: accuracy"),
+    (TRAIN_RM, "longer_accuracy", "accuracy of 'prefer the longer'"),
+    (TRAIN_PPO, "rm_score", "reward model's score"),
+    (TRAIN_PPO, "true_reward", "true reward"),
+    (TRAIN_PPO, "kl", "KL, nats a response"),
+    (TRAIN_PPO, "entropy", "policy entropy, nats a token"),
+    (TRAIN_PPO, "response_length", "response length, tokens"),
+    (TRAIN_PPO, "segments_per_response", "segments of a response"),
+    (TRAIN_PPO, "terminated", "responses that end by themselves"),
 )
 """Stage, figure, and what it is called in the overview."""
 EXPECTED = {
-    RM: {
+    TRAIN_RM: {
         "eval_accuracy": "accuracy on held-out pairs (nothing was held out, or no evaluation yet)",
         "eval_lengths": "reward model accuracy by length difference; denserl evaluate rm makes up "
         "for it",
     },
-    PPO: {
+    TRAIN_PPO: {
         "entropy": "policy entropy",
         "clipped_rewards": "the share of clipped rewards",
         "location_segments": "segment rewards by location",
@@ -101,8 +101,8 @@ def overview(runs: Sequence[RunRecord]) -> Table:
     """How far each run got, and its main figures at the start and at the end."""
     rows = [["recipe", *(str(run.setting("name") or "–") for run in runs)]]
     rows += [["rewards", *(_granularity(run) for run in runs)]]
-    rows += [[stage, *(_status(run, stage) for run in runs)] for stage in STAGES]
-    own = [(PPO, name, plots.own_title(name)) for name in plots.reward_functions(runs)]
+    rows += [[stage, *(_status(run, stage) for run in runs)] for stage in TRAINING]
+    own = [(TRAIN_PPO, name, plots.own_title(name)) for name in plots.reward_functions(runs)]
     for stage, name, words in (*OVERVIEW, *own):
         for prefix, where in (("eval_", ", held out"), ("", "")):
             cells = [_change(run, stage, prefix + name) for run in runs]
@@ -164,11 +164,11 @@ def missing(run: RunRecord) -> list[str]:
         if stage in run.stages and not lines:
             said.append(f"{stage}: no figures yet")
         for name, words in figures.items():
-            if name == "location_segments" and not run.series(PPO, "rm_score"):
+            if name == "location_segments" and not run.series(TRAIN_PPO, "rm_score"):
                 continue  # no reward model has given segments anything
             if lines and not any(line.get(name) is not None for line in lines):
                 said.append(f"{stage} did not record {words}")
-    if PPO in run.stages and not run.samples:
+    if TRAIN_PPO in run.stages and not run.samples:
         said.append("no samples: train-ppo has written none (run.log_samples)")
     if any(not stage.versions for stage in run.stages.values()):
         said.append("library versions: an older denserl did not record them")
@@ -182,7 +182,7 @@ def _sections(runs: Sequence[RunRecord]) -> list[Section]:
             "Accuracy is the share of pairs whose better response has the higher score. A reward "
             "model that is right only where the better response is the longer one has learned "
             "length.",
-            [*plots.curves(runs, RM), *plots.accuracy_by_length(runs)],
+            [*plots.curves(runs, TRAIN_RM), *plots.accuracy_by_length(runs)],
         ),
         Section(
             "Normaliser",
@@ -194,7 +194,7 @@ def _sections(runs: Sequence[RunRecord]) -> list[Section]:
             "Policy",
             "Thin: each iteration; thick: a running mean; dashes: the held-out prompts, under the "
             "same noise each time.",
-            plots.curves(runs, PPO),
+            plots.curves(runs, TRAIN_PPO),
         ),
         Section(
             "Reward against KL",
@@ -240,7 +240,7 @@ def _change(run: RunRecord, stage: str, name: str) -> str:
         first, last = series.values[0], series.values[-1]
     else:
         first, last = series.early, series.late
-    if stage == RM or len(series.values) == 1:
+    if stage == TRAIN_RM or len(series.values) == 1:
         return f"{last:.4g}"
     return f"{first:.4g} → {last:.4g}"
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from denserl_cli.core.recipe.stages import TRAIN_RM
 from denserl_cli.core.reporting.finding import POINTS, Check, Finding
 from denserl_cli.core.reporting.record import RunRecord
-
-STAGE = "train-rm"
 
 ABOVE_BASELINE = 0.05
 """Accuracy that a reward model should have above a rule that looks at the length alone."""
@@ -28,8 +27,8 @@ OVERFIT = 0.15
 def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
     """A reward model that is no better than a coin, or than looking at the length."""
     accuracy, longer = (
-        record.series(STAGE, "eval_accuracy"),
-        record.series(STAGE, "eval_longer_accuracy"),
+        record.series(TRAIN_RM, "eval_accuracy"),
+        record.series(TRAIN_RM, "eval_longer_accuracy"),
     )
     if not accuracy:
         return
@@ -83,7 +82,7 @@ def reward_model_by_length(record: RunRecord) -> Iterator[Finding]:
 
 def reward_model_overfit(record: RunRecord) -> Iterator[Finding]:
     """A reward model that knows its training pairs better than others."""
-    seen, held = record.series(STAGE, "accuracy"), record.series(STAGE, "eval_accuracy")
+    seen, held = record.series(TRAIN_RM, "accuracy"), record.series(TRAIN_RM, "eval_accuracy")
     if len(seen.values) < POINTS or not held or seen.late <= 0.5 + ABOVE_CHANCE:
         return
     if seen.late - held.values[-1] > OVERFIT:

@@ -29,6 +29,7 @@ from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference, new_scalar_model
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import throughput
+from denserl_cli.core.recipe.stages import TRAIN_RM as STAGE
 from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import (
     Metrics,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.runs.folder import RunFolder
 
 
-STAGE = "train-rm"
 HEADLINE = (
     *("loss", "accuracy", "segments_per_response"),
     *("tokens_per_second", "responses_per_second"),

@@ -11,7 +11,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.stages import MEMORY_FIELDS
+from denserl_cli.core.recipe.stages import STAGES
 from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
@@ -113,13 +113,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _advice(stage: str, recipe: Recipe) -> str:
     lower = []
-    for field in MEMORY_FIELDS[stage]:
+    for field in STAGES[stage].memory_fields:
         block, name = field.split(".")
         lower.append(f"{field} ({getattr(getattr(recipe, block), name)})")
     advice = f"lower {', '.join(lower)}"
-    if stage.startswith("evaluate-"):
+    if STAGES[stage].subject:
         return advice
-    if stage != "fit-function":
+    if STAGES[stage].trains:
         if not recipe.model.gradient_checkpointing:
             advice += "; set model.gradient_checkpointing=true (false)"
         if recipe.lora is None:

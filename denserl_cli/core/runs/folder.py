@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.recipe.stages import RESULTS
+from denserl_cli.core.recipe.stages import STAGES, later_stages
 from denserl_cli.core.runs.checkpoints import Checkpoint, Checkpoints
 from denserl_cli.core.runs.logs import Logs
-from denserl_cli.core.runs.run_json import Mode, RunJson, later_stages
+from denserl_cli.core.runs.run_json import Mode, RunJson
 from denserl_cli.core.runs.settings import result_settings, stage_settings
 from denserl_cli.core.system.distributed import barrier, is_main_process, world_size
 from denserl_cli.core.system.environment import device_name, versions
@@ -70,7 +70,7 @@ class RunFolder:
 
     def evaluation_file(self, stage: str, name: str | None = None) -> Path:
         """Where an evaluation writes its metrics. name: of the data, where it has one."""
-        words = [stage.removeprefix("evaluate-"), *([name] if name else [])]
+        words = [STAGES[stage].subject, *([name] if name else [])]
         return self.path / "evaluation" / f"{'-'.join(words)}.json"
 
     def _read_run_json(self) -> RunJson:
@@ -265,7 +265,7 @@ class RunFolder:
         """Move the results of stages to `replaced`; returns their names there."""
         moved = []
         for name in stages:
-            for result in RESULTS[name]:
+            for result in STAGES[name].results:
                 old = self.path / result
                 if old.exists():
                     new = _unused(self.path / "replaced" / result)

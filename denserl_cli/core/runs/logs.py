@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.runs.trackers import STAGES, Trackers
+from denserl_cli.core.recipe.stages import STAGES
+from denserl_cli.core.runs.trackers import Trackers
 from denserl_cli.core.system.files import full_disk_named, sync, write_text
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Logs:
             DenserlError: a tracker is not installed or refuses.
         """
         self._observer = observer
-        if stage in STAGES:
+        if STAGES[stage].trains:
             logged = self.last_step(stage)
             self._trackers = Trackers(recipe, self._folder, stage, resumed, logged, observer.notice)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.checks import looks_local
+from denserl_cli.core.recipe.stages import TRAIN_PPO
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
@@ -44,12 +45,12 @@ def choose_policy(recipe: Recipe, run: RunFolder, asked: str | None) -> Policy:
         return Policy(None, f"{recipe.name}-start")
     if asked is not None:
         return _given(expanduser(asked))
-    if run.interrupted("train-ppo"):
+    if run.interrupted(TRAIN_PPO):
         raise DenserlError(
             f"train-ppo in {run.path} is not finished",
             hint="finish it with denserl train-ppo --resume, or name a policy with --policy",
         )
-    if run.summary("train-ppo") is not None:
+    if run.summary(TRAIN_PPO) is not None:
         return Policy(str(run.policy), recipe.name)
     if recipe.published is not None and recipe.published.policy:
         path = recipe.published.policy

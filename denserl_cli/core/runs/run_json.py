@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.stages import _MEMORY, READS
+from denserl_cli.core.recipe.stages import CHANGEABLE, later_stages
 from denserl_cli.core.runs.settings import differences
 from denserl_cli.core.system.files import write_text
 
@@ -137,7 +137,7 @@ class RunJson:
         """
         if stage not in self.stages:
             return
-        changed = differences(self.stages[stage]["settings"], settings, ignored=_MEMORY)
+        changed = differences(self.stages[stage]["settings"], settings, ignored=CHANGEABLE)
         about = tuple(f"{name}{end}" for name in blocks for end in (".", " "))
         if named := "; ".join(line for line in changed if not about or line.startswith(about)):
             raise DenserlError(
@@ -157,11 +157,6 @@ class RunJson:
                 "done without it",
                 hint=_OTHER_FOLDER,
             )
-
-
-def later_stages(stage: str) -> list[str]:
-    """The stages that build on a stage's results."""
-    return list(READS)[list(READS).index(stage) + 1 :]
 
 
 def _check(content: Any) -> None:

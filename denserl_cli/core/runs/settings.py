@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from denserl_cli.core.recipe import Recipe, recipe_to_dict
-from denserl_cli.core.recipe.stages import _MEMORY, READS
+from denserl_cli.core.recipe.stages import CHANGEABLE, STAGES
 
 
 def stage_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
@@ -15,14 +15,14 @@ def stage_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat(recipe_to_dict(recipe)).items()
-        if any(key == name or key.startswith(name + ".") for name in READS[stage])
+        if any(key == name or key.startswith(name + ".") for name in STAGES[stage].reads)
     }
 
 
 def result_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """The settings that decide a stage's results: without those for memory and rounding alone."""
     settings = stage_settings(recipe, stage)
-    return {key: value for key, value in settings.items() if key not in _MEMORY}
+    return {key: value for key, value in settings.items() if key not in CHANGEABLE}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.recipe import Recipe
 
-STAGES = ("train-rm", "train-ppo")
-"""The stages that log metrics."""
-
 
 def check_trackers(recipe: Recipe) -> None:
     """Raise DenserlError when a tracker that the recipe names is not installed."""

@@ -23,6 +23,7 @@ from denserl_cli.core.models.sequence_classifier import (
 )
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.recipe.resolved import as_resolved
+from denserl_cli.core.recipe.stages import TRAIN_RM
 from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
 from denserl_cli.core.system.distributed import main_process_first
@@ -98,7 +99,7 @@ def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:
         record = RewardRecord.load(run.reward_model)
         if record.weights:
             _check_unchanged(record, recipe, run)
-    elif run.interrupted("train-rm"):
+    elif run.interrupted(TRAIN_RM):
         raise DenserlError(
             f"the training of the reward model in {run.path} was interrupted",
             hint="finish it with denserl train-rm --resume, or name another folder with --out",

@@ -14,6 +14,7 @@ from denserl_cli.core.models.lora import FILES, is_adapters, merged
 from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
+from denserl_cli.core.recipe.stages import STAGES, TRAINING
 from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
 from denserl_cli.core.system.files import replaced_folder
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Part = Literal["policy", "policy-best", "reward-model"]
 
 _MADE_BY = "Made by denserl"
-_STAGE_OF = {"policy": "train-ppo", "policy-best": "train-ppo", "reward-model": "train-rm"}
 _CLASS_OF = {
     "policy": "AutoModelForCausalLM",
     "policy-best": "AutoModelForCausalLM",
@@ -38,8 +38,9 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
     Raises DenserlError when the part is not trained yet, or under other settings, and when `target`
     holds something: `replace` allows what an earlier export has left there.
     """
-    stage = _STAGE_OF[part]
-    source = run.path / part.replace("-", "_")
+    result = part.replace("-", "_")
+    stage = next(name for name in TRAINING if result in STAGES[name].results)
+    source = run.path / result
     run.check_settings(stage)  # the card's recipe must be the one that made the model
     summary = run.summary(stage)
     if summary is None or not source.is_dir():

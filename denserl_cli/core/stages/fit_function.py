@@ -25,6 +25,7 @@ from denserl_cli.core.normalizer import (
     huber_line,
     location_table,
 )
+from denserl_cli.core.recipe.stages import FIT_FUNCTION
 from denserl_cli.core.scoring.loading import load_scorer
 from denserl_cli.core.scoring.resolve import prepare
 from denserl_cli.core.system.distributed import (
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
     from denserl_cli.core.scoring.scorer import Scorer
-
-STAGE = "fit-function"
 
 
 class SegmentRewards(NamedTuple):
@@ -58,8 +57,8 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     rows, skipped = draw_pairs(resolved, chat, settings.pairs, settings.seed, observer)
     seed_everything(resolved.seed)
     scorer = load_scorer(setup, run, observer, engine=resolved.reward_model.engine)
-    run.started(STAGE, mode, observer)
-    list_skipped(skipped, run.skipped_file(STAGE), observer)
+    run.started(FIT_FUNCTION, mode, observer)
+    list_skipped(skipped, run.skipped_file(FIT_FUNCTION), observer)
     rewards = segment_rewards(rows, scorer, settings.batch_size, chat.pad_id, observer)
     if not is_main_process():
         return
@@ -73,7 +72,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     }
     plot(run.normalizer.with_suffix(".png"), rewards, normalizer)
     normalizer.save(run.normalizer, record)
-    run.finished(STAGE, {key: value for key, value in record.items() if key != "table"})
+    run.finished(FIT_FUNCTION, {key: value for key, value in record.items() if key != "table"})
     _show(observer, normalizer, record)
 
 

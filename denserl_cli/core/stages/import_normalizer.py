@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer
+from denserl_cli.core.recipe.stages import FIT_FUNCTION
 from denserl_cli.core.scoring.resolve import prepare, reward_record
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
-
-STAGE = "fit-function"
-"""An imported normaliser stands in for a fitted one."""
 
 
 class Entry(NamedTuple):
@@ -81,8 +79,8 @@ def import_normalizer(
             hint="replace it with --fresh, or name another folder with --out",
         )
     if mode != "fresh":
-        run.check_later(STAGE)
-    run.started(STAGE, mode, observer)
+        run.check_later(FIT_FUNCTION)
+    run.started(FIT_FUNCTION, mode, observer)
     about = {
         "kind": kind,
         "granularity": record.granularity,
@@ -90,7 +88,7 @@ def import_normalizer(
         "source": f"{entry} of {file}",
     }
     normalizer.save(run.normalizer, about)
-    run.finished(STAGE, about)
+    run.finished(FIT_FUNCTION, about)
     rows = [[name, getattr(normalizer, name)] for name in normalizer.__dataclass_fields__]
     observer.table("normaliser", ["figure", "value"], [*rows, ["source", about["source"]]])
 

@@ -7,11 +7,13 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
+from denserl_cli.core.recipe.stages import STAGES
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.system.distributed import broadcast_object, is_main_process
 from denserl_cli.core.system.signals import stoppable
@@ -25,13 +27,8 @@ def evaluate(
     from denserl_cli.core.runs.failures import memory_advice
 
     with memory_advice(stage, recipe):
-        if stage == "evaluate-rm":
-            from denserl_cli.core.evaluation.reward_model import evaluate_reward_model
-
-            return evaluate_reward_model(recipe, RunFolder(folder, recipe), observer, **options)
-        from denserl_cli.core.evaluation.policy import evaluate_policy
-
-        return evaluate_policy(recipe, RunFolder(folder, recipe), observer, **options)
+        judge = resolve_name(STAGES[stage].entry)
+        return dict(judge(recipe, RunFolder(folder, recipe), observer, **options))
 
 
 def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Observer) -> None:
@@ -60,17 +57,9 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
 
 def stage_function(stage: str) -> Callable[[Recipe, RunFolder, Mode, Observer], None]:
     """The function that runs a stage."""
-    if stage == "train-rm":
-        from denserl_cli.core.stages.train_rm import train_reward_model
-
-        return train_reward_model
-    if stage == "fit-function":
-        from denserl_cli.core.stages.fit_function import fit_normalizer
-
-        return fit_normalizer
-    from denserl_cli.core.stages.train_ppo import train_policy
-
-    return train_policy
+    function: Callable[[Recipe, RunFolder, Mode, Observer], None]
+    function = resolve_name(STAGES[stage].entry)
+    return function
 
 
 def quiet_libraries() -> None:

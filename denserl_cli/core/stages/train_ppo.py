@@ -14,6 +14,7 @@ from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
+from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
@@ -22,6 +23,7 @@ from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
+from denserl_cli.core.recipe.stages import TRAIN_PPO
 from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
-
-STAGE = "train-ppo"
 
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
@@ -51,7 +51,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     collector, updater = _models(setup, run, observer, plan, prompts.everything)
     _stop_generation(updater.actor.model, setup.chat)
     session = StageSession(
-        STAGE,
+        TRAIN_PPO,
         run,
         observer,
         engines={"actor": updater.actor, "critic": updater.critic},
@@ -83,23 +83,16 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     if not is_main_process():
         return
     summary = trainer.summary()
-    run.finished(STAGE, summary)
+    run.finished(TRAIN_PPO, summary)
     rows = [[k, v["start"], v["end"]] for k, v in summary.items() if isinstance(v, dict)]
     observer.table("policy", ["metric", "start", "end"], rows)
 
 
 def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
     """The prompts of every iteration."""
-    ppo = recipe.ppo
-    passes = ppo.passes
-    if ppo.iterations is not None:
-        passes = ppo.iterations * ppo.rollout_batch_size / max(1, len(prompts))
+    ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(prompts))
     batches = global_batches(
-        len(prompts),
-        ppo.rollout_batch_size,
-        epochs=passes,
-        seed=recipe.seed,
-        field="ppo.rollout_batch_size",
+        len(prompts), ppo.rollout_batch_size, steps=steps.batches, seed=recipe.seed
     )
     return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
 
@@ -113,9 +106,7 @@ def _models(
 ) -> tuple[Collector, Updater]:
     """Policy and critic with their engines, beside the frozen models of the scorer."""
     recipe, record, chat = setup.recipe, setup.record, setup.chat
-    ppo = recipe.ppo
-    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
-    steps = ppo.epochs * responses // ppo.train_batch_size
+    ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(plan.prompts))
     reference = load_reference(recipe)
     # the frozen models first, or whole ones would wait beside the trained ones
     scorer = load_scorer(
@@ -126,7 +117,7 @@ def _models(
         ppo.engine,
         new_policy(recipe, reference),
         learning_rate=ppo.actor_learning_rate,
-        total_steps=max(1, (plan.iterations - ppo.critic_warmup) * steps),
+        total_steps=max(1, (steps.batches - ppo.critic_warmup) * steps.per_batch),
     )
     critic = make_engine(
         recipe,
@@ -135,7 +126,7 @@ def _models(
         if record is not None and ppo.critic_init == "reward_model"
         else new_scalar_model(recipe, reference),
         learning_rate=ppo.critic_learning_rate,
-        total_steps=plan.iterations * steps,
+        total_steps=steps.total,
     )
     collector = Collector(
         policy=actor,

@@ -10,7 +10,9 @@ from denserl_cli.core.data.loading import load_pairs
 from denserl_cli.core.engine.factory import check_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.reward_metadata import RewardRecord
-from denserl_cli.core.reward_model.trainer import STAGE, RewardTrainer
+from denserl_cli.core.planning.workload import count_steps
+from denserl_cli.core.recipe.stages import TRAIN_RM
+from denserl_cli.core.reward_model.trainer import RewardTrainer
 from denserl_cli.core.scoring.resolve import prepare
 from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
@@ -27,9 +29,11 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     setup = prepare(recipe, run, observer, reward_model=False)
     resolved, tokenizer, chat = setup.recipe, setup.tokenizer, setup.chat
     data = load_pairs(resolved, chat, observer)
-    settings = resolved.reward_model
     batches = global_batches(
-        len(data.train), settings.batch_size, epochs=settings.epochs, seed=resolved.seed
+        len(data.train),
+        resolved.reward_model.batch_size,
+        steps=count_steps(TRAIN_RM, resolved, len(data.train)).total,
+        seed=resolved.seed,
     )
     seed_everything(resolved.seed)
     trainer = RewardTrainer(
@@ -55,5 +59,5 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     if not is_main_process():
         return
     summary = trainer.summary()
-    run.finished(STAGE, summary)
+    run.finished(TRAIN_RM, summary)
     observer.table("reward model", ["metric", "value"], [[k, v] for k, v in summary.items()])

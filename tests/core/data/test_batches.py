@@ -17,7 +17,6 @@ from denserl_cli.core.data.batches import (
     micro_batches,
     pair_batches,
 )
-from denserl_cli.core.errors import DenserlError
 
 
 def ints(*values: int) -> np.ndarray:
@@ -31,13 +30,13 @@ def row(
 
 
 def test_an_epoch_shows_every_row_once() -> None:
-    batches = global_batches(6, 2, seed=3)
+    batches = global_batches(6, 2, steps=3, seed=3)
     assert [len(batch) for batch in batches] == [2, 2, 2]
     assert sorted(np.concatenate(batches)) == list(range(6))
 
 
 def test_the_rest_of_an_epoch_goes_into_the_next_and_the_last_rest_is_dropped() -> None:
-    batches = global_batches(5, 2, epochs=3, seed=3)
+    batches = global_batches(5, 2, steps=7, seed=3)
     assert [len(batch) for batch in batches] == [2] * 7
     order = np.concatenate(batches)
     assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
@@ -45,23 +44,17 @@ def test_the_rest_of_an_epoch_goes_into_the_next_and_the_last_rest_is_dropped() 
 
 
 def test_epochs_are_shuffled_differently_and_the_same_for_the_same_seed() -> None:
-    order = np.concatenate(global_batches(50, 50, epochs=2, seed=3))
+    order = np.concatenate(global_batches(50, 50, steps=2, seed=3))
     assert order[:50].tolist() != order[50:].tolist()
-    assert order.tolist() == np.concatenate(global_batches(50, 50, epochs=2, seed=3)).tolist()
-    assert order.tolist() != np.concatenate(global_batches(50, 50, epochs=2, seed=4)).tolist()
+    assert order.tolist() == np.concatenate(global_batches(50, 50, steps=2, seed=3)).tolist()
+    assert order.tolist() != np.concatenate(global_batches(50, 50, steps=2, seed=4)).tolist()
 
 
 def test_part_of_an_epoch_is_its_beginning() -> None:
-    whole = np.concatenate(global_batches(10, 1, seed=3))
-    assert np.concatenate(global_batches(10, 1, epochs=0.3, seed=3)).tolist() == whole[:3].tolist()
-    more = np.concatenate(global_batches(10, 1, epochs=1.5, seed=3))
+    whole = np.concatenate(global_batches(10, 1, steps=10, seed=3))
+    assert np.concatenate(global_batches(10, 1, steps=3, seed=3)).tolist() == whole[:3].tolist()
+    more = np.concatenate(global_batches(10, 1, steps=15, seed=3))
     assert more[:10].tolist() == whole.tolist() and len(more) == 15
-
-
-@pytest.mark.parametrize(("count", "epochs"), [(3, 1.0), (3, 5.0), (100, 0.03), (0, 1.0)])
-def test_too_few_rows_for_one_batch_are_an_error(count: int, epochs: float) -> None:
-    with pytest.raises(DenserlError, match=r"not enough data.*: \d rows, ppo\.size is 4"):
-        global_batches(count, 4, epochs=epochs, seed=3, field="ppo.size")
 
 
 def test_batches_by_length_hold_rows_of_similar_length() -> None:

@@ -36,7 +36,7 @@ def test_a_probe_that_fails_is_a_fact_itself(monkeypatch: pytest.MonkeyPatch):
         raise ImportError("no torch")
 
     monkeypatch.setattr(diagnosis, "PROBES", {"GPUs": half})
-    monkeypatch.setattr(diagnosis, "needs_of", quarrelsome)
+    monkeypatch.setattr(diagnosis, "recipe_needs", quarrelsome)
     found = diagnose(["sandbox-segment"])
     expected = {"first": "known", "failed": "RuntimeError: libcuda is broken"}
     assert found.sections["GPUs"] == expected

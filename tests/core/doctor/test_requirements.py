@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from denserl_cli.core.doctor.requirements import needs_of
+from denserl_cli.core.doctor.requirements import recipe_needs
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.runs import trackers
 
@@ -34,13 +34,20 @@ def snapshot(cache: Path, kind: str, name: str, *files: str) -> Path:
     return folder
 
 
+def test_gpus_that_nobody_recorded_are_no_published_fact(cache: Path):
+    assert not any(line.startswith("GPUs") for line in recipe_needs("qwen3-segment").missing)
+    assert any(
+        "8 in the published training" in line for line in recipe_needs("phi3-segment").missing
+    )
+
+
 def test_a_sandbox_needs_nothing():
     for name in ("sandbox-segment", "sandbox-token", "sandbox-bandit"):
-        assert needs_of(name).missing == []
+        assert recipe_needs(name).missing == []
 
 
 def test_what_is_not_downloaded_is_missing(cache: Path):
-    missing = needs_of("llama3.1-segment").missing
+    missing = recipe_needs("llama3.1-segment").missing
     assert "model meta-llama/Llama-3.1-8B-Instruct: not downloaded, licence to accept" in missing
     assert "data hendrydong/preference_700K: not downloaded" in missing
     assert any(line.startswith("published reward model yyqoni/") for line in missing)
@@ -49,7 +56,7 @@ def test_what_is_not_downloaded_is_missing(cache: Path):
 
 def test_a_model_is_here_when_every_part_of_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch):
     def state() -> list[str]:
-        return [line for line in needs_of("phi3-segment").missing if line.startswith("model ")]
+        return [line for line in recipe_needs("phi3-segment").missing if line.startswith("model ")]
 
     folder = snapshot(cache, "models", MODEL, "config.json")
     assert state() == [f"model {MODEL}: downloaded in part"]
@@ -59,7 +66,7 @@ def test_a_model_is_here_when_every_part_of_it_is(cache: Path, monkeypatch: pyte
     (folder / parts[0]).write_text("")
     assert state() == [f"model {MODEL}: downloaded in part"]
     (folder / parts[1]).write_text("")
-    assert state() == [] and f"model {MODEL}" in needs_of("phi3-segment").here
+    assert state() == [] and f"model {MODEL}" in recipe_needs("phi3-segment").here
 
 
 def test_data_is_here_downloaded_or_prepared(cache: Path):
@@ -67,7 +74,7 @@ def test_data_is_here_downloaded_or_prepared(cache: Path):
     (cache / "prepared" / "argilla___ultrafeedback-binarized-preferences-cleaned").mkdir(
         parents=True
     )
-    found = needs_of("phi3-token")
+    found = recipe_needs("phi3-token")
     assert "data hendrydong/preference_700K" in found.here
     assert not any(line.startswith("data ") for line in found.missing)
 
@@ -80,11 +87,11 @@ def test_a_recipe_of_ones_own_names_its_folders(cache: Path, tmp_path: Path):
         f"data: {{preferences: [{tmp_path}/pairs.jsonl], prompts: [some/prompts]}}\n"
         "lora: {quantize: true}\n"
     )
-    found = needs_of(str(mine))
+    found = recipe_needs(str(mine))
     assert found.here == [f"model {tmp_path}", f"data {tmp_path / 'pairs.jsonl'}"]
     assert found.missing[0] == "data some/prompts: not downloaded"
     with pytest.raises(DenserlError):
-        needs_of("no-such-recipe")
+        recipe_needs("no-such-recipe")
 
 
 def test_what_a_recipe_asks_for_beside_model_and_data(
@@ -98,10 +105,10 @@ def test_what_a_recipe_asks_for_beside_model_and_data(
         "model: {tokenizer: some/tokenizer, attention: flash_attention_2}\n"
         "published: {policy: some/policy}\n"
     )
-    missing = needs_of(str(mine)).missing
+    missing = recipe_needs(str(mine)).missing
     assert "tokenizer some/tokenizer: not downloaded" in missing
     assert "published policy some/policy: not downloaded" in missing
     assert "model.attention: flash_attention_2 is not usable here" in missing
     assert missing[-1].startswith("run.trackers asks for wandb, which is not installed: pip ")
     snapshot(cache, "models", "some/tokenizer", "tokenizer.json")
-    assert "tokenizer some/tokenizer" in needs_of(str(mine)).here
+    assert "tokenizer some/tokenizer" in recipe_needs(str(mine)).here

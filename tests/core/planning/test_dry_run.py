@@ -48,7 +48,7 @@ def test_a_plan_of_data_whose_size_nobody_knows():
         "model: a/b",
         "pairs: 60,000 at most, the data's size is known when it is read",
         "pairs per forward pass: micro 8 × accumulation 1 × ranks 1 = global 8",
-        "forward passes: 7,500 at most, of the reward model and of the reference",
+        "forward passes: about 7,500, of the reward model and of the reference",
         "reward model: the run's own",
     ]
     assert plan_lines("train-ppo", RECIPE) == [
@@ -118,7 +118,8 @@ def test_the_published_gpus_share_a_batch_or_the_plan_says_that_they_cannot():
         "ZeRO-2, Adam on the CPU"
     )
     assert plan_lines("train-rm", recorded(gpus=3))[-1] == (
-        "on 3 GPUs, as published: global 128 is not a multiple of micro 8 × ranks 3; ZeRO-2"
+        "on 3 GPUs, as published: reward_model.batch_size 128 is not a multiple of "
+        "reward_model.micro_batch_size 8 × 3 processes; ZeRO-2"
     )
 
 

@@ -19,9 +19,9 @@ from denserl_cli.core.planning.model_shape import (
     recipe_shape,
     recorded_shape,
 )
-from denserl_cli.core.planning.workload import workload
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.recipe.schema import LoraConfig, RecordedConfig
+from denserl_cli.core.recipe.stages import STAGES, TRAINING, StageName
 from tests import tiny
 
 PHI3 = RecordedConfig(
@@ -203,25 +203,25 @@ def test_the_published_choice_is_the_first_that_fits_without_sharded_weights(rec
 
 @pytest.mark.parametrize("stage", ["train-rm", "train-ppo"])
 @pytest.mark.parametrize("gpus", [1, 8])
-def test_the_words_of_a_setting_choose_it(stage: phases.Stage, gpus: int, tmp_path: Path):
+def test_the_words_of_a_setting_choose_it(stage: StageName, gpus: int, tmp_path: Path):
     file = write(tmp_path / "big.yaml")
-    starts = [[], [f"{planning.engine_block(stage)}.engine={{zero_stage: 3, kind: deepspeed}}"]]
-    starts.append([f"{planning.engine_block(stage)}.engine={{offload_optimizer: true}}"])
+    starts = [[], [f"{STAGES[stage].block}.engine={{zero_stage: 3, kind: deepspeed}}"]]
+    starts.append([f"{STAGES[stage].block}.engine={{offload_optimizer: true}}"])
     for start in starts:
         asked = load_recipe(file, start)
         for setting in planning.settings(asked, stage, gpus):
-            words = planning.chosen_by(asked, stage, setting)
-            chosen = load_recipe(file, [*start, *words])
-            assert planning.own_setting(chosen, stage, gpus) == setting
-            assert not planning.chosen_by(chosen, stage, setting)
+            overrides = planning.overrides_for(asked, stage, setting)
+            chosen = load_recipe(file, [*start, *overrides])
+            assert planning.recipe_setting(chosen, stage, gpus) == setting
+            assert not planning.overrides_for(chosen, stage, setting)
 
 
-@pytest.mark.parametrize("stage", phases.STAGES)
-def test_more_gpus_and_more_sharding_never_cost_memory(stage: phases.Stage, recipe: Recipe):
+@pytest.mark.parametrize("stage", TRAINING)
+def test_more_gpus_and_more_sharding_never_cost_memory(stage: StageName, recipe: Recipe):
     llama = shape(LLAMA3)
 
     def peak(gpus: int, zero: int) -> float:
-        setting = replace(planning.own_setting(recipe, stage, gpus), zero_stage=zero)
+        setting = replace(planning.recipe_setting(recipe, stage, gpus), zero_stage=zero)
         setting = replace(setting, shard_frozen=zero == 3)
         return phases.plan(recipe, llama, stage, setting).peak
 
@@ -230,9 +230,9 @@ def test_more_gpus_and_more_sharding_never_cost_memory(stage: phases.Stage, reci
     assert peak(8, 3) < peak(8, 2) <= peak(8, 1)
 
 
-def test_the_recipes_own_setting_is_kept_where_it_fits(recipe: Recipe):
+def test_the_recipes_recipe_setting_is_kept_where_it_fits(recipe: Recipe):
     llama = shape(LLAMA3)
-    own = planning.own_setting(recipe, "train-rm", 8)
+    own = planning.recipe_setting(recipe, "train-rm", 8)
     fits = planning.first_fit(recipe, llama, "train-rm", 8, 80 * GIB)
     assert fits is not None and fits.setting == own
     tight = planning.first_fit(recipe, llama, "train-rm", 8, 40 * GIB)
@@ -243,34 +243,34 @@ def test_the_recipes_own_setting_is_kept_where_it_fits(recipe: Recipe):
 def test_what_is_proposed_where_nothing_fits_does_fit(tmp_path: Path):
     file = write(tmp_path / "big.yaml")
     recipe, llama, budget = load_recipe(file), shape(LLAMA3), 29 * GIB
-    found = planning.outlook(recipe, llama, "train-ppo", 2, budget)
+    found = planning.assess(recipe, llama, "train-ppo", 2, budget)
     assert found.best is None and found.smallest.peak > budget
     assert found.remedies
     for remedy in found.remedies:
-        words = planning.chosen_by(recipe, "train-ppo", remedy.plan.setting)
-        changed = load_recipe(file, [*remedy.words, *words])
-        setting = planning.own_setting(changed, "train-ppo", 2)
+        overrides = planning.overrides_for(recipe, "train-ppo", remedy.plan.setting)
+        changed = load_recipe(file, [*remedy.overrides, *overrides])
+        setting = planning.recipe_setting(changed, "train-ppo", 2)
         assert phases.plan(changed, llama, "train-ppo", setting).peak <= budget
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_frozen_models_that_rest_are_there_while_they_score(recipe: Recipe, sharded: bool):
+def test_offloaded_frozen_models_are_on_the_gpu_while_they_score(recipe: Recipe, sharded: bool):
     llama = shape(LLAMA3)
-    setting = replace(planning.own_setting(recipe, "train-ppo", 8), shard_frozen=sharded)
+    setting = replace(planning.recipe_setting(recipe, "train-ppo", 8), shard_frozen=sharded)
     whole = phases.plan(recipe, llama, "train-ppo", setting)
-    rested = phases.plan(recipe, llama, "train-ppo", replace(setting, offload_frozen=True))
+    offloaded = phases.plan(recipe, llama, "train-ppo", replace(setting, offload_frozen=True))
     frozen = whole.phases["score"]["frozen models"]
     for name, terms in whole.phases.items():
         there = frozen if name == "score" and not sharded else 0
         assert terms["frozen models"] == frozen
-        assert rested.phases[name].get("frozen models", 0) == there
-    assert rested.cpu >= 8 * frozen
+        assert offloaded.phases[name].get("frozen models", 0) == there
+    assert offloaded.cpu >= 8 * frozen
 
 
 def test_adapters_leave_the_base_once_and_train_little(recipe: Recipe):
     llama = shape(LLAMA3)
     lora = replace(recipe, lora=LoraConfig(rank=16))
-    setting = planning.own_setting(lora, "train-ppo", 1)
+    setting = planning.recipe_setting(lora, "train-ppo", 1)
     terms = phases.plan(lora, llama, "train-ppo", setting).phases["policy"]
     assert terms["frozen models"] == 2 * llama.parameters  # reference, RM, policy, critic: one base
     adapters = llama.adapters(LoraConfig(rank=16))
@@ -278,15 +278,3 @@ def test_adapters_leave_the_base_once_and_train_little(recipe: Recipe):
     quantized = replace(recipe, lora=LoraConfig(rank=16, quantize=True))
     small = phases.plan(quantized, llama, "train-ppo", setting).phases["policy"]
     assert small["frozen models"] < 0.4 * terms["frozen models"]
-
-
-def test_batches_steps_and_tokens(recipe: Recipe):
-    work = workload(recipe, "train-rm", 8)
-    assert (work.batch, work.micro_batch, work.rounds, work.idle) == (128, 4, 4, 0)
-    assert work.steps == (700_000 - 2000) // 128
-    assert work.tokens == work.steps * 128 * 2 * 2048
-    assert workload(recipe, "train-rm", 24).idle == 2 * 24 - 32  # 32 micro-batches, two rounds
-    ppo = workload(recipe, "train-ppo", 8)
-    assert ppo.steps == (60_917 - 64) // 1024 * (1024 // 128)
-    unknown = workload(replace(recipe, recorded=None), "train-ppo", 8)
-    assert unknown.steps is None and unknown.tokens is None

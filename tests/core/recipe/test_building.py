@@ -1,6 +1,6 @@
 import pytest
 
-from denserl_cli.core.recipe.building import INVALID, Builder, known_keys, words
+from denserl_cli.core.recipe.building import INVALID, Builder, describe, known_keys
 from denserl_cli.core.recipe.document import read_document
 from denserl_cli.core.recipe.schema import (
     DataConfig,
@@ -129,8 +129,8 @@ def test_known_keys_are_dotted():
 
 
 def test_types_in_words():
-    assert words(Granularity) == "segment, token or bandit"
-    assert words(int | None) == "an integer or null"
-    assert words(tuple[Source, ...]) == "a list of sources"
-    assert words(RewardModelConfig) == "a block of settings"
-    assert words(dict[str, int]) == "a mapping"
+    assert describe(Granularity) == "segment, token or bandit"
+    assert describe(int | None) == "an integer or null"
+    assert describe(tuple[Source, ...]) == "a list of sources"
+    assert describe(RewardModelConfig) == "a block of settings"
+    assert describe(dict[str, int]) == "a mapping"

@@ -8,7 +8,7 @@ import torch
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
-from denserl_cli.core.recipe.stages import READS
+from denserl_cli.core.recipe.stages import STAGES, TRAINING
 from denserl_cli.core.runs.folder import RunFolder
 from tests.fakes import RecordingObserver
 
@@ -119,7 +119,7 @@ def test_settings_that_a_stage_does_not_read_may_change(interrupted: RunFolder):
 
 
 def test_what_the_stages_read_are_fields_of_a_recipe():
-    for names in READS.values():
+    for names in (STAGES[name].reads for name in TRAINING):
         for name in names:
             value = recipe()
             for part in name.split("."):
@@ -334,7 +334,7 @@ def test_metrics_after_the_resumed_checkpoint_are_dropped(interrupted: RunFolder
 
 def results(run: RunFolder) -> None:
     """Results of all stages."""
-    for stage in READS:
+    for stage in TRAINING:
         run.started(stage, "start", Observer())
         run.finished(stage, {})
     for name in ("reward_model/weights", "reward_model/normalizer.json", "policy/weights"):

@@ -11,10 +11,11 @@ from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer, fit_location_normalizer
 from denserl_cli.core.observer import Observer
+from denserl_cli.core.recipe.stages import FIT_FUNCTION
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.scoring.resolve import load_normalizer
 from denserl_cli.core.scoring.scorer import ScoredBatch
-from denserl_cli.core.stages.fit_function import STAGE, SegmentRewards, fit, segment_rewards
+from denserl_cli.core.stages.fit_function import SegmentRewards, fit, segment_rewards
 from denserl_cli.core.stages.run import run_stage
 from tests.core.conftest import MakeRecipe
 from tests.fakes import RecordingObserver
@@ -84,7 +85,7 @@ def test_a_constant_for_all_the_last_or_no_segments():
 
 
 def fitted(recipe, folder: Path, mode: str = "start", recorder: Observer | None = None) -> dict:
-    run_stage(STAGE, recipe, folder, mode, recorder or Observer())  # type: ignore[arg-type]
+    run_stage(FIT_FUNCTION, recipe, folder, mode, recorder or Observer())  # type: ignore[arg-type]
     return json.loads((folder / "reward_model" / "normalizer.json").read_text())
 
 
@@ -106,7 +107,7 @@ def test_every_kind_leaves_its_file_a_plot_and_a_table(
     assert "normaliser" in recorder.tables and f"kind {kind}" in recorder.tables
     assert ("r2_mean" in record) is (kind == "location")
     run = RunFolder(run_with_model, asked)
-    summary = run.summary(STAGE)
+    summary = run.summary(FIT_FUNCTION)
     assert summary is not None and summary["segments"] == record["segments"]
     loaded = load_normalizer(asked, run)
     assert loaded is None if kind == "none" else loaded == LocationNormalizer.load(run.normalizer)
