@@ -124,7 +124,8 @@ def test_bad_rows_and_cut_responses_are_counted(scored: Path):
     lines = [json.dumps(row).encode() for row in rows]
     score_lines(inspect, "in", lines, io.BytesIO(), recorder)
     assert recorder.notices == [
-        "without a score: 1 x no response: in:3",
+        "without a score: 1 x no response: in:3 (none of messages, response, completion, answer "
+        "is there, nor a pair)",
         "1 responses were cut to data.max_length 12",
     ]
 
