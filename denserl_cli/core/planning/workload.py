@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.schema import Recipe
+from denserl_cli.core.recipe.schema import Recipe, Source
 
 
 class Workload(NamedTuple):
@@ -108,13 +109,15 @@ def check_batches(stage: str, recipe: Recipe, ranks: int) -> None:
 
 def _pairs(recipe: Recipe) -> Size | None:
     if recipe.data.preferences:
-        return _recorded(recipe.recorded.preference_pairs if recipe.recorded else None)
+        recorded = recipe.recorded.preference_pairs if recipe.recorded else None
+        return _recorded(recorded) or _counted(recipe.data.preferences)
     return Size(recipe.sandbox.pairs, "of the sandbox") if recipe.sandbox else None
 
 
 def _prompts(recipe: Recipe) -> Size | None:
     if recipe.data.prompts:
-        return _recorded(recipe.recorded.prompts if recipe.recorded else None)
+        recorded = recipe.recorded.prompts if recipe.recorded else None
+        return _recorded(recorded) or _counted(recipe.data.prompts)
     if recipe.sandbox is None:
         return None
     from denserl_cli.core.sandbox.task import Task
@@ -124,6 +127,14 @@ def _prompts(recipe: Recipe) -> Size | None:
 
 def _recorded(rows: int | None) -> Size | None:
     return None if rows is None else Size(rows, "recorded")
+
+
+def _counted(sources: Sequence[Source]) -> Size | None:
+    """The rows of local files."""
+    from denserl_cli.core.data.local_rows import count_local_rows
+
+    rows = count_local_rows(sources)
+    return None if rows is None else Size(rows, "rows, counted")
 
 
 def _held_out(size: Size, asked: int) -> int:
