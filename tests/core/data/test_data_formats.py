@@ -274,9 +274,12 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], Expected]] = {
                 "score_chosen": 8.5,
                 "score_rejected": 4.0,
             }
-            for answer in ("a", "c", "d", "b")
+            for answer in ("a", "c", "d", "b", " ")
         ],
-        Expected([("q", "a", "b"), ("q", "c", "b"), ("q", "d", "b")], ["identical answers"]),
+        Expected(
+            [("q", "a", "b"), ("q", "c", "b"), ("q", "d", "b")],
+            ["identical answers", "empty answer"],
+        ),
     ),
     "ultrafeedback original": (
         "ultrafeedback",
