@@ -120,7 +120,7 @@ class MessageReader:
                 f"column {column}: found {_kind(value)} {shown(value)}, wanted text or messages",
             )
         if not value:
-            raise UnusableRow("wrong type", f"column {column}: found an empty list of messages")
+            raise UnusableRow("no messages", f"column {column} is an empty list")
         if all(_is_exchange(item) for item in value):
             return [turn for item in value for turn in self._exchange(item, column)]
         return [self._message(message, column) for message in value]

@@ -107,7 +107,7 @@ def test_bad_rows_keep_their_place_and_say_why(scored: Path):
     first, *bad = scored_rows(inspector(scored), rows)
     assert "error" not in first
     reasons = ["not UTF-8", "not an object", "no response", "no prompt", "empty answer",
-               "wrong type", "roles in the wrong order", "roles in the wrong order",
+               "wrong type", "roles in the wrong order", "no messages",
                "identical answers", "not Unicode text"]  # fmt: skip
     for line, (row, reason) in enumerate(zip(bad, reasons, strict=True), 2):
         assert row["score"] is None and row["segments"] is None
