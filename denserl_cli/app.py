@@ -10,6 +10,7 @@ import typer
 from denserl_cli import __version__
 from denserl_cli.commands import (
     answer,
+    data,
     demo,
     doctor,
     evaluate,
@@ -49,6 +50,7 @@ app.command("segment", epilog=segment.EXAMPLE)(segment.segment)
 app.command("answer", epilog=answer.EXAMPLE)(answer.answer)
 app.command("score", epilog=score.EXAMPLE)(score.score)
 app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("data", epilog=data.EXAMPLE)(data.data)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)

@@ -185,7 +185,7 @@ BAD_FILES = {
     "scalar.json": (b"3", "neither a list of rows"),
     "latin.json": ('[{"a": "é"}]'.encode("latin-1"), "latin.json: not UTF-8"),
     "torn.parquet": (b"PAR1 torn", "not a readable parquet file"),
-    "notes.txt": (b"a\nb\n", "not a .jsonl, .json or .parquet file"),
+    "notes.txt": (b"a\nb\n", "not a file that is read here"),
     "unusable.jsonl": (b'{}\n{"chosen": 1}\n', "no usable row"),
 }
 

@@ -36,7 +36,7 @@ def small(words: list[str]) -> list[str]:
     """The same command on the tiny sandbox; on a model that is not here, its plan."""
     name = words[0]
     if (
-        name in ("recipes", "validate", "plan", "report", "doctor")
+        name in ("recipes", "validate", "plan", "report", "doctor", "data")
         or "--dry-run" in words
         or "--help" in words
     ):
@@ -48,6 +48,7 @@ def small(words: list[str]) -> list[str]:
 
 def test_every_denserl_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     printed = [words[1:] for words in commands() if words[0] == "denserl"]
     assert len(printed) >= 10
     for words in printed:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from denserl_cli.commands.common import SetOption
+from denserl_cli.core.errors import DenserlError
 
 EXAMPLE = "Example: denserl validate my-recipe.yaml --set ppo.kl_coef=0.02"
 
@@ -15,8 +16,14 @@ def validate(
     recipe: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="Recipe to check.")],
     overrides: SetOption = None,
 ) -> None:
-    """Check a recipe and report all that is wrong with it."""
+    """Check a recipe and the first rows of its files; report all that is wrong with them."""
     from denserl_cli.core.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    data = loaded.data
+    if data.preferences or data.evaluation or data.prompts:
+        from denserl_cli.core.data.local_rows import first_rows_problems
+
+        if problems := list(first_rows_problems(loaded)):
+            raise DenserlError("\n".join(problems), hint="`denserl data PATH` shows what is there")
     typer.echo(f"{loaded.name}: ok")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from denserl_cli.core.answers.formats import BENCHMARKS, Benchmark, Identity, Question
+from denserl_cli.core.data.local_files import Row
 from denserl_cli.core.data.skipped import Skipped
-from denserl_cli.core.data.sources import Row, read_source
+from denserl_cli.core.data.sources import read_source
 from denserl_cli.core.errors import DenserlError, refuse
 from denserl_cli.core.recipe.schema import Source
 

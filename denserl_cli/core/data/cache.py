@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -24,10 +24,14 @@ import pyarrow as pa
 from denserl_cli.core.data import fingerprint
 from denserl_cli.core.data.arrow_rows import Batch, Rows
 from denserl_cli.core.data.conversations import Count, ReadStats, check_read
+from denserl_cli.core.data.local_files import Row
+from denserl_cli.core.data.row_formats import RowReader
+from denserl_cli.core.data.row_readers import read_mapped
 from denserl_cli.core.data.skipped import Skipped
-from denserl_cli.core.data.sources import OpenSource, Row, open_source
+from denserl_cli.core.data.sources import OpenSource, open_source
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import Observer, with_progress
+from denserl_cli.core.recipe.data_formats import reading_settings
 from denserl_cli.core.system.distributed import (
     all_gather_object,
     barrier,
@@ -65,7 +69,9 @@ class Encoding(Protocol):
     def limits(self) -> dict[str, int]:
         """Limits to the number of ids."""
 
-    def parse(self, rows: Iterable[Row | Skipped], notes: ReadStats) -> Iterator[Any]:
+    def parse(
+        self, rows: Iterable[Row | Skipped], reader: RowReader, stats: ReadStats
+    ) -> Iterator[Any]:
         """What the usable rows hold."""
 
     def encode(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -83,7 +89,7 @@ class Entry:
     batches: list[Batch]
     usable: int
     failed: dict[int, Skipped]
-    notes: ReadStats
+    stats: ReadStats
     random: dict[str, Any] | None
 
 
@@ -153,18 +159,20 @@ def _wanted(source: Source, draw: list[int], common: dict[str, Any]) -> _Wanted:
     opened, limit = open_source(source), source.max_samples
     survey = opened.survey()
     drawn = None if limit is None else [limit, *draw]
-    settings = {"data": survey.identity, "drawn": drawn, **common}
+    reading = reading_settings(source)
+    settings = {"data": survey.identity, "reading": reading, "drawn": drawn, **common}
     rows = survey.rows if limit is None or survey.rows is None else min(limit, survey.rows)
     return _Wanted(source, opened, rows, draw, settings)
 
 
 def _check_all(encoding: Encoding, wanted: Sequence[_Wanted]) -> None:
     """Raise DenserlError when a row is unusable; names all of them."""
-    notes, usable = ReadStats(), 0
+    stats, usable = ReadStats(), 0
     for one in wanted:
-        rows = one.opened.read(one.source.max_samples, np.random.default_rng(one.draw))
-        usable += sum(1 for _ in encoding.parse(rows, notes))
-    check_read(usable, notes, [one.source for one in wanted], strict=True)
+        rng = np.random.default_rng(one.draw)
+        rows, reader = read_mapped(one.source, one.opened, rng)
+        usable += sum(1 for _ in encoding.parse(rows, reader, stats))
+    check_read(usable, stats, [one.source for one in wanted], strict=True)
 
 
 def _placed(encoding: Encoding, wanted: _Wanted, observer: Observer) -> tuple[str, str, bool]:
@@ -255,16 +263,21 @@ def _make(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -
 
 def _write(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) -> dict[str, Any]:
     """Encode a source into a file, a few rows at a time; returns what is to be recorded."""
-    name, notes = wanted.opened.name, ReadStats()
+    name, stats = wanted.opened.name, ReadStats()
     rng = np.random.default_rng(wanted.draw)
-    rows = wanted.opened.read(wanted.source.max_samples, rng)
     usable, failed, batch = 0, [], []
     with (
-        closing(with_progress(rows, observer, "tokenise", wanted.rows)) as watched,
+        ExitStack() as reading,
         path.open("wb") as file,
         pa.ipc.new_file(file, encoding.stored.schema) as out,
     ):
-        for one in encoding.encode(encoding.parse(watched, notes)):
+
+        def watched(rows: Iterator[Row | Skipped]) -> Iterator[Row | Skipped]:
+            told = with_progress(rows, observer, "tokenise", wanted.rows)
+            return reading.enter_context(closing(told))
+
+        rows, reader = read_mapped(wanted.source, wanted.opened, rng, watched)
+        for one in encoding.encode(encoding.parse(rows, reader, stats)):
             if isinstance(one, Skipped):
                 failed.append([usable, *_without(name, one)])
             else:
@@ -275,12 +288,14 @@ def _write(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observer) 
                 batch = []
         if batch:
             out.write_batch(encoding.stored.batch(batch, name))
+    remarks = {
+        what: [one.count, one.first.removeprefix(name)] for what, one in stats.remarks.items()
+    }
     return {
         "usable": usable,
         "failed": failed,
-        "skipped": [_without(name, one) for one in notes.skipped],
-        "guessed": [notes.guessed.count, notes.guessed.first.removeprefix(name)],
-        "with_tools": [notes.with_tools.count, notes.with_tools.first.removeprefix(name)],
+        "skipped": [_without(name, one) for one in stats.skipped],
+        "remarks": remarks,
         "random": rng.bit_generator.state if wanted.settings["drawn"] else None,
         "settings": wanted.settings,
     }
@@ -299,17 +314,16 @@ def _opened(path: Path, name: str) -> Entry:
     def skipped(origin: str, reason: str, detail: str) -> Skipped:
         return Skipped(name + origin, reason, detail)
 
-    def tally(count: int, first: str) -> Count:
-        return Count(count, name + first)
-
     return Entry(
         batches=[Batch(name, file.get_batch(n)) for n in range(file.num_record_batches)],
         usable=record["usable"],
         failed={number: skipped(*row) for number, *row in record["failed"]},
-        notes=ReadStats(
+        stats=ReadStats(
             [skipped(*row) for row in record["skipped"]],
-            tally(*record["guessed"]),
-            tally(*record["with_tools"]),
+            {
+                what: Count(count, name + first)
+                for what, (count, first) in record["remarks"].items()
+            },
         ),
         random=record["random"],
     )

@@ -1,4 +1,4 @@
-"""Preference pairs and prompts of data sets, as conversations; rows that are none are counted."""
+"""Preference pairs and prompts of data sets, as conversations; unusable rows are counted."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from denserl_cli.core.data.row_formats import Turns, UnusableRow, has_tools, pair_of, prompt_of
+from denserl_cli.core.data.local_files import Row
+from denserl_cli.core.data.messages import ANSWER_AWAITED, MESSAGES_AS_TEXT, Turns
+from denserl_cli.core.data.row_formats import (
+    ANSWER_HAS_PROMPT,
+    NO_SYSTEM_COLUMN,
+    UNREAD,
+    RowReader,
+    has_tools,
+)
+from denserl_cli.core.data.row_readers import read_mapped
 from denserl_cli.core.data.skipped import Skipped, check_usable
-from denserl_cli.core.data.sources import Row, read_source
+from denserl_cli.core.data.sources import open_source
+from denserl_cli.core.data.unusable import UnusableRow
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
@@ -45,17 +55,18 @@ class Prompt:
 
 
 Item = TypeVar("Item", Pair, Prompt)
+Parse = Callable[[Row, RowReader], list[Item]]
 
 
 class PairSet(NamedTuple):
-    """The usable pairs, and the rows that are none."""
+    """The usable pairs, and the rows that give none."""
 
     pairs: list[Pair]
     skipped: list[Skipped]
 
 
 class PromptSet(NamedTuple):
-    """The usable prompts, and the rows that are none."""
+    """The usable prompts, and the rows that have none."""
 
     prompts: list[Prompt]
     skipped: list[Skipped]
@@ -74,34 +85,59 @@ class Count:
         self.count += count
 
 
+_TOOLS = "tools"
+_NOTICES = {
+    _TOOLS: "the tools of {rows} are ignored",
+    MESSAGES_AS_TEXT: "{rows} have messages written as text, JSON or Python; they are read as such",
+    ANSWER_AWAITED: "the prompts of {rows} end like a transcript, such as `Assistant:`; all of "
+    "their text is taken for one user turn",
+    ANSWER_HAS_PROMPT: "both answers of {rows} begin with their whole prompt, which stays in them; "
+    "if they are whole texts, set format: shared-beginning",
+}
+"""What is said about rows that are used."""
+
+
 @dataclass
 class ReadStats:
-    """What is to be said about rows that were read."""
+    """What is to be said about rows that were read.
+
+    remarks: about rows that are used, by what is to be said.
+    """
 
     skipped: list[Skipped] = field(default_factory=list)
-    guessed: Count = field(default_factory=Count)
-    """Pairs whose prompt is what their two texts begin with."""
-    with_tools: Count = field(default_factory=Count)
+    remarks: dict[str, Count] = field(default_factory=dict)
+
+    def remark(self, what: str, origin: str, count: int = 1) -> None:
+        """Count rows of which something is to be said; origin: of the first of them."""
+        self.remarks.setdefault(what, Count()).add(origin, count)
 
     def add(self, others: ReadStats) -> None:
         """Take over what there is to say about further rows."""
         self.skipped += others.skipped
-        self.guessed.add(others.guessed.first, others.guessed.count)
-        self.with_tools.add(others.with_tools.first, others.with_tools.count)
+        for what, one in others.remarks.items():
+            self.remark(what, one.first, one.count)
+
+    def told(self) -> list[str]:
+        """What a user should know of rows that are used."""
+        return [_said(what, self.remarks[what]) for what in sorted(self.remarks)]
 
     def tell(self, notice: Notice) -> None:
         """Say what a user should know of rows that are used."""
-        if notice is None:
-            return
-        if self.with_tools.count:
-            count, first = self.with_tools.count, self.with_tools.first
-            notice(f"the tools of {count} rows (the first: {first}) are ignored")
-        if self.guessed.count:
-            count, first = self.guessed.count, self.guessed.first
-            notice(
-                f"{count} pairs are texts without a prompt (the first: {first}): what both "
-                "texts begin with, up to its last white space, is taken for the prompt"
-            )
+        if notice is not None:
+            for line in self.told():
+                notice(line)
+
+
+def _said(what: str, rows: Count) -> str:
+    """A remark in words."""
+    named = f"{rows.count} rows (the first: {rows.first})"
+    if what.startswith(UNREAD):
+        column = what.removeprefix(UNREAD)
+        return f"column {column} of {named} is not part of the prompt; `columns` can name it"
+    if what.startswith(NO_SYSTEM_COLUMN):
+        column = what.removeprefix(NO_SYSTEM_COLUMN)
+        return f"{named} have no column {column}, which columns.system names"
+    return _NOTICES[what].format(rows=named)
 
 
 def read_pairs(
@@ -109,11 +145,10 @@ def read_pairs(
 ) -> PairSet:
     """Read the preference pairs of a mixture of sources, in the order of the sources.
 
-    notice: told once when prompts had to be guessed, and once when rows bring tools. Raises
-    DenserlError when a source cannot be read, when no row is usable and, with `strict`, when one
-    row is not.
+    notice: told once about each peculiarity of rows that are used. Raises DenserlError when a
+    source cannot be read, when no row is usable and, with `strict`, when one row is not.
     """
-    return PairSet(*_read(sources, as_pair, seed, strict, notice))
+    return PairSet(*_read(sources, as_pairs, seed, strict, notice))
 
 
 def read_prompts(
@@ -121,64 +156,60 @@ def read_prompts(
 ) -> PromptSet:
     """Read the prompts of a mixture of sources, in the order of the sources; duplicates stay.
 
-    notice: told once when rows bring tools. Raises DenserlError when a source cannot be read, when
-    no row is usable and, with `strict`, when one row is not.
+    notice: told once about each peculiarity of rows that are used. Raises DenserlError when a
+    source cannot be read, when no row is usable and, with `strict`, when one row is not.
     """
-    return PromptSet(*_read(sources, as_prompt, seed, strict, notice))
+    return PromptSet(*_read(sources, as_prompts, seed, strict, notice))
 
 
 def _read(
-    sources: Sequence[Source],
-    parse: Callable[[Row, ReadStats], Item],
-    seed: int,
-    strict: bool,
-    notice: Notice,
+    sources: Sequence[Source], parse: Parse[Item], seed: int, strict: bool, notice: Notice
 ) -> tuple[list[Item], list[Skipped]]:
     items: list[Item] = []
-    notes = ReadStats()
+    stats = ReadStats()
     for place, source in enumerate(sources):
         rng = np.random.default_rng([seed, place])
-        usable = list(parsed(read_source(source, rng), parse, notes))
+        rows, reader = read_mapped(source, open_source(source), rng)
+        usable = list(parsed(rows, reader, parse, stats))
         items += [usable[i] for i in repeat_rows(len(usable), source.weight, rng)]
-    check_read(len(items), notes, sources, strict=strict)
-    notes.tell(notice)
-    return items, notes.skipped
+    check_read(len(items), stats, sources, strict=strict)
+    stats.tell(notice)
+    return items, stats.skipped
 
 
 def parsed(
-    rows: Iterable[Row | Skipped], parse: Callable[[Row, ReadStats], Item], notes: ReadStats
+    rows: Iterable[Row | Skipped], reader: RowReader, parse: Parse[Item], stats: ReadStats
 ) -> Iterator[Item]:
-    """Yield what the usable rows hold; the others go into the notes."""
-    for row in rows:
-        if isinstance(row, Skipped):
-            notes.skipped.append(row)
+    """Yield what the usable rows hold; the others go into the statistics."""
+    for found in rows:
+        if isinstance(found, Skipped):
+            stats.skipped.append(found)
             continue
+        row: Row = found
+        reader.remarks.clear()
         try:
-            item = parse(row, notes)
+            items = parse(row, reader)
         except UnusableRow as error:
-            notes.skipped.append(Skipped(row.origin, error.reason, error.detail))
+            stats.skipped.append(Skipped(row.origin, error.reason, error.detail))
             continue
-        if has_tools(row.fields):
-            notes.with_tools.add(row.origin)
-        yield item
+        for what in (*reader.remarks, *([_TOOLS] if has_tools(row.fields) else [])):
+            stats.remark(what, row.origin)
+        yield from items
 
 
-def as_pair(row: Row, notes: ReadStats) -> Pair:
-    """The preference pair of a row. Raises UnusableRow."""
-    pair = pair_of(row.fields)
-    if pair.guessed:
-        notes.guessed.add(row.origin)
+def as_pairs(row: Row, reader: RowReader) -> list[Pair]:
+    """The preference pairs of a row. Raises UnusableRow."""
     subset = row.fields.get("subset")
     named = None if subset is None else str(subset)
     if named is not None and named.encode("utf-8", "replace").decode() != named:
         raise UnusableRow("subset is not Unicode", ascii(named))
-    return Pair(pair.chosen, pair.rejected, pair.margin, row.origin, named)
+    return [Pair(*pair, row.origin, named) for pair in reader.pairs(row.fields)]
 
 
-def as_prompt(row: Row, notes: ReadStats) -> Prompt:
+def as_prompts(row: Row, reader: RowReader) -> list[Prompt]:
     """The prompt of a row. Raises UnusableRow."""
-    messages, others = prompt_of(row.fields)
-    return Prompt(messages, row.origin, others)
+    messages, others = reader.prompt(row.fields)
+    return [Prompt(messages, row.origin, others)]
 
 
 def check_read(usable: int, notes: ReadStats, sources: Sequence[Source], *, strict: bool) -> None:

@@ -25,12 +25,13 @@ from denserl_cli.core.data.conversations import (
     Pair,
     Prompt,
     ReadStats,
-    as_pair,
-    as_prompt,
+    as_pairs,
+    as_prompts,
     parsed,
 )
+from denserl_cli.core.data.local_files import Row
+from denserl_cli.core.data.row_formats import RowReader
 from denserl_cli.core.data.skipped import Skipped, check_usable
-from denserl_cli.core.data.sources import Row
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import CHUNK, Observer, with_progress
 
@@ -65,9 +66,11 @@ class PairEncoding:
         """Limits to the number of ids."""
         return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
 
-    def parse(self, rows: Iterable[Row | Skipped], notes: ReadStats) -> Iterator[Pair]:
+    def parse(
+        self, rows: Iterable[Row | Skipped], reader: RowReader, stats: ReadStats
+    ) -> Iterator[Pair]:
         """The preference pairs of the usable rows."""
-        return parsed(rows, as_pair, notes)
+        return parsed(rows, reader, as_pairs, stats)
 
     def encode(self, pairs: Iterable[Pair]) -> Iterator[EncodedPairRow | Skipped]:
         """Each pair encoded, or why it cannot be.
@@ -107,9 +110,11 @@ class PromptEncoding:
         """Limits to the number of ids."""
         return {"max_prompt_length": self.max_prompt_length}
 
-    def parse(self, rows: Iterable[Row | Skipped], notes: ReadStats) -> Iterator[Prompt]:
+    def parse(
+        self, rows: Iterable[Row | Skipped], reader: RowReader, stats: ReadStats
+    ) -> Iterator[Prompt]:
         """The prompts of the usable rows."""
-        return parsed(rows, as_prompt, notes)
+        return parsed(rows, reader, as_prompts, stats)
 
     def encode(self, prompts: Iterable[Prompt]) -> Iterator[Prompt | Skipped]:
         """Each prompt encoded, or why it cannot be."""

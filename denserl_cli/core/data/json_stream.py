@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from denserl_cli.core.errors import DenserlError
 
@@ -35,16 +36,20 @@ def json_errors(path: Path) -> Iterator[None]:
         raise DenserlError(f"{path}: {error}", hint="mend the file") from error
 
 
-def _is_array(path: Path) -> bool:
-    with path.open("rb") as file:
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _is_array(path: Path, opened: Callable[[Path], BinaryIO]) -> bool:
+    with opened(path) as file:
         return file.read(_BLOCK).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
 
 
-def is_json_lines(path: Path) -> bool:
+def is_json_lines(path: Path, opened: Callable[[Path], BinaryIO] = _open) -> bool:
     """Whether a file goes on after a first line that is a row already."""
-    if _is_array(path):
+    if _is_array(path, opened):
         return False
-    with path.open("rb") as file:
+    with opened(path) as file:
         first = next((line for line in file if line.strip()), b"")
         try:
             json.loads(first.decode("utf-8-sig"))
@@ -53,10 +58,10 @@ def is_json_lines(path: Path) -> bool:
         return any(line.strip() for line in file)
 
 
-def json_elements(path: Path) -> Iterator[object]:
+def json_elements(path: Path, opened: Callable[[Path], BinaryIO] = _open) -> Iterator[object]:
     """The elements of an array, read one by one; of an object's array, read at once."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if _is_array(path):
+    with opened(path) as raw, TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+        if _is_array(path, opened):
             yield from JsonArray(file)
             return
         document = json.loads(file.read())

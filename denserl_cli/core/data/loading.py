@@ -27,7 +27,7 @@ SPLIT_SEED = 42
 
 
 class PairData(NamedTuple):
-    """Encoded preference pairs for training and for evaluation, and the rows that are none."""
+    """Encoded preference pairs for training and for evaluation, and the skipped rows."""
 
     train: PairRows
     evaluation: PairRows
@@ -40,7 +40,7 @@ class PairData(NamedTuple):
 
 
 class PromptData(NamedTuple):
-    """Encoded prompts for training and for evaluation, and the rows that are none."""
+    """Encoded prompts for training and for evaluation, and the skipped rows."""
 
     train: PromptRows
     evaluation: PromptRows
@@ -74,8 +74,8 @@ def draw_pairs(
     """At most `count` of all of a recipe's preference pairs, drawn with a seed.
 
     Where the sources have more rows, as many as are wanted are drawn, alike from each, before any
-    is tokenised; those that cannot be used are not made up for. Returns the pairs, and the rows
-    that are none.
+    is tokenised; those that cannot be used are not made up for. Returns the pairs, and the
+    skipped rows.
     """
     data = recipe.data
     sources = (*data.preferences, *data.evaluation)
@@ -107,7 +107,7 @@ def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:
 def encode_sources(
     recipe: Recipe, sources: Sequence[Source], chat: ChatFormat, observer: Observer
 ) -> Mixture:
-    """Read and encode the preference pairs of sources; `skipped` holds all rows that are none."""
+    """Read and encode the preference pairs of sources; `skipped` holds all unusable rows."""
     data = recipe.data
     encoding = PairEncoding(chat, data.max_length, data.max_prompt_length)
     found = mixed(encoding, sources, seed=recipe.seed, strict=data.strict, observer=observer)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Mixture(NamedTuple):
-    """Encoded rows in the order of the sources, the rows that are none, and how many were cut."""
+    """Encoded rows in the order of the sources, the skipped rows, and how many were cut."""
 
     rows: Any
     skipped: list[Skipped]
@@ -38,7 +38,7 @@ def mixed(
     when a source cannot be read, when no row is usable and, with `strict`, when one row is not.
     """
     entries = cache.entries(encoding, sources, seed=seed, strict=strict, observer=observer)
-    notes, failed, order = ReadStats(), list[Skipped](), []
+    stats, failed, order = ReadStats(), list[Skipped](), []
     usable = rows = 0
     for place, (source, entry) in enumerate(zip(sources, entries, strict=True)):
         drawn = repeat_rows(entry.usable, source.weight, _generator(entry, [seed, place]))
@@ -47,12 +47,12 @@ def mixed(
         failed += [entry.failed[number] for number in drawn[~encoded[drawn]]]
         order.append(rows + (np.cumsum(encoded) - 1)[drawn[encoded[drawn]]])
         usable, rows = usable + len(drawn), rows + int(encoded.sum())
-        notes.add(entry.notes)
-    check_read(usable, notes, sources, strict=strict)
-    notes.tell(observer.notice)
+        stats.add(entry.stats)
+    check_read(usable, stats, sources, strict=strict)
+    stats.tell(observer.notice)
     batches = [batch for entry in entries for batch in entry.batches]
     found = encoding.stored(batches, np.concatenate([np.empty(0, np.int64), *order]))
-    skipped = [*notes.skipped, *failed]
+    skipped = [*stats.skipped, *failed]
     check_usable(len(found), skipped, strict=strict)
     return Mixture(found, skipped, int(found.numbers("truncated").sum()))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from denserl_cli.core.data.unusable import TIE
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system.distributed import is_main_process
 from denserl_cli.core.system.files import write_text
@@ -28,25 +29,33 @@ class Skipped(NamedTuple):
 
 
 def check_usable(usable: int, skipped: Sequence[Skipped], *, strict: bool) -> None:
-    """Raise DenserlError when no row is usable, or when `strict` and one row is not."""
-    if usable and not (strict and skipped):
+    """Raise DenserlError when no row is usable, or when `strict` and one row is not.
+
+    A tie that a source leaves out is no fault of its row.
+    """
+    faulty = [row for row in skipped if row.reason != TIE]
+    if usable and not (strict and faulty):
         return
-    what = f"{len(skipped)} rows cannot be used" if usable else "no usable row"
+    what = f"{len(faulty)} rows cannot be used" if usable else "no usable row"
+    ways = "mend the rows, or set data.strict to false to skip them" if usable else "mend the rows"
     raise DenserlError(
-        "\n".join([what, *skipped_report(skipped)]),
-        hint="mend the rows, or set data.strict to false to skip them" if usable else "mend them",
+        "\n".join([what, *skipped_report(faulty or skipped)]),
+        hint=f"{ways}; or say how they are to be read: `denserl data PATH` shows their columns, "
+        "docs/data.md the layouts",
     )
 
 
 def skipped_report(skipped: Sequence[Skipped]) -> list[str]:
-    """One line a reason, the most frequent first: how many rows and where the first ones are."""
-    places = defaultdict(list)
+    """One line a reason, the most frequent first: how many rows, where and why the first ones."""
+    found = defaultdict(list)
     for row in skipped:
-        places[row.reason].append(row.origin)
+        found[row.reason].append(row)
     lines = []
-    for reason, origins in sorted(places.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(origins) - _PLACES} more" if len(origins) > _PLACES else ""
-        lines.append(f"{len(origins)} x {reason}: {', '.join(origins[:_PLACES])}{more}")
+    for reason, rows in sorted(found.items(), key=lambda item: -len(item[1])):
+        places = ", ".join(row.origin for row in rows[:_PLACES])
+        more = f" and {len(rows) - _PLACES} more" if len(rows) > _PLACES else ""
+        detail = f" ({rows[0].detail})" if rows[0].detail else ""
+        lines.append(f"{len(rows)} x {reason}: {places}{more}{detail}")
     return lines
 
 

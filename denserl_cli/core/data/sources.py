@@ -6,19 +6,28 @@ others can be used.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from itertools import count
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from xxhash import xxh3_128
 
 from denserl_cli.core.data.fingerprint import of_file
-from denserl_cli.core.data.json_stream import is_json_lines, json_elements, json_errors
+from denserl_cli.core.data.local_files import (
+    ENDINGS,
+    Row,
+    digest_and_rows,
+    is_pattern,
+    local_file,
+)
 from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.errors import DenserlError
 
@@ -26,20 +35,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from denserl_cli.core.recipe.schema import Source
-
-
-T = TypeVar("T")
-
-_BATCH = 256
-"""Rows that are read from a parquet file at a time."""
-_BLOCK = 2**20
-
-
-class Row(NamedTuple):
-    """One row and where it is: file:line, or a name with the row's number from 0."""
-
-    origin: str
-    fields: dict[str, Any]
 
 
 class Survey(NamedTuple):
@@ -57,12 +52,13 @@ class OpenSource(NamedTuple):
     """A source that is there.
 
     name: with which the origins of its rows begin. read: its rows in their order, or a number of
-    them drawn with a generator.
+    them drawn with a generator. places: how many rows there are, which may take reading them all.
     """
 
     name: str
     read: Callable[[int | None, np.random.Generator], Iterator[Row | Skipped]]
     survey: Callable[[], Survey]
+    places: Callable[[], int]
 
 
 def row_count(source: Source) -> int:
@@ -81,33 +77,97 @@ def read_source(source: Source, rng: np.random.Generator) -> Iterator[Row | Skip
 
 def open_source(source: Source) -> OpenSource:
     """Find a source; files are not opened yet. Raises DenserlError when it is not there."""
+    if source.path == "-":
+        return _files([_standard_input()], "stdin", "stdin")
+    refuse_address(source.path)
     path = Path(source.path).expanduser()
-    reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}.get(path.suffix)
-    if path.is_file() and reader is None:
-        raise DenserlError(f"{path}: not a .jsonl, .json or .parquet file", hint="convert it")
-    if not path.exists() and (reader or source.path.startswith((".", "/", "~"))):
+    if is_pattern(source.path) and not path.exists():
+        return _pattern(source)
+    file = local_file(path)
+    if path.is_file() and file is None:
+        raise DenserlError(f"{path}: not a file that is read here", hint=f"convert it; {ENDINGS}")
+    if not path.exists() and (file or source.path.startswith((".", "/", "~"))):
         raise DenserlError(f"{path}: no such file or folder", hint="check the path")
-    if not path.is_file() or reader is None:
+    if not path.is_file() or file is None:
         name, dataset = _split(source, _load(source))
-        return OpenSource(name, partial(_arrow, name, dataset), partial(_set_survey, path, dataset))
+        survey = partial(_set_survey, path, dataset)
+        return OpenSource(name, partial(_arrow, name, dataset), survey, partial(len, dataset))
+    _refuse_splits(source)
+    return _files([path], str(path))
+
+
+def refuse_address(path: str) -> None:
+    """Raise DenserlError for the address of something that is not on this machine."""
+    scheme, _, rest = path.partition("://")
+    if not rest:
+        return
+    name = rest.rpartition("/")[2] or "rows.jsonl"
+    ways = {
+        "s3": f"download it first and name the file: aws s3 cp {path} {name}",
+        "gs": f"download it first and name the file: gcloud storage cp {path} {name}",
+        "hf": "name it as a hub data set, such as owner/name",
+    }
+    curl = f"download it first and name the file: curl -L -o {name} {path}"
+    raise DenserlError(f"{path}: addresses are not read here", hint=ways.get(scheme, curl))
+
+
+def _pattern(source: Source) -> OpenSource:
+    """All files that fit a pattern, one after the other by their names."""
+    _refuse_splits(source)
+    found = sorted(map(Path, glob(str(Path(source.path).expanduser()), recursive=True)))
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise DenserlError(f"{source.path}: no file fits", hint="check the pattern")
+    for path in files:
+        if local_file(path) is None:
+            raise DenserlError(f"{path}: not a file that is read here", hint=ENDINGS)
+    folder = os.path.join(os.path.commonpath([path.parent for path in files]), "")
+    return _files(files, folder)
+
+
+def _refuse_splits(source: Source) -> None:
     if source.subset or source.split not in (None, "train"):
         raise DenserlError(
-            f"{path}: a file has no splits or subsets", hint="remove `split` and `subset`"
+            f"{source.path}: a file has no splits or subsets", hint="remove `split` and `subset`"
         )
 
+
+def _files(paths: Sequence[Path], name: str, shown: str | None = None) -> OpenSource:
+    """Files as one source. shown: what the one file is called instead of its path."""
+    files = [file for file in (local_file(path, shown) for path in paths) if file]
+
     def read(limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-        with _readable(path):
-            yield from reader(path, limit, rng)
+        if limit is None:
+            for file in files:
+                yield from file.read(None)
+            return
+        places = [file.places() for file in files]
+        drawn = np.asarray(_drawn(sum(places), limit, rng))
+        for file, start, size in zip(files, np.cumsum([0, *places]), places, strict=False):
+            here = drawn[(drawn >= start) & (drawn < start + size)] - start
+            yield from file.read(here.tolist())
 
-    return OpenSource(str(path), read, partial(_survey, path))
+    def survey() -> Survey:
+        found = [digest_and_rows(path) for path in paths]
+        rows = [rows for _, rows in found if rows is not None]
+        if len(found) == 1:
+            return Survey(found[0][0], found[0][1])
+        content = xxh3_128("".join(digest for digest, _ in found).encode())
+        return Survey(content.hexdigest(), sum(rows) if len(rows) == len(found) else None)
+
+    return OpenSource(name, read, survey, lambda: sum(file.places() for file in files))
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DenserlError(f"{path}: {error.strerror or error}", hint="check the file") from error
+@cache
+def _standard_input() -> Path:
+    """What is piped in, kept in a file for as long as this process lives."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DenserlError("nothing is piped in for the source -", hint="pipe JSON Lines into it")
+    handle, name = tempfile.mkstemp(prefix="denserl-stdin-", suffix=".jsonl")
+    atexit.register(lambda: Path(name).unlink(missing_ok=True))
+    with os.fdopen(handle, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return Path(name)
 
 
 def _set_survey(path: Path, dataset: Dataset) -> Survey:
@@ -126,113 +186,6 @@ def _set_survey(path: Path, dataset: Dataset) -> Survey:
 def _is_saved(folder: Path) -> bool:
     """Whether `datasets` has saved a folder."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def _survey(path: Path) -> Survey:
-    """A digest of a file's content, and its rows where they can be counted without parsing."""
-    content, lines, end = xxh3_128(path.suffix.encode()), 0, b"\n"
-    with _readable(path), path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            content.update(block)
-            lines, end = lines + block.count(b"\n"), block[-1:]
-    rows = lines + (end != b"\n") if path.suffix == ".jsonl" else None
-    if path.suffix == ".parquet":
-        from pyarrow.parquet import ParquetFile
-
-        with _parquet_errors(path):
-            rows = ParquetFile(path).metadata.num_rows
-    return Survey(content.hexdigest(), rows)
-
-
-def _jsonl(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-    wanted = None
-    if limit is not None:
-        with path.open("rb") as file:
-            places = (place for place, line in enumerate(file) if line.strip())
-            filled = np.fromiter(places, np.int64)
-        wanted = filled[_drawn(len(filled), limit, rng)]
-    with path.open("rb") as file:
-        yield from read_lines(str(path), file, wanted)
-
-
-def read_lines(
-    name: str, lines: Iterable[bytes], wanted: Iterable[int] | None = None
-) -> Iterator[Row | Skipped]:
-    """Yield the rows of JSON Lines, blank lines left out.
-
-    wanted: places of the lines to read, ascending from 0; default: all.
-    """
-    for place, line in _picked(lines, count() if wanted is None else wanted):
-        if line.strip():
-            yield _parsed(f"{name}:{place + 1}", line)
-
-
-def _picked(items: Iterable[T], wanted: Iterable[int]) -> Iterator[tuple[int, T]]:
-    """The items at some places, ascending from 0, with their places."""
-    places = iter(wanted)
-    following = next(places, None)
-    for place, item in enumerate(items):
-        if place == following:
-            yield place, item
-            following = next(places, None)
-
-
-def _parsed(origin: str, line: bytes) -> Row | Skipped:
-    """One line of JSON Lines."""
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return Skipped(origin, "not UTF-8", str(error))
-    except (ValueError, RecursionError) as error:
-        return Skipped(origin, "broken JSON", str(error))
-    return _checked(origin, value)
-
-
-def _checked(origin: str, value: object) -> Row | Skipped:
-    if isinstance(value, dict):
-        return Row(origin, value)
-    return Skipped(origin, "not an object", f"a row is {type(value).__name__}")
-
-
-def _json(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-    """A list of rows, {"data": [...]}, or JSON Lines under another name."""
-    with json_errors(path):
-        if is_json_lines(path):
-            yield from _jsonl(path, limit, rng)
-            return
-        wanted: Iterable[int] = count()
-        if limit is not None:
-            wanted = _drawn(sum(1 for _ in json_elements(path)), limit, rng)
-        for place, value in _picked(json_elements(path), wanted):
-            yield _checked(f"{path}[{place}]", value)
-
-
-def _parquet(path: Path, limit: int | None, rng: np.random.Generator) -> Iterator[Row | Skipped]:
-    from pyarrow.parquet import ParquetFile
-
-    with _parquet_errors(path):
-        file = ParquetFile(path)
-        wanted = np.zeros(file.metadata.num_rows, bool)
-        wanted[_drawn(len(wanted), limit, rng)] = True
-        start = 0
-        for batch in file.iter_batches(batch_size=_BATCH):
-            places = np.flatnonzero(wanted[start : start + batch.num_rows])
-            rows = batch.take(places).to_pylist() if len(places) else []
-            for place, fields in zip(places, rows, strict=True):
-                yield Row(f"{path}[{start + place}]", fields)
-            start += batch.num_rows
-
-
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except (ArrowException, UnicodeDecodeError) as error:
-        raise DenserlError(
-            f"{path}: not a readable parquet file: {error}", hint="write it again"
-        ) from error
 
 
 def _arrow(
@@ -265,7 +218,7 @@ def _advice(error: Exception) -> str:
         return "check the network (data sets read before are kept), or name a file or folder"
     if "gated" in str(error).lower():
         return "accept the data set's terms on its hub page, then run: hf auth login"
-    return "check path and subset; files end in .jsonl, .json or .parquet"
+    return f"check path and subset; {ENDINGS}"
 
 
 def _split(source: Source, loaded: Dataset | Mapping[str, Dataset]) -> tuple[str, Dataset]:

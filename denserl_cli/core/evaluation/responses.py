@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from denserl_cli.core.data.row_formats import UnusableRow, conversations_of
+from denserl_cli.core.data.local_files import Row, read_lines
+from denserl_cli.core.data.row_formats import conversations_of
 from denserl_cli.core.data.skipped import Skipped, check_usable, skipped_report
-from denserl_cli.core.data.sources import Row, read_lines
+from denserl_cli.core.data.unusable import UnusableRow
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.inspector import (
     Answer,

@@ -168,14 +168,14 @@ def refuse_damaged_weights(model: PreTrainedModel, path: str, what: str) -> None
         path: Where it came from.
         what: The model's part, for the error.
     """
-    # a sum is not finite where a weight is not; one transfer for all of them
-    sums = {
-        name: weight.sum(dtype=torch.float32)
+    # the extremes are not finite where a weight is not; one transfer for all of them
+    extremes = {
+        name: torch.stack(torch.aminmax(weight)).float()
         for name, weight in model.named_parameters()
-        if weight.is_floating_point() and not weight.is_meta
+        if weight.is_floating_point() and not weight.is_meta and weight.numel()
     }
-    finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
-    damaged = [name for name, good in zip(sums, finite, strict=True) if not good]
+    finite = torch.isfinite(torch.stack(list(extremes.values()))).all(1).tolist()
+    damaged = [name for name, good in zip(extremes, finite, strict=True) if not good]
     if damaged:
         raise DenserlError(
             f"{path} has weights of the {what} that are NaN or infinite: {', '.join(damaged[:5])}",

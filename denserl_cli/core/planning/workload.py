@@ -150,11 +150,17 @@ def known_rows(stage: str, recipe: Recipe) -> Rows | None:
             return None  # it reads those as well, and their number is recorded nowhere
         if stage == FIT_FUNCTION or data.evaluation:
             asked = 0
-    total = value_of(recipe, recorded) if named else _made_rows(stage, recipe)
+    total, source = _made_rows(stage, recipe), "of the sandbox"
+    if named:
+        total, source = value_of(recipe, recorded), "recorded"
+        if total is None:
+            from denserl_cli.core.data.local_rows import count_local_rows
+
+            total, source = count_local_rows(named), "rows, counted"
     if total is None:
         return None
     held = held_out_rows(total, asked)
-    return Rows(total - held, held, "recorded" if named else "of the sandbox")
+    return Rows(total - held, held, source)
 
 
 def check_batches(stage: str, recipe: Recipe, processes: int) -> None:

@@ -127,8 +127,10 @@ def _near_keys(block: str, name: str, siblings: Collection[str]) -> list[str]:
 def _option(expected: Any, value: Any) -> Any:
     """The member of a union that a value is meant for: a text goes to a choice of words."""
     some = [option for option in options(expected) if option is not type(None)]
-    named = [option for option in some if get_origin(option) is Literal]
-    return named[0] if named and isinstance(value, str) else some[0]
+    kinds: dict[type, Any] = {str: Literal, list: tuple, dict: dict}
+    wanted = kinds.get(type(value))
+    fitting = [option for option in some if wanted and get_origin(option) is wanted]
+    return fitting[0] if fitting else some[0]
 
 
 def _join(key: str, name: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from glob import glob
 
 from denserl_cli.core.recipe.fields import value_of
 from denserl_cli.core.recipe.functions import short_name, why_not
+from denserl_cli.core.recipe.mapping_checks import Problem, mapping_problems
 from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
 
 
@@ -51,18 +52,11 @@ _AT_MOST_ONE = (
     *_keys("ppo", "gamma lam top_p"),
 )
 _LOCAL_STARTS = ("/", "./", "../", "~")
-_LOCAL_ENDS = (".jsonl", ".json", ".parquet")
-
-
-class Problem(NamedTuple):
-    """Something that makes no sense: the key to change, what and what to do, and why.
-
-    rests_on: the other keys whose values the judgement depends on.
-    """
-
-    key: str
-    message: str
-    rests_on: tuple[str, ...] = ()
+_LOCAL_ENDS = tuple(
+    f"{kind}{packed}"
+    for kind in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+    for packed in ("", ".gz", ".zst", ".bz2")
+)
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
@@ -127,6 +121,10 @@ def _source_ranges(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}.weight", f"must be positive, not {source.weight}")
         if source.max_samples is not None and not source.max_samples > 0:
             yield Problem(f"{key}.max_samples", f"must be positive, not {source.max_samples}")
+        if "://" in source.path:
+            advice = "addresses are not read here; download it and name the file, or a hub name"
+            yield Problem(f"{key}.path", f"{source.path}: {advice}")
+        yield from mapping_problems(key, source)
 
 
 def _method(recipe: Recipe) -> Iterator[Problem]:
@@ -272,10 +270,15 @@ def _missing_files(recipe: Recipe) -> Iterator[Problem]:
     for key in ("model.path", "model.tokenizer", "published.reward_model", "published.policy"):
         named.append((key, value_of(recipe, key) or ""))
     for key, path in named:
-        if looks_local(path) and not os.path.exists(os.path.expanduser(path)):
+        home = os.path.expanduser(path)
+        if "://" in path or not looks_local(path) or os.path.exists(home):
+            continue
+        if not (key.startswith("data.") and glob(home, recursive=True)):
             yield Problem(key, f"no such file or folder: {path}")
 
 
 def looks_local(path: str) -> bool:
     """Whether the text can only be a path: a hub name has one slash and no data file's ending."""
-    return path.startswith(_LOCAL_STARTS) or path.endswith(_LOCAL_ENDS) or path.count("/") > 1
+    several = any(mark in path for mark in "*?[")
+    known = path.startswith(_LOCAL_STARTS) or path.endswith(_LOCAL_ENDS)
+    return known or several or path.count("/") > 1

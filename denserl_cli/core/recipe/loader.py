@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
@@ -14,7 +14,7 @@ from denserl_cli.core.recipe.catalog import find_recipe
 from denserl_cli.core.recipe.checks import Problem, problems
 from denserl_cli.core.recipe.defaults import resolved
 from denserl_cli.core.recipe.document import Node, given, read_document
-from denserl_cli.core.recipe.schema import Recipe
+from denserl_cli.core.recipe.schema import Recipe, Source
 
 _NOT_INHERITED = ("name", "description")
 _RECORDED_ABOUT = {
@@ -62,6 +62,26 @@ def load_recipe(name_or_path: str, overrides: Sequence[str | Override] = ()) -> 
         elif isinstance(override, str):
             builder.doubtful.add(override.partition("=")[0].strip())
     return _checked(builder, Node(tree.value, place), found)
+
+
+def source_from(options: Mapping[str, Any]) -> Source:
+    """A source of data from command-line options, checked.
+
+    options: a source's fields by the option that gives them; None: not given.
+
+    Raises:
+        RecipeError: all that is wrong with it.
+    """
+    builder = Builder()
+    given_ones = {
+        option.removeprefix("--"): Node(value, option)
+        for option, value in options.items()
+        if value is not None
+    }
+    source = builder.build(Source, Node(given_ones, "the command line"))
+    if builder.problems:
+        raise RecipeError(builder.problems)
+    return source
 
 
 def _checked(builder: Builder, tree: Node, found: list[str]) -> Recipe:

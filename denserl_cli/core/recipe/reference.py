@@ -18,7 +18,9 @@ from denserl_cli.core.recipe import schema
 from denserl_cli.core.recipe.building import describe, field_types, options
 from denserl_cli.core.recipe.schema import (
     Coefficients,
+    Columns,
     EngineConfig,
+    MessageKeys,
     Recipe,
     RewardFunction,
     Source,
@@ -57,8 +59,9 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
   that make no sense and missing files are all reported at once, each with its line. Scalars are
   those of YAML 1.2 (`1e-6` is a number; `on` and `yes` are text), tags and aliases are not allowed.
 - **A path** is taken as local, and must exist, where it starts with `/`, `./`, `../` or `~`, ends
-  in `.jsonl`, `.json` or `.parquet`, or has more than one slash; anything else may be a hub name.
-  Relative paths start at the current directory.
+  in `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` (also with `.gz`, `.zst` or `.bz2`), has one of
+  `*?[`, or has more than one slash; anything else may be a hub name. Relative paths start at the
+  current directory.
 - **A list of sources** may hold plain strings, short for `{path: ...}`; a single source needs no
   list. Likewise `ppo.reward`, whose strings are short for `{function: ...}`.
 """
@@ -73,6 +76,8 @@ def reference() -> str:
         _table("Top level", Recipe, "", skip=[name for name, _ in blocks]),
         *(_table(f"`{name}`", section, f"{name}.") for name, section in blocks),
         _table("A source of data", Source, "…"),
+        _table("`columns` of a source", Columns, "…columns."),
+        _table("`message_keys` of a source", MessageKeys, "…message_keys."),
         _table("A reward of your own", RewardFunction, "…"),
         _table("`reward_model.engine`, and the same for `ppo.engine`", EngineConfig, _ENGINE),
         _table("`published.normalizer`", Coefficients, "published.normalizer."),

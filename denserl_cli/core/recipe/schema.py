@@ -17,12 +17,75 @@ NormalizerKind = Literal["location", "global", "last", "none"]
 Cut = Literal["entropy", "quantile", "sentence", "newline", "fixed", "random"]
 
 
+DataFormat = Literal[
+    "hh-rlhf",
+    "shared-beginning",
+    "ultrafeedback",
+    "helpsteer2",
+    "helpsteer3",
+    "nectar",
+    "shp",
+    "webgpt",
+    "arena-human",
+    "judgebench",
+    "rm-bench",
+    "reward-bench-2",
+    "alpaca-farm",
+    "sharegpt-dpo",
+    "orca-dpo",
+    "pku-saferlhf",
+    "oasst",
+    "prm800k",
+    "kto",
+]
+BetterValues = Literal["name", "index-from-0", "index-from-1", "sign"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row keeps its prompt, its answers and which of them is better.
+
+    A column's name, or a path into it: `question.text`, `turns[0]`, `answers[*].text` for all.
+    """
+
+    prompt: str | tuple[str, ...] | None = None
+    """The question or the conversation; several are joined in their order."""
+    system: str | None = None
+    """The system message."""
+    chosen: str | None = None
+    """The better answer, or several with `[*]`."""
+    rejected: str | None = None
+    """The worse answer, or several with `[*]`."""
+    answers: str | tuple[str, ...] | None = None
+    """All answers, in place of chosen and rejected: one path each, or one path with `[*]`."""
+    better: str | None = None
+    """Which of the answers is the better one; how it says so: `better_values`."""
+    better_values: BetterValues | dict[str, Any] | None = None
+    """name (A>B, model_a, tie), index-from-0, index-from-1, sign, or a mapping; null: name."""
+    scores: str | tuple[str, ...] | None = None
+    """A score for each answer, higher is better."""
+    rank: str | tuple[str, ...] | None = None
+    """A rank for each answer, lower is better."""
+    margin: str | None = None
+    """By how much the better answer is better; its absolute value where `better` is the same."""
+
+
+@dataclass(frozen=True)
+class MessageKeys:
+    """What the parts of a message are called."""
+
+    role: str = "role"
+    """Who speaks."""
+    content: str = "content"
+    """What is said."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One source of data, a part of a mixture."""
 
     path: str
-    """Hub name, or a path to JSONL, JSON, parquet or a folder saved by `datasets`."""
+    """Hub name, a file, several as `part-*.jsonl`, a folder, or `-` for standard input."""
     split: str | None = None
     """Split to read; null: `train` where the source has splits."""
     subset: str | None = None
@@ -31,6 +94,20 @@ class Source:
     """Use at most this many rows, drawn with the recipe's seed."""
     weight: float = 1.0
     """Passes over this source in one epoch: 0.5 draws half of its rows, 2 shows each row twice."""
+    format: DataFormat | None = None
+    """Known layout of the rows; null: `prompt`, `chosen`, `rejected` and `messages`."""
+    columns: Columns | None = None
+    """Where the rows keep what is needed; replaces those of `format`, one by one."""
+    roles: dict[str, Any] = field(default_factory=dict)
+    """What further roles and speakers mean: each is system, user or assistant."""
+    message_keys: MessageKeys | None = None
+    """Keys of a message; null: role and content, or from and value."""
+    pairs: Literal["best-worst", "all", "product"] | None = None
+    """Pairs of a row's answers; null: best-worst, or product of chosen and rejected lists."""
+    ties: Literal["skip", "keep-as-half"] = "skip"
+    """Equally good answers: left out, or one pair in each order, a label of one half."""
+    group_by: str | None = None
+    """Rows with one answer each: those with the same value here are compared."""
 
 
 @dataclass(frozen=True)

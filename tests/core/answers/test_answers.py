@@ -464,8 +464,15 @@ def damaged(folder: Path, change: Callable[[LlamaForCausalLM], object]) -> Path:
     return folder
 
 
+def overflow(model: Any) -> None:
+    """Weights that are finite, and whose products are not."""
+    signs = torch.tensor([1.0, -1.0]).repeat(model.config.hidden_size // 2)
+    model.model.norm.weight.copy_(3e38 * signs)
+    model.lm_head.weight.mul_(1e3)
+
+
 def test_a_policy_that_is_broken_is_refused(tmp_path: Path):
-    torn = damaged(save_policy(tmp_path / "nan"), lambda m: m.model.norm.weight.fill_(float("nan")))
+    torn = damaged(save_policy(tmp_path / "nan"), overflow)
     job = job_of("arena-hard", tmp_path / "a" / "a.jsonl", policy=str(torn))
     with pytest.raises(DenserlError, match="logits are NaN"):
         do(job, save_policy(tmp_path / "fine"))

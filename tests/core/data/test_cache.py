@@ -27,7 +27,7 @@ from denserl_cli.core.data.encoding import (
 )
 from denserl_cli.core.data.mixture import Mixture, mixed
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.schema import Source
+from denserl_cli.core.recipe.schema import Columns, Source
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer
 from tests.fakes import RecordingObserver
 
@@ -329,3 +329,40 @@ def test_the_cache_lies_beside_the_hub_s_unless_it_is_named(
     monkeypatch.delenv(cache.VARIABLE)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
     assert cache.folder() == tmp_path / "hf" / "denserl"
+
+
+def test_another_mapping_of_the_same_rows_is_another_entry(tmp_path: Path, home: Path) -> None:
+    rows = [{"q": f"q{n}", "a": "one", "b": "two", "better": n % 2} for n in range(6)]
+    source = write(tmp_path / "a.jsonl", rows)
+    columns = Columns(prompt="q", answers=("a", "b"), better="better", better_values="index-from-0")
+    other = replace(columns, answers=("b", "a"))
+    for number, changed in enumerate(
+        (
+            {"columns": columns},
+            {"columns": other},
+            {"columns": other, "roles": {"x": "user"}},
+            {"columns": other, "ties": "keep-as-half"},
+        ),
+        1,
+    ):
+        found, _ = take(replace(source, **changed))
+        assert len(found.rows) == 6 and len(entries(home)) == number
+        again, recorder = take(replace(source, **changed))
+        assert listed(again) == listed(found) and recorder.titles == []
+    one, two = (take(replace(source, columns=c))[0].rows[0] for c in (columns, other))
+    assert one.chosen.tolist() == two.rejected.tolist() != one.rejected.tolist()
+
+
+def test_rows_of_a_group_and_pairs_of_a_row_are_kept_as_they_are_read(
+    tmp_path: Path, home: Path
+) -> None:
+    rows = [{"prompt": f"q{n % 4}", "completion": f"c{n}", "label": n % 3 == 0} for n in range(24)]
+    source = replace(write(tmp_path / "a.jsonl", rows), format="kto", ties="keep-as-half")
+    for limit in (None, 3):
+        drawn = replace(source, max_samples=limit)
+        read = read_pairs([drawn], seed=1)
+        direct = encode_pairs(CHAT, read.pairs, **LIMITS)
+        for _ in range(2):
+            found, _ = take(drawn)
+            assert [plain(one) for one in found.rows] == [plain(one) for one in direct.rows]
+        assert len({pair.origin for pair in read.pairs}) == (limit or 4)

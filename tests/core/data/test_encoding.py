@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,22 @@ def test_sources_are_mixed_in_their_order_and_drawn_independently(tmp_path: Path
     assert found == questions(read_pairs([first, second], seed=1).pairs)
 
 
-def test_guessed_prompts_are_told_once(tmp_path: Path) -> None:
+def test_prompts_are_never_guessed_unless_the_source_says_so(tmp_path: Path) -> None:
     rows = [{"chosen": f"Say {i} a", "rejected": f"Say {i} b"} for i in range(3)]
+    source = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DenserlError, match="3 x no prompt"):
+        read_pairs([source], seed=1)
+    found = read_pairs([replace(source, format="shared-beginning")], seed=1).pairs
+    assert [(p.chosen[0]["content"], p.chosen[1]["content"]) for p in found] == [
+        (f"Say {i}", "a") for i in range(3)
+    ]
+
+
+def test_columns_that_are_not_read_are_told_once(tmp_path: Path) -> None:
+    rows = [{**row, "remark": "a long remark", "source": "some book"} for row in good(3)]
     heard: list[str] = []
     read_pairs([write(tmp_path / "rows.jsonl", rows)], seed=1, notice=heard.append)
-    assert len(heard) == 1 and heard[0].startswith("3 pairs are texts without a prompt")
-    read_pairs([write(tmp_path / "rows.jsonl", good(3))], seed=1, notice=heard.append)
-    assert len(heard) == 1
+    assert len(heard) == 1 and heard[0].startswith("column remark of 3 rows (the first: ")
 
 
 def test_tools_are_ignored_with_one_notice(tmp_path: Path) -> None:

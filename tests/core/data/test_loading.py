@@ -107,7 +107,7 @@ def test_rows_that_cannot_be_used_are_counted(recipe: MakeRecipe, tmp_path: Path
     assert len(found.train) == len(found.evaluation) == 1
     assert recorder.notices == [
         f"skipped 2 x identical answers: {file}:2, {held}:1",
-        f"skipped 1 x empty answer: {file}:3",
+        f"skipped 1 x empty answer: {file}:3 (column chosen)",
     ]
     assert [row.origin for row in found.skipped] == [f"{file}:2", f"{file}:3", f"{held}:1"]
 

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from denserl_cli.core.data.row_formats import UnusableRow, has_tools, pair_of, prompt_of
+from denserl_cli.core.data.messages import MESSAGES_AS_TEXT
+from denserl_cli.core.data.row_formats import UNREAD, RowReader, has_tools, pair_of, prompt_of
+from denserl_cli.core.data.unusable import UnusableRow
+from denserl_cli.core.recipe.data_formats import RowMapping
+from denserl_cli.core.recipe.schema import MessageKeys
 from tests.fakes import bot, user
+
+
+def said(speaker: str, value: str) -> dict[str, str]:
+    return {"from": speaker, "value": value}
+
 
 SYSTEM = {"role": "system", "content": "be kind"}
 
@@ -26,7 +37,7 @@ SYSTEM = {"role": "system", "content": "be kind"}
 )
 def test_every_form_of_a_pair_reads_the_same(fields: dict[str, Any]) -> None:
     pair = pair_of(fields)
-    assert pair == ([user("q"), bot("a")], [user("q"), bot("b")], None, False)
+    assert pair == ([user("q"), bot("a")], [user("q"), bot("b")], None)
 
 
 def test_a_system_message_and_earlier_turns_belong_to_the_prompt() -> None:
@@ -65,14 +76,7 @@ def test_a_transcript_keeps_its_turns_and_its_contents() -> None:
     assert pair.rejected[-1] == bot("no\n")
 
 
-def test_texts_without_a_prompt_share_their_beginning_up_to_a_white_space() -> None:
-    pair = pair_of({"chosen": "What is red?\n\na colour ", "rejected": "What is red?\n\na car"})
-    assert pair.guessed
-    assert pair.chosen == [user("What is red?\n\na"), bot("colour ")]
-    assert pair.rejected == [user("What is red?\n\na"), bot("car")]
-
-
-@pytest.mark.parametrize(("given", "read"), [(2, 2.0), (-0.5, -0.5), (None, None)])
+@pytest.mark.parametrize(("given", "read"), [(2, 2.0), (-0.5, -0.5), ("5", 5.0), (None, None)])
 def test_a_margin_is_a_number(given: object, read: float | None) -> None:
     fields = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": given}
     assert pair_of(fields).margin == read
@@ -91,10 +95,15 @@ def pair(chosen: Any, rejected: Any, **others: Any) -> dict[str, Any]:
         (pair("a", [user("q"), bot("b")]), "wrong type"),
         (pair(1, 2), "wrong type"),
         (pair({"role": "user"}, {"role": "user"}), "wrong type"),
-        (pair(["q", "a"], ["q", "b"]), "wrong type"),
+        (
+            pair({"role": "user", "content": "q"}, {"role": "user", "content": "q"}),
+            "roles in the wrong order",
+        ),
+        (pair(["q", "a"], ["q", "b"]), "several answers"),
         (pair([user("q"), {"role": "assistant"}], [user("q"), bot("b")]), "wrong type"),
         (pair([user("q"), {"role": "assistant", "content": [1]}], [bot("b")]), "wrong type"),
-        (pair([{"from": "human", "value": "q"}], [bot("b")]), "wrong type"),
+        (pair([{"speaker": "human", "text": "q"}], [bot("b")]), "wrong type"),
+        (pair([{"role": "critic", "content": "q"}], [bot("b")]), "unknown role"),
         (pair([user("q"), bot([{"type": "image"}])], [user("q"), bot("b")]), "wrong type"),
         (pair([user("q"), bot([{"type": "text"}])], [user("q"), bot("b")]), "wrong type"),
         (pair([user("q"), CALL], [user("q"), bot("b")]), "uses tools"),
@@ -106,15 +115,15 @@ def pair(chosen: Any, rejected: Any, **others: Any) -> dict[str, Any]:
         (pair([bot("a")], [bot("b")], prompt=[]), "no prompt"),
         (pair("yes", "no"), "no prompt"),
         (pair([user("q"), bot(" \n")], [user("q"), bot("b")]), "empty answer"),
-        (pair("What? ", "What? Yes"), "empty answer"),
+        (pair("What? ", "What? Yes"), "no prompt"),
         (pair("a", "a", prompt="q"), "identical answers"),
         (pair([user("q"), bot("a")], [user("r"), bot("b")]), "prompts differ within the pair"),
-        (pair([bot("a")], [bot("b")]), "roles in the wrong order"),
+        (pair([bot("a")], [bot("b")]), "no prompt"),
         (pair([user("q")], [user("q")]), "roles in the wrong order"),
         (pair([user("q"), user("q"), bot("a")], [user("q"), bot("b")]), "roles in the wrong order"),
         (pair([user("q"), SYSTEM, bot("a")], [user("q"), bot("b")]), "roles in the wrong order"),
         (pair([SYSTEM], [SYSTEM]), "roles in the wrong order"),
-        (pair("a", "b", prompt="q", margin="2"), "bad margin"),
+        (pair("a", "b", prompt="q", margin="much"), "bad margin"),
         (pair("a", "b", prompt="q", margin=True), "bad margin"),
         (pair("a", "b", prompt="q", margin=float("nan")), "bad margin"),
         (pair("a", "b", prompt="q", margin=10**400), "bad margin"),
@@ -164,3 +173,110 @@ def test_a_row_that_is_no_prompt_says_why(fields: dict[str, Any], reason: str) -
     with pytest.raises(UnusableRow) as caught:
         prompt_of(fields)
     assert caught.value.reason == reason
+
+
+# layouts that are not quite the plain one
+
+Q, HI = [user("q"), bot("a")], "hello there"
+HH = ("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "remark"),
+    [
+        (pair(json.dumps(Q), json.dumps([user("q"), bot("b")])), MESSAGES_AS_TEXT),
+        (pair(repr(Q), repr([user("q"), bot("b")])), MESSAGES_AS_TEXT),
+        (pair(Q, [user("q"), bot("b")], prompt="q", messages=Q), None),
+        (pair([said("human", "q"), said("gpt", "a")], [said("Human", "q"), said("AI", "b")]), None),
+        (pair(said("gpt", "a"), said("gpt", "b"), prompt=[said("prompter", "q")]), None),
+        (pair(bot("a"), bot("b"), prompt=json.dumps([user("q")])), MESSAGES_AS_TEXT),
+        (pair(*HH, prompt="q"), None),
+        # as `datasets` returns sequences of objects
+        (pair(*({"role": ["user", "assistant"], "content": ["q", x]} for x in "ab")), None),
+        (pair("a", "b", prompt="\n\nHuman: q\n\nAssistant:"), None),
+        (pair("a", "b", prompt="q", system="", system_prompt=None, tools=[]), None),
+        (pair("a", "b", prompt="q", question="q", source="a book", model_a="m n o"), None),
+        (pair("a", "b", prompt="q", remark="two words"), f"{UNREAD}remark"),
+        (pair("a", "b", prompt="q", task="write all that is asked for here"), f"{UNREAD}task"),
+    ],
+)
+def test_other_ways_to_write_the_same_pair(fields: dict[str, Any], remark: str | None) -> None:
+    reader = RowReader()
+    found = reader.pairs(fields)
+    assert found == [([user("q"), bot("a")], [user("q"), bot("b")], None)]
+    assert reader.remarks == ({remark} if remark else set())
+
+
+def test_a_system_column_is_used() -> None:
+    for name in ("system", "system_prompt", "system_message"):
+        for fields in (
+            pair("a", "b", prompt="q"),
+            pair(Q, [user("q"), bot("b")]),
+            pair(*HH),
+            pair([SYSTEM, *Q], [SYSTEM, user("q"), bot("b")]),
+        ):
+            assert pair_of({**fields, name: "be kind"}).chosen == [SYSTEM, *Q]
+        assert prompt_of({"prompt": "q", name: "be kind"})[0] == [SYSTEM, user("q")]
+    with pytest.raises(UnusableRow, match="two system messages"):
+        pair_of(pair([SYSTEM, *Q], [SYSTEM, user("q"), bot("b")], system="be strict"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        *(
+            (pair("The a is", "The b is", **{name: HI}), "no prompt", f"{{prompt: {name}}}")
+            for name in ("question", "instruction", "query", "input", "post", "prompt_text", "zork")
+        ),
+        (pair("a", "b", instruction=HI, input=HI), "no prompt", "{prompt: [instruction, input]}"),
+        (pair("a", "b", trajectory=[user("q")]), "no prompt", "{prompt: trajectory}"),
+        (pair("a", "b", system="be kind", question=HI), "no prompt", "format: orca-dpo"),
+        *(
+            (pair("a", "b", prompt="q", **{name: HI}), "a column is left out", name)
+            for name in ("context", "input", "background_story", "userInput", "document")
+        ),
+        (
+            pair("a", "b", prompt="q", history=[["hi you", "yes"]]),
+            "a column is left out",
+            "history",
+        ),
+        (pair(Q, [user("q"), bot("b")], context=HI), "a column is left out", "context"),
+        (pair("a", "b", prompt="q", images=["x.png"]), "needs more than text", "images"),
+        (pair(Q, [user("q"), bot("b")], prompt=HI), "prompts differ within the pair", HI),
+        (
+            pair("The sky is blue", "The sky is green"),
+            "no prompt",
+            "found columns chosen, rejected",
+        ),
+        (pair("User: q\n\nBot: a", "User: q\n\nBot: b"), "no prompt", "wanted prompt"),
+        (pair("a", "b", prompt="<|im_start|>user\nq"), "written by a chat template", "im_start"),
+        (pair("a<|eot_id|>", "b<|eot_id|>", prompt="q"), "written by a chat template", "eot_id"),
+        (pair("[{'role': 'user'}\n {'role': 'x'}]", "[{'role': 1} {}]"), "unreadable messages", ""),
+        (pair(datetime(2024, 1, 2), "b", prompt="q"), "wrong type", ""),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}, "no chosen", "responses"),
+        ({"prompt": "q", "answers": [{"answer": "a", "rank": 1}]}, "no chosen", "format: nectar"),
+    ],
+)
+def test_what_may_be_the_question_is_never_dropped(
+    fields: dict[str, Any], reason: str, detail: str
+) -> None:
+    with pytest.raises(UnusableRow) as caught:
+        pair_of(fields)
+    assert caught.value.reason == reason
+    assert detail in caught.value.detail
+
+
+def test_a_prompt_tells_what_it_leaves_out_and_keeps_it() -> None:
+    reader = RowReader()
+    turns, others = reader.prompt({"prompt": "q", "context": "some words", "answer": "4 2"})
+    assert turns == [user("q")] and others == {"context": "some words", "answer": "4 2"}
+    assert reader.remarks == {f"{UNREAD}context"}
+
+
+def test_roles_and_keys_of_a_source_name_its_speakers() -> None:
+    mapping = RowMapping(roles={"Person": "user", "Robot": "assistant"})
+    texts = ("\n\nPerson: q\n\nRobot: a", "\n\nPerson: q\n\nRobot: b")
+    assert RowReader(mapping).pairs(pair(*texts))[0].chosen == Q
+    keys = RowMapping(roles={"person": "user"}, message_keys=MessageKeys("who", "what"))
+    sides = [[{"who": "Person", "what": "q"}, {"who": "bot", "what": x}] for x in "ab"]
+    assert RowReader(keys).pairs(pair(*sides))[0].chosen == Q

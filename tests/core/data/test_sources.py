@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
+from denserl_cli.core.data.local_files import Row
 from denserl_cli.core.data.skipped import Skipped, check_usable, skipped_report, write_skipped
-from denserl_cli.core.data.sources import Row, read_source
+from denserl_cli.core.data.sources import read_source
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.schema import Source
 
@@ -133,9 +134,10 @@ def test_a_missing_path_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_other_files_and_splits_of_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("a,b\n")
-    with pytest.raises(DenserlError, match=r"rows\.csv: not a \.jsonl"):
-        read(tmp_path / "rows.csv")
+    (tmp_path / "rows.xlsx").write_text("a,b\n")
+    with pytest.raises(DenserlError, match=r"rows\.xlsx: not a file that is read here") as caught:
+        read(tmp_path / "rows.xlsx")
+    assert caught.value.hint is not None and ".parquet" in caught.value.hint
     (tmp_path / "rows.jsonl").write_text("{}")
     for options in ({"split": "test"}, {"subset": "x"}):
         with pytest.raises(DenserlError, match="no splits or subsets"):
@@ -204,8 +206,8 @@ SKIPPED = [
 
 def test_the_report_counts_by_reason_and_names_the_first_places() -> None:
     assert skipped_report([SKIPPED[-1], *SKIPPED[:-1]]) == [
-        "5 x broken JSON: a:1, a:2, a:3 and 2 more",
-        "1 x empty answer: b:1",
+        "5 x broken JSON: a:1, a:2, a:3 and 2 more (why)",
+        "1 x empty answer: b:1 (chosen)",
     ]
     assert skipped_report([]) == []
 

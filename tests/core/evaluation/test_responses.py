@@ -107,7 +107,7 @@ def test_bad_rows_keep_their_place_and_say_why(scored: Path):
     first, *bad = scored_rows(inspector(scored), rows)
     assert "error" not in first
     reasons = ["not UTF-8", "not an object", "no response", "no prompt", "empty answer",
-               "wrong type", "roles in the wrong order", "roles in the wrong order",
+               "wrong type", "roles in the wrong order", "no messages",
                "identical answers", "not Unicode text"]  # fmt: skip
     for line, (row, reason) in enumerate(zip(bad, reasons, strict=True), 2):
         assert row["score"] is None and row["segments"] is None
@@ -124,7 +124,8 @@ def test_bad_rows_and_cut_responses_are_counted(scored: Path):
     lines = [json.dumps(row).encode() for row in rows]
     score_lines(inspect, "in", lines, io.BytesIO(), recorder)
     assert recorder.notices == [
-        "without a score: 1 x no response: in:3",
+        "without a score: 1 x no response: in:3 (none of messages, response, completion, answer "
+        "is there, nor a pair)",
         "1 responses were cut to data.max_length 12",
     ]
 

@@ -159,14 +159,21 @@ def test_a_broken_reward_model_is_an_error_that_names_a_row(scored: Path, tmp_pa
 
     file = scored / "reward_model" / "model.safetensors"
     weights = load_file(file)
-    weights["score.weight"] = torch.full_like(weights["score.weight"], torch.nan)
+    head = weights[
+        "score.weight"
+    ]  # finite, and too large for a float32 of what it is multiplied by
+    weights["score.weight"] = torch.full_like(head, 3e38) * torch.tensor([1, -1]).repeat(
+        head.numel() // 2
+    )
     save_file(weights, file, metadata={"format": "pt"})
     write_pairs(tmp_path / "pairs.jsonl")
-    with pytest.raises(DenserlError, match=r"pairs\.jsonl:\d+: the reward model's score is nan"):
+    with pytest.raises(
+        DenserlError, match=r"pairs\.jsonl:\d+: the reward model's score is (nan|-?inf)"
+    ):
         evaluate(scored, f"data.evaluation={tmp_path / 'pairs.jsonl'}")
     assert not (scored / "evaluation").exists()
     talk = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": WORDS[0]}]
-    with pytest.raises(DenserlError, match="conversation 0: the reward model's score is nan"):
+    with pytest.raises(DenserlError, match=f"conversation 0: {score}"):
         score_responses(tiny.recipe(), scored, [talk])
 
 

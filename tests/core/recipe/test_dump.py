@@ -10,6 +10,8 @@ from denserl_cli.core.recipe import (
 from denserl_cli.core.recipe.defaults import resolved
 from denserl_cli.core.recipe.schema import (
     ChatConfig,
+    Columns,
+    MessageKeys,
     ModelConfig,
     Recipe,
     SegmentationConfig,
@@ -28,7 +30,15 @@ RECIPE = resolved(
 
 
 def test_yaml_of_a_recipe_loads_back_to_it(tmp_path: Path):
-    data = replace(RECIPE.data, prompts=(Source("a/b", weight=0.5), Source("c/d")))
+    mapped = Source(
+        "e/f",
+        format="nectar",
+        columns=Columns(prompt=("a", "b[*].c"), better="d", better_values={"1": "first"}),
+        roles={"x": "user"},
+        message_keys=MessageKeys("who", "what"),
+        pairs="all",
+    )
+    data = replace(RECIPE.data, prompts=(Source("a/b", weight=0.5), Source("c/d"), mapped))
     for recipe in (RECIPE, replace(RECIPE, data=data)):
         path = tmp_path / "other-name.yaml"
         path.write_text(recipe_to_yaml(recipe), encoding="utf-8")

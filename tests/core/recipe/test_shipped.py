@@ -317,7 +317,7 @@ def test_every_command_of_the_published_page_parses(
         shown = [cell for cell in cells if cell.startswith(f"denserl {stage} ")]
         assert sorted({shlex.split(cell)[-1] for cell in shown}) == sorted(experiments)
     monkeypatch.chdir(tmp_path)
-    Path("prompts.jsonl").write_text("{}")
+    Path("prompts.jsonl").write_text('{"prompt": "q"}\n' * 1200)
     for command in lines:
         result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--dry-run"])
         assert result.exit_code == 0, f"{command}: {result.exception!r}"

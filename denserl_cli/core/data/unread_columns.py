@@ -1,0 +1,125 @@
+"""Columns that nobody reads: which of them may hold a part of the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from denserl_cli.core.data.column_paths import is_there
+from denserl_cli.core.data.messages import Turns
+from denserl_cli.core.recipe.data_formats import DATA_FORMATS
+from denserl_cli.core.recipe.schema import DataFormat
+
+_WORDS = re.compile(r"[A-Za-z]+")
+_QUESTION_WORDS = frozenset(
+    "question questions instruction instructions query queries input inputs trajectory context "
+    "contexts history problem post conversation conversations dialog dialogue message messages "
+    "document documents passage article background user human request prompt turns premise "
+    "scenario story utterance body title situation system persona".split()
+)
+_METADATA_WORDS = frozenset(
+    "id ids uid uuid hash model models url link date time timestamp tstamp created updated score "
+    "scores rating ratings label labels rank ranks margin license version generator generators "
+    "annotator annotators annotations labeler judge index status meta metadata info rationale "
+    "rationales explanation feedback critique comment comments winner preference preferences "
+    "better safer toxicity quality difficulty length tokens token count counts author reason "
+    "reasons reasoning confidence principle principles evaluation evaluations order generation "
+    "generations tools".split()
+)
+_CATEGORY_WORDS = frozenset(
+    "source sources origin subset split lang language languages locale category categories domain "
+    "topic tag tags type types task tasks dataset name key keys".split()
+)
+_CATEGORY_LENGTH = 6
+"""Words that the name of a category may have."""
+_MEDIA_WORDS = frozenset("image images video videos audio audios picture pictures".split())
+_TOO_GENERIC = ("hh-rlhf", "shared-beginning")
+"""Formats whose columns say nothing about them."""
+
+
+class LeftOut(NamedTuple):
+    """Columns with text that is in no conversation of the row.
+
+    questions: whose names say that they belong to a prompt. others: with other names. media:
+    with images, sounds or films.
+    """
+
+    questions: list[str]
+    others: list[str]
+    media: list[str]
+
+
+def left_out(fields: Mapping[str, Any], used: Collection[str], sides: Sequence[Turns]) -> LeftOut:
+    """The columns with text that is not read, apart from `used` ones and metadata."""
+    found = LeftOut([], [], [])
+    read = "\n".join(turn["content"] for side in sides for turn in side)
+    for name, value in fields.items():
+        if not _MEDIA_WORDS.isdisjoint(_words(name)) and value not in (None, "", [], {}):
+            found.media.append(name)
+        if name in used or _is_metadata(name, value) or not _has_words(value):
+            continue
+        if all(text.strip() in read for text in _texts(value)):
+            continue
+        (found.questions if _is_question(name) else found.others).append(name)
+    return found
+
+
+def candidates(fields: Mapping[str, Any]) -> list[str]:
+    """The columns that may hold a prompt, those with a telling name first."""
+    answers = {"chosen", "rejected", "response", "completion", "answer"}
+    names = [
+        name
+        for name, value in fields.items()
+        if name not in answers and not _is_metadata(name, value) and any(_texts(value))
+    ]
+    return sorted(names, key=lambda name: not _is_question(name))
+
+
+def fitting_formats(fields: Mapping[str, Any]) -> list[DataFormat]:
+    """The known formats that a row looks like."""
+    return [
+        name
+        for name, mappings in DATA_FORMATS.items()
+        if name not in _TOO_GENERIC
+        and any(all(is_there(fields, path) for path in mapping.needs) for mapping in mappings)
+    ]
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)))]
+
+
+def _is_metadata(name: str, value: object) -> bool:
+    """Whether a column's name says that it is about the row, and its value does not deny it."""
+    words = _words(name)
+    if not words or words[-1] in _METADATA_WORDS:
+        return bool(words)
+    short = all(len(text.split()) < _CATEGORY_LENGTH for text in _texts(value))
+    if words[-1] in _CATEGORY_WORDS:
+        return short
+    about = words[0] in _METADATA_WORDS or (words[0] in _CATEGORY_WORDS and short)
+    return about and _QUESTION_WORDS.isdisjoint(words)
+
+
+def _is_question(name: str) -> bool:
+    return not _QUESTION_WORDS.isdisjoint(_words(name))
+
+
+def _has_words(value: object) -> bool:
+    """Whether a value holds a text of several words."""
+    return any(len(text.split()) > 1 for text in _texts(value))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a value that are not blank; keys and roles apart."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("role", "from", "type"):
+                yield from _texts(item)
