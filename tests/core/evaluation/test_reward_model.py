@@ -159,17 +159,13 @@ def test_a_broken_reward_model_is_an_error_that_names_a_row(scored: Path, tmp_pa
 
     file = scored / "reward_model" / "model.safetensors"
     weights = load_file(file)
-    head = weights[
-        "score.weight"
-    ]  # finite, and too large for a float32 of what it is multiplied by
-    weights["score.weight"] = torch.full_like(head, 3e38) * torch.tensor([1, -1]).repeat(
-        head.numel() // 2
-    )
+    # finite weights, whose products are not
+    weights["score.weight"] = torch.full_like(weights["score.weight"], 3e38)
+    weights["model.norm.weight"] *= 1e3
     save_file(weights, file, metadata={"format": "pt"})
     write_pairs(tmp_path / "pairs.jsonl")
-    with pytest.raises(
-        DenserlError, match=r"pairs\.jsonl:\d+: the reward model's score is (nan|-?inf)"
-    ):
+    score = "the reward model's score is (nan|-?inf)"
+    with pytest.raises(DenserlError, match=rf"pairs\.jsonl:\d+: {score}"):
         evaluate(scored, f"data.evaluation={tmp_path / 'pairs.jsonl'}")
     assert not (scored / "evaluation").exists()
     talk = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": WORDS[0]}]
