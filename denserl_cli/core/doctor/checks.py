@@ -52,7 +52,7 @@ def diagnose(recipes: Sequence[str]) -> Diagnosis:
     sections = {name: _facts(probe) for name, probe in PROBES.items()}
     broken = list(_broken())
     needs = [_needs(name) for name in recipes]
-    redact = _redactor()
+    redact = redactor()
     return Diagnosis(
         {
             name: {key: redact(value) for key, value in facts.items()}
@@ -210,7 +210,7 @@ def _broken() -> Iterator[str]:
             yield f"{name} cannot be imported: {_first_line(error)}"
 
 
-def _redactor() -> Callable[[str], str]:
+def redactor() -> Callable[[str], str]:
     """A function that replaces the names of home, user and host in a text."""
     swaps = []
     home = Path(os.path.expanduser("~"))  # Path.home() raises where a user has none

@@ -40,7 +40,7 @@ def test_a_probe_that_fails_is_a_fact_itself(monkeypatch: pytest.MonkeyPatch):
     found = diagnose(["sandbox-segment"])
     expected = {"first": "known", "failed": "RuntimeError: libcuda is broken"}
     assert found.sections["GPUs"] == expected
-    assert found.recipes[0].missing == ["could not be looked at: ImportError: no torch"]
+    assert found.recipes[0].missing == ["could not be examined: ImportError: no torch"]
 
 
 def test_nothing_private_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -63,13 +63,13 @@ def test_nothing_private_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"model: {{path: {home}/model}}\nsegmentation: {{cutoff: 1.0}}\n"
         f"data: {{preferences: [{place}/pairs.jsonl], prompts: [a/b]}}\n"
     )
-    told = json.dumps(asdict(diagnose([str(recipe)])))
+    redact = json.dumps(asdict(diagnose([str(recipe)])))
     for word in ("secret", str(home), "alice", "node17"):
-        assert word not in told
-    assert "model ~/model" in told and "/data/USER/HOST" in told
+        assert word not in redact
+    assert "model ~/model" in redact and "/data/USER/HOST" in redact
     for fact in ("token", "HF_HUB_OFFLINE"):
-        assert f'"{fact}": "set"' in told
-    assert '"TRANSFORMERS_OFFLINE": "1"' in told
+        assert f'"{fact}": "set"' in redact
+    assert '"TRANSFORMERS_OFFLINE": "1"' in redact
 
 
 @pytest.mark.parametrize("home", ["/", "", "relative", None])
@@ -83,14 +83,14 @@ def test_a_home_that_is_none_hides_nothing(home: str | None, monkeypatch: pytest
     monkeypatch.delenv("HOME")
     if home is not None:
         monkeypatch.setenv("HOME", home)
-    assert diagnosis._private()("/data/a b/relative ~") == "/data/a b/relative ~"
+    assert diagnosis.redactor()("/data/a b/relative ~") == "/data/a b/relative ~"
 
 
 def test_a_user_is_taken_out_wherever_the_name_stands_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(getpass, "getuser", lambda: "al.x")
-    told = diagnosis._private()
-    assert told("(/data/al.x) al.x's al.x. al.x:") == "(/data/USER) USER's USER. USER:"
-    assert told("al.x.y al.x-1 pal.x alyx") == "al.x.y al.x-1 pal.x alyx"
+    redact = diagnosis.redactor()
+    assert redact("(/data/al.x) al.x's al.x. al.x:") == "(/data/USER) USER's USER. USER:"
+    assert redact("al.x.y al.x-1 pal.x alyx") == "al.x.y al.x-1 pal.x alyx"
 
 
 @pytest.mark.parametrize(
