@@ -144,8 +144,7 @@ def cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
             nodes=f"node[1-{nodes}]",
         )
         lines = [
-            f"NodeName={node.name} NodeAddr={node.address} CPUs=1 Gres=gpu:1"
-            for node in working
+            f"NodeName={node.name} NodeAddr={node.address} CPUs=1 Gres=gpu:1" for node in working
         ]
         head, first, rest = text.partition("PartitionName")
         (folder / "slurm.conf").write_text(head + "\n".join(lines) + "\n" + first + rest)

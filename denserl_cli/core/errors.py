@@ -52,6 +52,7 @@ def refuse(problems: Sequence[str], hint: str, shown: int = 20) -> None:
 
 
 class Interrupted(DenserlError):
-    """The user or the scheduler asked the run to stop; the state is in a checkpoint."""
+    """The user or the scheduler asked the run to stop. signal: its number, where one is known."""
 
     exit_code = 130
+    signal: int | None = None

@@ -35,8 +35,9 @@ from denserl_cli.core.recipe.data_formats import reading_settings
 from denserl_cli.core.system.distributed import (
     all_gather_object,
     barrier,
-    local_rank,
-    said_by_first_of_machine,
+    from_local_main_process,
+    is_local_main_process,
+    several_machines,
 )
 from denserl_cli.core.system.files import sync_folder
 from denserl_cli.core.system.lock import locked_in_turn
@@ -135,12 +136,12 @@ def entries(
             _check_all(encoding, wanted)  # before rows are tokenised for nothing
         return [_placed(encoding, one, observer) for one in wanted]
 
-    places = said_by_first_of_machine(make)
+    places = from_local_main_process(make)
     _check_same([Path(path).name for path, *_ in places])
     found = [_opened(Path(path), name) for path, name, _ in places]
     barrier()
     for path, _, lasting in places:
-        if not lasting and local_rank() == 0:
+        if not lasting and is_local_main_process():
             shutil.rmtree(Path(path).parent)  # what is mapped stays
     return found
 
@@ -211,7 +212,8 @@ def _made_once(path: Path, encoding: Encoding, wanted: _Wanted, observer: Observ
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def waiting() -> None:
-        observer.notice("another job is tokenising the same data; waiting for it")
+        sibling = "another machine of this job, or " if several_machines() else ""
+        observer.notice(f"{sibling}another job is tokenising the same data; waiting for it")
 
     # where files cannot be locked, two jobs make it at the same time, each aside
     with locked_in_turn(path.with_name(f".{path.name}.lock"), waiting) as alone:

@@ -17,7 +17,7 @@ from denserl_cli.core.data.skipped import Skipped, count_skipped
 from denserl_cli.core.data.sources import row_count
 from denserl_cli.core.data.splitting import split_pairs, split_prompts
 from denserl_cli.core.recipe.schema import Recipe, Source
-from denserl_cli.core.system.distributed import broadcast_object, said_by_first_of_machine
+from denserl_cli.core.system.distributed import broadcast_object, from_local_main_process
 
 if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
@@ -79,7 +79,7 @@ def draw_pairs(
     """
     data = recipe.data
     sources = (*data.preferences, *data.evaluation)
-    sizes = broadcast_object(said_by_first_of_machine(lambda: [row_count(one) for one in sources]))
+    sizes = broadcast_object(from_local_main_process(lambda: [row_count(one) for one in sources]))
     total = sum(size * source.weight for size, source in zip(sizes, sources, strict=True))
     if all(sizes) and total > count:
         thinned = tuple(

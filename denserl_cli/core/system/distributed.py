@@ -7,23 +7,42 @@ torchrun, which says in the environment who is who.
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 
+_MEETING = timedelta(minutes=5)
+"""How long the processes of a job, once their launchers have met, wait for each other to start."""
 _TIME_LIMIT = timedelta(hours=1)
 """How long a process waits for the others: the first one may make the sandbox alone."""
 _ANSWER = timedelta(seconds=5)
 """How long the store through which the processes met has to answer."""
 _PATIENCE = timedelta(days=30)
 """How long they wait where the first one may tokenise a whole data set."""
+
+
+class PeerLostError(DenserlError):
+    """What a process has to say that fails because another one has gone."""
+
+    exit_code = 1
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the connection to another process of the job is lost: it failed or was killed",
+            hint="--resume goes on from the last checkpoint",
+        )
 
 
 def rank() -> int:
@@ -46,6 +65,40 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def is_local_main_process() -> bool:
+    """Whether this is the process that works for all of its machine; the first call meets all."""
+    return rank() == _local_main_rank(rank(), _places())
+
+
+def several_machines() -> bool:
+    """Whether the job's processes are on several machines; the first call meets all."""
+    return len({machine for machine, _ in _places()}) > 1
+
+
+def _local_main_rank(rank: int, places: Sequence[tuple[str, int]]) -> int:
+    """Of the processes on the machine of `rank`, the one with the lowest local rank.
+
+    Which ranks share a machine does not follow from the local ranks: launchers count them
+    differently where machines have different numbers of processes.
+    """
+    here = [number for number, place in enumerate(places) if place[0] == places[rank][0]]
+    return min(here, key=lambda number: (places[number][1], number))
+
+
+@cache
+def _places() -> list[tuple[str, int]]:
+    """Machine and local rank of every process, by rank."""
+    return all_gather_object((_machine(), local_rank()))
+
+
+def _machine() -> str:
+    """What tells this machine from others: its name, and, where names repeat, its boot."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot}"
+    return socket.gethostname()
+
+
 def first_to_fail(otherwise: bool = True) -> bool:
     """Whether no other process of the job has asked this before: whose error is to be shown.
 
@@ -53,23 +106,31 @@ def first_to_fail(otherwise: bool = True) -> bool:
     """
     if world_size() == 1:
         return True
-    turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        return bool(_store().add(f"denserl/failed/{turn}", 1) == 1)
+        return bool(_store().add(_failed(), 1) == 1)
     except RuntimeError:
         return otherwise
 
 
 def _store() -> Any:
-    """A line of our own to the store through which the processes met."""
+    """A connection of our own to the store through which the processes met."""
     import torch
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return torch.distributed.TCPStore(host, port, timeout=_ANSWER)
 
 
+def _failed() -> str:
+    """The store's counter of processes that have failed."""
+    return f"denserl/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
 def join() -> None:
-    """Meet the other processes of the job; does nothing in a job of one."""
+    """Meet the other processes of the job; does nothing in a job of one.
+
+    Raises:
+        DenserlError: some of them did not come within `_MEETING`, or failed before they came.
+    """
     import torch
 
     if world_size() == 1 or torch.distributed.is_initialized():
@@ -80,7 +141,45 @@ def join() -> None:
     device = torch.device("cuda", local_rank()) if cuda else None
     # gloo beside nccl: small objects travel without a GPU
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    torch.distributed.init_process_group(backend, device_id=device, timeout=_TIME_LIMIT)
+    torch.distributed.init_process_group(
+        backend,
+        store=_meet(),
+        rank=rank(),
+        world_size=world_size(),
+        device_id=device,
+        timeout=_TIME_LIMIT,
+    )
+
+
+def _meet() -> Any:
+    """The store that the processes share, once all of them are there."""
+    from torch.distributed import DistError, rendezvous
+
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+        direct = _store()
+        store.set(f"denserl/here/{rank()}", "")
+        store.add("denserl/here", 1)
+        until = time.monotonic() + _MEETING.total_seconds()
+        while store.add("denserl/here", 0) < world_size():
+            if direct.add(_failed(), 0):
+                raise PeerLostError
+            if time.monotonic() > until:
+                raise _missing(store)
+            time.sleep(0.2)
+    except DistError as error:
+        raise PeerLostError from error
+    return store
+
+
+def _missing(store: Any) -> DenserlError:
+    absent = [str(one) for one in range(world_size()) if not store.check([f"denserl/here/{one}"])]
+    return DenserlError(
+        f"of {world_size()} processes, {', '.join(absent)} did not come within "
+        f"{_MEETING.total_seconds():.0f} seconds",
+        hint="see what the machines of these processes say, and whether all can reach "
+        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+    )
 
 
 def join_alone() -> None:
@@ -110,7 +209,7 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def said_by_first_of_machine(work: Callable[[], T]) -> T:
+def from_local_main_process(work: Callable[[], T]) -> T:
     """What the first process of this machine finds out; the others wait for it.
 
     Nobody goes on before the first ones of all machines are done, however long they take; when one
@@ -121,10 +220,10 @@ def said_by_first_of_machine(work: Callable[[], T]) -> T:
     import torch
 
     patient = _patient_group()
-    said: list[Any] = [None] * world_size()
-    mine = work() if local_rank() == 0 else None
-    torch.distributed.all_gather_object(said, mine, group=patient)
-    return said[rank() - local_rank()]
+    found: list[Any] = [None] * world_size()
+    mine = work() if is_local_main_process() else None
+    torch.distributed.all_gather_object(found, mine, group=patient)
+    return found[_local_main_rank(rank(), _places())]
 
 
 @cache

@@ -16,8 +16,11 @@ from typing import Any
 from denserl_cli.core.errors import Interrupted
 
 REQUEUE = os.EX_TEMPFAIL
-"""Exit code 75 of a stage that a scheduler stopped: run it again with --resume."""
+"""Exit code 75 of a stage that a scheduler stopped and that has got on: run it again."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+
+_work_is_done = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -30,24 +33,64 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable(work: str) -> Iterator[None]:
-    """Let schedulers' signals end `work` at once, and in order, with `Interrupted`."""
+    """Let schedulers' signals end `work` at once, and in order, with `Interrupted`.
+
+    After `ignore_signals_from_now` no signal ends it any more.
+    """
+    global _work_is_done
+    _work_is_done = False
     try:
-        with _handling(_FROM_SCHEDULERS, _stop_now):
+        with _handling(STOP_SIGNALS, _stop_now):
             yield
     except Stopped as stopped:
         raise stopped_at_once(stopped.number, work) from None
 
 
+def ignore_signals_from_now() -> None:
+    """Let no signal end the current work any more: all of it is on record."""
+    global _work_is_done
+    _work_is_done = True
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that ask to stop for as long as this process lives."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stopped_at_once(number: int, work: str = "the job") -> Interrupted:
-    """What to say when a signal has ended work without a checkpoint."""
+    """What to say when a signal has ended work without a checkpoint.
+
+    Its exit code is 128 + `number`, as of a process that died of the signal: that of Ctrl-C is 130.
+    """
     error = Interrupted(
         f"{work} was stopped at once by {signal.Signals(number).name}; what was done since the "
         "last checkpoint, if there is one, is lost",
         hint="go on with --resume",
     )
-    if number in _FROM_SCHEDULERS:
-        error.exit_code = REQUEUE
+    error.exit_code, error.signal = 128 + number, number
     return error
+
+
+def stopped_before_work(number: int) -> Interrupted:
+    """What to say when a signal comes while the machines of a job wait for each other."""
+    error = Interrupted(
+        f"stopped by {signal.Signals(number).name} before all machines of the job had come; "
+        "nothing was begun",
+        hint="go on with --resume",
+    )
+    error.exit_code = REQUEUE if number in _FROM_SCHEDULERS else 128 + number
+    error.signal = number
+    return error
+
+
+def set_exit_code(error: Interrupted, progressed: bool) -> None:
+    """Give an interruption by a scheduler the exit code 75 where the attempt has got on.
+
+    Without progress it is 128 + the signal's number: whoever requeues on 75 would do so endlessly.
+    """
+    if error.signal in _FROM_SCHEDULERS:
+        error.exit_code = REQUEUE if progressed else 128 + error.signal
 
 
 @contextmanager
@@ -67,12 +110,12 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             _stop_now(number, frame)
         asked.append(number)
 
-    with _handling((signal.SIGINT, *_FROM_SCHEDULERS), remember):
+    with _handling(STOP_SIGNALS, remember):
         try:
             yield lambda: bool(asked)
         except Interrupted as error:
-            if asked and asked[0] in _FROM_SCHEDULERS:
-                error.exit_code = REQUEUE
+            error.signal = asked[0] if asked else error.signal
+            set_exit_code(error, progressed=True)
             raise
         except Stopped:
             raise
@@ -81,6 +124,8 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 
 def _stop_now(number: int, _: FrameType | None) -> None:
+    if _work_is_done:
+        return
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Stopped(number)
@@ -88,7 +133,7 @@ def _stop_now(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def _handling(numbers: tuple[int, ...], handler: Callable[..., Any]) -> Iterator[None]:
-    """Install a handler for the while; only the main thread of a program can."""
+    """Install a handler while the block runs; only the main thread of a program can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
