@@ -56,3 +56,12 @@ class Interrupted(DenserlError):
 
     exit_code = 130
     signal: int | None = None
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a program that ends with an exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code
+    if isinstance(error, OSError):
+        return DenserlError.exit_code
+    return error.exit_code if isinstance(error, DenserlError) else 1

@@ -1,16 +1,14 @@
-"""Several machines through DeepSpeed's own launcher, which reads a hostfile and uses pdsh."""
+"""A hostfile, as DeepSpeed's launcher reads it: machines and the processes on each."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-from importlib.util import find_spec
+import socket
 from pathlib import Path
 
 from denserl_cli.core.errors import DenserlError
 
-_LINE = re.compile(r"(\S+)\s+slots=([1-9]\d*)\s*(#.*)?")
+_LINE = re.compile(r"([^\s-]\S*)\s+slots=([1-9]\d*)\s*(#.*)?")
 
 
 def read_hosts(file: Path) -> dict[str, int]:
@@ -36,32 +34,25 @@ def read_hosts(file: Path) -> dict[str, int]:
         hosts[found[1]] = int(found[2])
     if not hosts:
         raise DenserlError(f"{file}: no machines", hint="write lines of NAME slots=N")
+    if len(hosts) > 1 and "localhost" in hosts:
+        raise DenserlError(
+            f"{file}: localhost among {len(hosts)} machines",
+            hint="write the name by which the others know this machine",
+        )
     return hosts
 
 
-def launcher_command(file: Path, script: list[str]) -> list[str]:
-    """The command of DeepSpeed's launcher that runs a module on the machines of a hostfile."""
-    first = next(iter(read_hosts(file)))
-    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(file.absolute())]
-    # named here, or the launcher would ask the first machine through ssh
-    words += ["--master_addr", "127.0.0.1" if first == "localhost" else first, "--no_ssh_check"]
-    return [*words, "--no_local_rank", "--quiet", "--module", *script]
-
-
-def check_launcher(file: Path) -> None:
-    """Raise DenserlError when something is missing that DeepSpeed's launcher needs."""
-    hosts = read_hosts(file)
-    if find_spec("deepspeed") is None:
-        raise DenserlError("--hostfile needs deepspeed", hint="pip install deepspeed")
-    if len(hosts) > 1 and shutil.which("pdsh") is None:
-        raise DenserlError(
-            f"--hostfile {file}: DeepSpeed starts {len(hosts)} machines through pdsh, which is not "
-            "installed",
-            hint="install pdsh, or start denserl on each machine with --nodes, --node-rank and "
-            "--rendezvous",
-        )
-    if len(hosts) > 1 and "localhost" in hosts:
-        raise DenserlError(
-            f"--hostfile {file}: localhost among {len(hosts)} machines",
-            hint="write the name by which the others know this machine",
-        )
+def is_this_machine(name: str) -> bool:
+    """Whether a name leads to an address of this machine."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, _, _, address in found:
+        with socket.socket(family, kind) as attempt:
+            try:
+                attempt.bind((address[0], 0))
+            except OSError:
+                continue
+            return True
+    return False

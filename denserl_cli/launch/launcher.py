@@ -17,8 +17,10 @@ from denserl_cli.core.recipe.stages import StageName
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.runs.trackers import check_trackers
 from denserl_cli.core.system.distributed import is_main_process
+from denserl_cli.launch.hostfile import read_hosts
 from denserl_cli.launch.processes import Processes
-from denserl_cli.launch.torchrun import hosts_command, run_hosts, run_processes, worker_words
+from denserl_cli.launch.ssh import host_command, run_hosts
+from denserl_cli.launch.torchrun import run_processes, worker_words
 
 
 def launch(
@@ -48,9 +50,9 @@ def launch(
     elif processes.world_size > 1 and not processes.started:
         run_processes(processes, stage, recipe, folder, mode)
     else:
-        from denserl_cli.launch.worker import last_words, work
+        from denserl_cli.launch.worker import ended_by_errors, work
 
-        with last_words() if processes.world_size > 1 else nullcontext():
+        with ended_by_errors() if processes.world_size > 1 else nullcontext():
             work(stage, recipe, folder, mode)
 
 
@@ -66,9 +68,9 @@ def launch_evaluation(
         run_processes(processes, stage, recipe, folder, "start", options)
         file = RunFolder(folder, recipe).evaluation_file(stage, options.get("name"))
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    from denserl_cli.launch.worker import last_words, work
+    from denserl_cli.launch.worker import ended_by_errors, work
 
-    with last_words() if processes.world_size > 1 else nullcontext():
+    with ended_by_errors() if processes.world_size > 1 else nullcontext():
         result = work(stage, recipe, folder, "start", options)
     return result if is_main_process() else None
 
@@ -86,8 +88,8 @@ def dry_run_text(
         f"command: {command}",
     ]
     if processes.hostfile:
-        words = hosts_command(processes.hostfile, stage, folder, mode)
-        lines.append(f"which starts: {shlex.join(words)}")
+        for host in read_hosts(processes.hostfile):
+            lines.append(f"which starts: {shlex.join(host_command(host, 'run'))}")
     elif processes.world_size > 1 and not processes.started:
         words = worker_words(stage, Path("RESOLVED.yaml"), folder, mode)
         lines.append(f"which starts: {shlex.join(processes.torchrun(words))}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system.distributed import world_size
-from denserl_cli.launch.hostfile import read_hosts
+from denserl_cli.launch.hostfile import is_this_machine, read_hosts
 
 WORKER = "denserl_cli.launch.worker"
 """The module that each process runs."""
@@ -20,8 +20,8 @@ class Processes:
 
     count: on each machine. rendezvous: host:port of the first machine, needed for several.
     node_rank: number of this machine; None lets the rendezvous number them. started: by another
-    launcher, and this is one of them; count is then that of all machines. hostfile: DeepSpeed's
-    launcher starts them on the machines that it names; count is that of all machines, too.
+    launcher, and this is one of them; count is then that of all machines. hostfile: names several
+    machines, or another one, on which ssh starts them; count is that of all machines, too.
     """
 
     count: int = 1
@@ -80,7 +80,9 @@ def read_processes(
                 "--hostfile names machines and processes itself",
                 hint="leave out --processes, --nodes, --node-rank and --rendezvous",
             )
-        return Processes(count=sum(read_hosts(hostfile).values()), hostfile=hostfile)
+        hosts = read_hosts(hostfile)
+        alone = len(hosts) == 1 and is_this_machine(next(iter(hosts)))
+        return Processes(sum(hosts.values()), hostfile=None if alone else hostfile)
     if nodes > 1 and not rendezvous:
         raise DenserlError(
             "--nodes needs --rendezvous",

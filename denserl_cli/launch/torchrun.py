@@ -1,7 +1,7 @@
 """Several processes for one stage: torchrun's own launcher, started for the user.
 
-The processes run `denserl_cli.launch.worker`. What goes wrong in one of them comes back through a
-file, so that the first error is the one that is shown.
+The processes run `denserl_cli.launch.worker`. What goes wrong in one of them comes back through the
+job's folder, so that the first error is the one that is shown.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
-from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe import Recipe, recipe_to_yaml
-from denserl_cli.core.system.files import write_text
-from denserl_cli.launch.hostfile import check_launcher, launcher_command
-from denserl_cli.launch.job_folder import PLACE, first_error
-from denserl_cli.launch.processes import WORKER, Processes, visible_gpus
-from denserl_cli.launch.worker import LAUNCHER, SIGNAL
+from denserl_cli.core.errors import DenserlError, Interrupted
+from denserl_cli.core.recipe import Recipe
+from denserl_cli.core.runs.checkpoints import newest_step
+from denserl_cli.core.system.signals import (
+    STOP_SIGNALS,
+    set_exit_code,
+    stopped_at_once,
+    stopped_before_work,
+)
+from denserl_cli.launch.job_folder import VARIABLE, JobFolder
+from denserl_cli.launch.processes import WORKER, Processes
 
-if TYPE_CHECKING:
-    pass
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PATIENCE = 900
 """Seconds that a machine waits for the others."""
 _TWICE = 5
@@ -48,45 +49,33 @@ def run_processes(
 ) -> None:
     """Run a stage in several processes; returns when all have finished.
 
-    options: of an evaluation. Raises DenserlError with the first error of any process, after all of
-    them have ended.
+    Args:
+        processes: how many, and on which machines.
+        stage: of training, or an evaluation.
+        recipe: what the stage reads.
+        folder: the run folder.
+        mode: what to do with what an earlier run left there.
+        options: of an evaluation.
+
+    Raises:
+        DenserlError: the first error of any process, after all of them have ended.
+        Interrupted: a signal has ended the job.
     """
+    before = 0 if mode == "fresh" else newest_step(folder, stage) or 0
     with TemporaryDirectory(prefix="denserl-") as name:
-        place = Path(name)
-        file = place / "recipe.yaml"
-        file.write_text(recipe_to_yaml(recipe), encoding="utf-8")
-        (place / LAUNCHER).write_text(str(os.getpid()))
-        words = worker_words(stage, file, folder, mode)
+        job = JobFolder.make(Path(name), recipe)
+        words = worker_words(stage, job.recipe, folder, mode)
         words += ["--options", json.dumps(options)] if options else []
-        os.environ[PLACE] = str(place)
+        os.environ[VARIABLE] = name
         os.environ.setdefault("OMP_NUM_THREADS", _threads(processes.count))
-        with _signals_to_workers(place) as asked:
-            _launch(processes, words, place, asked)
-
-
-def run_hosts(file: Path, stage: str, recipe: Recipe, folder: Path, mode: str) -> None:
-    """Become DeepSpeed's launcher, which runs a stage on the machines of a hostfile.
-
-    Its signals and exit code are its own. Raises DenserlError when something that it needs is
-    missing.
-    """
-    check_launcher(file)
-    write_text(resolved(stage, folder), recipe_to_yaml(recipe))
-    if not visible_gpus():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    command = hosts_command(file, stage, folder, mode)
-    os.execv(command[0], command)
-
-
-def hosts_command(file: Path, stage: str, folder: Path, mode: str) -> list[str]:
-    """The command that `run_hosts` becomes."""
-    words = worker_words(stage, resolved(stage, folder), folder, mode)
-    return launcher_command(file, [WORKER, *words])
-
-
-def resolved(stage: str, folder: Path) -> Path:
-    """The recipe for the processes of all machines, beside the run folder, which they share."""
-    return folder.absolute().with_name(f".{folder.name}.{stage}.yaml")
+        try:
+            with _signals_handed_on(job) as asked:
+                _launch(processes, words, job, asked)
+        except Interrupted as error:
+            if error.signal is not None:  # told by the launcher; the workers know their own code
+                begun = (newest_step(folder, stage) or 0) > before
+                set_exit_code(error, begun)
+            raise
 
 
 def worker_words(stage: str, file: Path, folder: Path, mode: str) -> list[str]:
@@ -95,51 +84,91 @@ def worker_words(stage: str, file: Path, folder: Path, mode: str) -> list[str]:
 
 
 def _launch(
-    processes: Processes, words: list[str], place: Path, asked: Callable[[], int | None]
+    processes: Processes, words: list[str], job: JobFolder, asked: Callable[[], int | None]
 ) -> None:
-    with _quiet_sockets():
-        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    """Start torchrun's agent and wait for it, open to signals whatever torch waits for."""
+    failed: list[BaseException] = []
+
+    def run_agent() -> None:
+        try:
+            _run_agent(processes, words, job)
+        except BaseException as error:  # it is raised below
+            failed.append(error)
+
+    # beside the main thread, which alone can take signals and must not be stuck in torch's sockets
+    agent = Thread(target=run_agent, daemon=True)
+    started = time.monotonic()
+    agent.start()
+    while agent.is_alive():
+        agent.join(0.1)
+        number = asked()
+        if number is not None and agent.is_alive() and not _has_workers():
+            several = processes.nodes > 1
+            raise stopped_before_work(number) if several else stopped_at_once(number)
+    if failed:
+        raise _explained(failed[0], job, asked(), time.monotonic() - started)
+
+
+def _explained(
+    error: BaseException, job: JobFolder, asked: int | None, seconds: float
+) -> BaseException:
+    """What to say of an exception of torchrun's agent."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
+
+    if isinstance(error, ChildFailedError):
+        return job.first_error(error.failures, asked)
+    if isinstance(error, RuntimeError | OSError | RendezvousError):
+        return DenserlError(
+            f"the processes did not meet within {seconds:.0f} s: {error}",
+            hint="check --nodes, --node-rank and --rendezvous on every machine",
+        )
+    return error
+
+
+def _has_workers() -> bool:
+    """Whether this process has started any."""
+    import psutil
+
+    return bool(psutil.Process().children())
+
+
+def _run_agent(processes: Processes, words: list[str], job: JobFolder) -> None:
+    """Meet the launchers of the other machines, if any, and run the workers of this one."""
+    with _quiet_sockets():
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    static = processes.nodes > 1 and processes.node_rank is not None
-    settings: dict[str, object] = {}
-    if static:
-        settings = {"rank": processes.node_rank, "timeout": _PATIENCE}
-    elif processes.nodes > 1:
-        # torch compares names, which tells nothing where a machine has several
-        here = _can_listen(processes.rendezvous or "")
-        settings = {"is_host": here, "read_timeout": 60 if here else _PATIENCE}
     config = LaunchConfig(
         min_nodes=processes.nodes,
         max_nodes=processes.nodes,
         nproc_per_node=processes.count,
         run_id="denserl",
-        rdzv_backend="static" if static else "c10d",
-        rdzv_endpoint=(processes.rendezvous or "") if processes.nodes > 1 else "localhost:0",
-        rdzv_configs=settings,
-        local_addr=_own_address(processes.rendezvous or "") if processes.nodes > 1 else None,
+        **_meeting(processes),
         max_restarts=0,
         shutdown_timeout=10,  # seconds from the first failure until the others are killed
-        signals_to_handle="SIGHUP",  # the others ask the processes for a checkpoint, see below
         logs_specs=DefaultLogsSpecs(
-            log_dir=str(place / "logs"),
+            log_dir=str(job.path / "logs"),
             redirects={rank: Std.ALL for rank in range(1, processes.count)},
         ),
     )
-    started = time.monotonic()
-    try:
-        elastic_launch(config, sys.executable)("-m", WORKER, *words)
-    except ChildFailedError as error:
-        raise first_error(place, error.failures, asked()) from error
-    except (RuntimeError, OSError, RendezvousError) as error:
-        seconds = time.monotonic() - started
-        raise DenserlError(
-            f"the processes did not meet within {seconds:.0f} s: {error}",
-            hint="check --nodes, --node-rank and --rendezvous on every machine",
-        ) from error
+    elastic_launch(config, sys.executable)("-m", WORKER, *words)
+
+
+def _meeting(processes: Processes) -> dict[str, Any]:
+    """Where and how the launchers of the machines meet."""
+    if processes.nodes == 1:
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    place = processes.rendezvous or ""
+    common = {"rdzv_endpoint": place, "local_addr": _own_address(place)}
+    if processes.node_rank is not None:
+        settings = {"rank": processes.node_rank, "timeout": _PATIENCE}
+        return {**common, "rdzv_backend": "static", "rdzv_configs": settings}
+    # torch compares names, which tells nothing where a machine has several
+    here = _can_listen(place)
+    settings = {"is_host": here, "read_timeout": 60 if here else _PATIENCE}
+    return {**common, "rdzv_backend": "c10d", "rdzv_configs": settings}
 
 
 @contextmanager
@@ -150,7 +179,7 @@ def _quiet_sockets() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:  # the processes may speak
+        if before is None:  # the workers may speak
             del os.environ["TORCH_CPP_LOG_LEVEL"]
 
 
@@ -184,11 +213,11 @@ def _own_address(rendezvous: str) -> str:
 
 
 @contextmanager
-def _signals_to_workers(place: Path) -> Iterator[Callable[[], int | None]]:
-    """Hand Ctrl-C and the scheduler's signals on to the processes; insisting kills them.
+def _signals_handed_on(job: JobFolder) -> Iterator[Callable[[], int | None]]:
+    """Hand Ctrl-C and the scheduler's signals on to the workers; a repeated one kills them.
 
-    A second Ctrl-C insists, and so does any signal that comes a while after the first: a scheduler
-    may send its own twice at once. Yields a function that returns the first signal, if any.
+    A second Ctrl-C does so, and any signal that comes a while after the first: a scheduler may send
+    its own twice at once. Yields a function that returns the first signal, if any.
     """
     asked: list[int] = []
     first = 0.0
@@ -197,17 +226,15 @@ def _signals_to_workers(place: Path) -> Iterator[Callable[[], int | None]]:
         nonlocal first
         now = time.monotonic()
         first = first if asked else now
-        insists = asked and (number == signal.SIGINT or now - first > _TWICE)
-        how = signal.SIGKILL if insists else number
+        kills = asked and (number == signal.SIGINT or now - first > _TWICE)
         asked.append(number)
-        write_text(place / SIGNAL, str(how))  # for those that are just starting
-        for file in place.glob("worker-*.pid"):
-            try:
-                os.kill(int(file.read_text()), how)
-            except (ProcessLookupError, ValueError):
-                continue  # it has ended
+        job.send(signal.SIGKILL if kills else number)
 
-    before = {number: signal.signal(number, hand_on) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # the terminal is closed
+        before[signal.SIGHUP] = signal.signal(
+            signal.SIGHUP, lambda *_: hand_on(signal.SIGTERM, None)
+        )
     try:
         yield lambda: asked[0] if asked else None
     finally:

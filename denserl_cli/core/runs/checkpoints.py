@@ -168,6 +168,13 @@ class Checkpoints:
         )
 
 
+def newest_step(run: Path, stage: str) -> int | None:
+    """The step of a stage's newest checkpoint in a run folder; it is not read."""
+    names = [folder.name for folder in (run / "checkpoints" / stage).glob("step-*")]
+    steps = [name.removeprefix("step-") for name in names]
+    return max((int(step) for step in steps if step.isdecimal()), default=None)
+
+
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """A hash of settings. Those that are null do not count: a later version may add fields."""
     given = {key: value for key, value in settings.items() if value is not None}

@@ -23,10 +23,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.errors import DenserlError, Interrupted, exit_code_of
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.recipe.stages import STAGES, later_stages
-from denserl_cli.core.runs.checkpoints import Checkpoint, Checkpoints
+from denserl_cli.core.runs.checkpoints import Checkpoint, Checkpoints, newest_step
 from denserl_cli.core.runs.logs import Logs
 from denserl_cli.core.runs.run_json import Mode, RunJson
 from denserl_cli.core.runs.settings import result_settings, stage_settings
@@ -34,6 +34,7 @@ from denserl_cli.core.system.distributed import barrier, is_main_process, world_
 from denserl_cli.core.system.environment import device_name, versions
 from denserl_cli.core.system.files import clear_leftovers, write_text
 from denserl_cli.core.system.lock import locked
+from denserl_cli.core.system.signals import ignore_signals_from_now, set_exit_code
 
 if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
@@ -61,6 +62,7 @@ class RunFolder:
         self.policy = path / "policy"
         self._new = [folder for folder in (path, *path.parents) if not folder.exists()]
         self._locked = False
+        self._from_step: int | None = None
         self.logs = Logs(path)
         self.run_json = self._read_run_json()
 
@@ -135,6 +137,31 @@ class RunFolder:
             finally:
                 self._locked = False
 
+    @contextmanager
+    def attempt(self, stage: str) -> Iterator[None]:
+        """Record how an attempt at a stage ends, once it has started.
+
+        An interruption by a scheduler gets its exit code here: 75, run it again, where the attempt
+        has written a checkpoint.
+        """
+        code = 0
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Interrupted):
+                set_exit_code(error, progressed=self._has_progressed(stage))
+            code = exit_code_of(error)
+            raise
+        finally:
+            if self._from_step is not None and is_main_process():
+                with suppress(OSError):  # a full disk has been told
+                    self.run_json.end(stage, code)
+
+    def _has_progressed(self, stage: str) -> bool:
+        """Whether this attempt has written a checkpoint beyond the one that it went on from."""
+        newest = newest_step(self.path, stage)
+        return self._from_step is not None and newest is not None and newest > self._from_step
+
     def claim(self) -> None:
         """Make the folder this recipe's."""
         if not is_main_process():
@@ -172,6 +199,7 @@ class RunFolder:
             self._begin(stage, latest, observer)
             self.logs.replay(stage)
         barrier()
+        self._from_step = latest.step if latest else 0
         return latest
 
     def _begin(self, stage: str, latest: Checkpoint | None, observer: Observer) -> None:
@@ -200,10 +228,14 @@ class RunFolder:
             )
 
     def finished(self, stage: str, summary: Mapping[str, Any]) -> None:
-        """Record that a stage is finished and what it reports; its checkpoints are removed."""
+        """Record that a stage is finished and what it reports; its checkpoints are removed.
+
+        From here on no signal ends the stage any more.
+        """
         if not is_main_process():
             return
         self.run_json.finish(stage, summary)
+        ignore_signals_from_now()
         self._checkpoints(stage).clear()
 
     @contextmanager

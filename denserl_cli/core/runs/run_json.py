@@ -3,7 +3,8 @@
     {"schema": 1, "recipe": NAME, "stages": {STAGE: ENTRY, ...}}
 
 An ENTRY has `status` (interrupted or finished), `settings` (by dotted name), `versions`,
-`processes`, `device` and, once it is finished, `summary`.
+`processes`, `device`, `steps` where it has any, `exit_code` when the last attempt has ended, and
+`summary` once it is finished.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ class RunJson:
     def finish(self, stage: str, summary: Mapping[str, Any]) -> None:
         """Record and write that a stage is finished and what it reports."""
         self.stages[stage] |= {"status": "finished", "summary": dict(summary)}
+        self.write()
+
+    def end(self, stage: str, code: int) -> None:
+        """Record and write the exit code of an attempt at a stage; one that is killed has none."""
+        self.stages[stage]["exit_code"] = code
         self.write()
 
     def admit(self, stage: str, settings: Mapping[str, Any], mode: Mode) -> bool:

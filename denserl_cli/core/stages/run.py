@@ -16,7 +16,7 @@ from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.stages import STAGES
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.system.distributed import broadcast_object, is_main_process
-from denserl_cli.core.system.signals import stoppable
+from denserl_cli.core.system.signals import ignore_signals_from_now, stoppable
 
 
 def evaluate(
@@ -34,13 +34,22 @@ def evaluate(
 def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Observer) -> None:
     """Run one stage of a recipe in its run folder; says so and returns when it is finished.
 
-    Raises DenserlError when another job works in the folder, Interrupted when a signal ends it.
+    Raises:
+        DenserlError: another job works in the folder, or something else that the user can mend.
+        Interrupted: a signal ended it; the exit code is that of a requeue (75) only where this
+            attempt has written a checkpoint.
     """
     run = RunFolder(folder, recipe)
-    with stoppable(f"{stage} in {folder}"), run.locked(observer), run.tracked():
+    work = f"{stage} in {folder}"
+    with (
+        stoppable(work),
+        run.locked(observer),
+        run.attempt(stage),
+        stoppable(work),
+        run.tracked(),
+    ):
         if not broadcast_object(is_main_process() and run.admit(stage, mode)):
-            done = f"{stage} in {folder} is finished"
-            observer.notice(f"{done}; nothing to do (--fresh does it again)")
+            observer.notice(f"{work} is finished; nothing to do (--fresh does it again)")
             return
         quiet_libraries()
         from denserl_cli.core.models.lora import quantization
@@ -50,6 +59,7 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
             quantization(recipe)  # refused before anything is made or loaded
             with memory_advice(stage, recipe):
                 stage_function(stage)(recipe, run, mode, observer)
+            ignore_signals_from_now()
         except DenserlError:
             run.abandon()
             raise

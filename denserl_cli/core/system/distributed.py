@@ -107,22 +107,24 @@ def first_to_fail(otherwise: bool = True) -> bool:
     if world_size() == 1:
         return True
     try:
-        return bool(_store().add(_failed(), 1) == 1)
+        return bool(_store().add(_key("failed"), 1) == 1)
     except RuntimeError:
         return otherwise
 
 
-def _store() -> Any:
-    """A connection of our own to the store through which the processes met."""
+def _store(timeout: timedelta = _ANSWER, *, serves: bool = False) -> Any:
+    """A connection of our own to the store through which the processes meet."""
     import torch
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return torch.distributed.TCPStore(host, port, timeout=_ANSWER)
+    return torch.distributed.TCPStore(
+        host, port, is_master=serves, timeout=timeout, wait_for_workers=False
+    )
 
 
-def _failed() -> str:
-    """The store's counter of processes that have failed."""
-    return f"denserl/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def _key(name: str) -> str:
+    """A key of the store, another one each time that torchrun starts the processes again."""
+    return f"denserl/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def join() -> None:
@@ -153,27 +155,31 @@ def join() -> None:
 
 def _meet() -> Any:
     """The store that the processes share, once all of them are there."""
-    from torch.distributed import DistError, rendezvous
+    from torch.distributed import DistError, PrefixStore
 
     try:
-        store, _, _ = next(rendezvous("env://", timeout=_MEETING))
-        direct = _store()
-        store.set(f"denserl/here/{rank()}", "")
-        store.add("denserl/here", 1)
+        store = _store(_MEETING, serves=rank() == 0 and not _agent_serves())
+        store.set(_key(f"here/{rank()}"), "")
+        store.add(_key("here"), 1)
         until = time.monotonic() + _MEETING.total_seconds()
-        while store.add("denserl/here", 0) < world_size():
-            if direct.add(_failed(), 0):
+        while store.add(_key("here"), 0) < world_size():
+            if store.add(_key("failed"), 0):
                 raise PeerLostError
             if time.monotonic() > until:
                 raise _missing(store)
             time.sleep(0.2)
     except DistError as error:
         raise PeerLostError from error
-    return store
+    return PrefixStore(_key("group"), store)
+
+
+def _agent_serves() -> bool:
+    """Whether torchrun's own store, through which the launchers met, serves the processes too."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _missing(store: Any) -> DenserlError:
-    absent = [str(one) for one in range(world_size()) if not store.check([f"denserl/here/{one}"])]
+    absent = [str(one) for one in range(world_size()) if not store.check([_key(f"here/{one}")])]
     return DenserlError(
         f"of {world_size()} processes, {', '.join(absent)} did not come within "
         f"{_MEETING.total_seconds():.0f} seconds",

@@ -80,7 +80,6 @@ def stopped_before_work(number: int) -> Interrupted:
         hint="go on with --resume",
     )
     error.exit_code = REQUEUE if number in _FROM_SCHEDULERS else 128 + number
-    error.signal = number
     return error
 
 

@@ -21,6 +21,9 @@ def test_one_process_asks_itself() -> None:
     assert from_local_main_process(lambda: "so") == "so"
 
 
+WORKER = "tests.core.system.patient_worker"
+
+
 def start(places: list[tuple[str, int]], folder: Path, *words: str, world: int = 0) -> list:
     """Processes of `patient_worker`, by rank. places: machine and local rank of each."""
     with socket.socket() as found:
@@ -30,7 +33,7 @@ def start(places: list[tuple[str, int]], folder: Path, *words: str, world: int =
     common["WORLD_SIZE"] = str(world or len(places))
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.core.system.patient_worker", str(folder), *words, str(port)],
+            [sys.executable, "-m", WORKER, str(folder), *words, str(port)],
             cwd=ROOT,
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(local),
                  "MACHINE": machine},
@@ -85,7 +88,7 @@ def test_processes_that_meet_do_not_wait_for_one_that_has_gone(how: str, tmp_pat
     first, second = both = start([("a", 0), ("b", 0)], tmp_path, world=3)
     port = int(first.args[-1])
     store = TCPStore("127.0.0.1", port, timeout=timedelta(minutes=2))
-    while store.add("denserl/here", 0) < 2:
+    while store.add("denserl/here/0", 0) < 2:
         time.sleep(0.1)
     assert first.poll() is None and second.poll() is None
     if how == "fails":
