@@ -29,6 +29,7 @@ from denserl_cli.commands import (
 )
 from denserl_cli.core.errors import DenserlError, read_os_error
 from denserl_cli.core.system.distributed import first_to_fail
+from denserl_cli.core.system.signals import ignore_signals
 
 app = typer.Typer(
     name="denserl",
@@ -81,6 +82,10 @@ def main() -> None:
     """Run the command line; an error that the user can mend becomes a message and exit code."""
     try:
         app(prog_name="denserl")
+    except SystemExit as ended:
+        if not ended.code:
+            ignore_signals()  # all is done: nothing is to be lost by one that comes now
+        raise
     except (DenserlError, OSError) as error:
         from denserl_cli.terminal.console import print_error
 

@@ -226,7 +226,7 @@ def _signals_handed_on(job: JobFolder) -> Iterator[Callable[[], int | None]]:
         nonlocal first
         now = time.monotonic()
         first = first if asked else now
-        kills = asked and (number == signal.SIGINT or now - first > _TWICE)
+        kills = bool(asked) and (number == signal.SIGINT or now - first > _TWICE)
         asked.append(number)
         job.send(signal.SIGKILL if kills else number)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.launch import torchrun as processes
-from denserl_cli.launch.job_folder import first_error
+from denserl_cli.launch.job_folder import VARIABLE, JobFolder, Report
 from denserl_cli.launch.processes import Processes, read_processes
 from denserl_cli.launch.torchrun import run_processes
 from tests import ROOT, tiny
@@ -29,7 +28,7 @@ def fails(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> DenserlErr
     monkeypatch.setenv("FAILS", how)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv(processes.PLACE, "")  # restored afterwards
+    monkeypatch.setenv(VARIABLE, "")  # restored afterwards
     began = time.monotonic()
     with pytest.raises(DenserlError) as raised:
         run_processes(Processes(count=2), "train-rm", tiny.recipe(), folder, "start")
@@ -110,8 +109,7 @@ def failure(code: int) -> SimpleNamespace:
 
 
 def report(place: Path, rank: int, kind: str, when: float, code: int = 1) -> None:
-    words = {"kind": kind, "time": when, "message": f"{kind} of {rank}", "hint": None}
-    (place / f"error-{rank}.json").write_text(json.dumps({**words, "exit_code": code}))
+    JobFolder(place).write_report(rank, Report(kind, when, f"{kind} of {rank}", None, code))
 
 
 def test_the_earliest_error_wins_over_those_that_follow_from_it(tmp_path: Path):
@@ -120,7 +118,7 @@ def test_the_earliest_error_wins_over_those_that_follow_from_it(tmp_path: Path):
     report(tmp_path, 2, "error", 4.0, 2)
     report(tmp_path, 3, "error", 3.0, 2)
     failures = {0: failure(1), 1: failure(75), 2: failure(2), 3: failure(-9)}
-    error = first_error(tmp_path, failures)
+    error = JobFolder(tmp_path).first_error(failures)
     assert (error.message, error.exit_code) == ("error of 3", 2)
 
 
@@ -129,19 +127,20 @@ def test_a_job_that_was_stopped_elsewhere_says_so(tmp_path: Path):
     report(tmp_path, 1, "lost", 2.0)
     failures = {0: failure(75), 1: failure(1)}
     for asked in (None, signal.SIGTERM):
-        error = first_error(tmp_path, failures, asked)
+        error = JobFolder(tmp_path).first_error(failures, asked)
+        assert isinstance(error, Interrupted)  # "interrupted:", as one process says it
         assert (error.message, error.exit_code) == ("interrupted of 0", 75)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_before_the_work_is_an_interruption(number: int, code: int, tmp_path: Path):
-    error = first_error(tmp_path, {0: failure(-number), 1: failure(-9)}, number)
+    error = JobFolder(tmp_path).first_error({0: failure(-number), 1: failure(-9)}, number)
     assert error.exit_code == code and "stopped at once" in error.message
 
 
 def test_a_killed_process_is_the_reason_why_others_were_stopped(tmp_path: Path):
     report(tmp_path, 0, "interrupted", 1.0, 75)
-    error = first_error(tmp_path, {0: failure(75), 1: failure(-9)})
+    error = JobFolder(tmp_path).first_error({0: failure(75), 1: failure(-9)})
     assert error.message == "process 1 was killed by SIGKILL"
 
 
@@ -154,7 +153,7 @@ def test_a_signal_that_comes_again_later_kills_what_does_not_answer(
     with subprocess.Popen(["sleep", "60"]) as worker:
         worker.send_signal(signal.SIGSTOP)  # a stopped process hears nothing but SIGKILL
         (tmp_path / "worker-1.pid").write_text(str(worker.pid))
-        with processes._signals_to_workers(tmp_path) as asked:
+        with processes._signals_handed_on(JobFolder(tmp_path)) as asked:
             for _ in range(2):
                 signal.raise_signal(signal.SIGTERM)
         assert asked() == signal.SIGTERM

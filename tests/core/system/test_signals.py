@@ -5,7 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from denserl_cli.core.errors import Interrupted
-from denserl_cli.core.system.signals import REQUEUE, stop_requested, stoppable
+from denserl_cli.core.system.signals import (
+    STOP_SIGNALS,
+    ignore_signals_from_now,
+    set_exit_code,
+    stop_requested,
+    stoppable,
+    stopped_at_once,
+)
 
 SCHEDULERS = [signal.SIGTERM, signal.SIGUSR1]
 
@@ -75,14 +82,14 @@ def test_outside_the_steps_a_scheduler_stops_the_work_at_once(number: signal.Sig
         signal.raise_signal(number)
         after.append("not reached")
     assert not after and handlers() == before
-    assert caught.value.exit_code == REQUEUE
+    assert caught.value.exit_code == 128 + number
     assert f"train-rm in runs/x was stopped at once by {number.name}" in caught.value.message
     assert caught.value.hint and "--resume" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("first", "second", "code"),
-    [(signal.SIGUSR1, signal.SIGTERM, REQUEUE), (signal.SIGINT, signal.SIGINT, 130)],
+    [(signal.SIGUSR1, signal.SIGTERM, 143), (signal.SIGINT, signal.SIGINT, 130)],
 )
 def test_the_second_signal_stops_the_steps_at_once(
     first: signal.Signals, second: signal.Signals, code: int
@@ -93,6 +100,27 @@ def test_the_second_signal_stops_the_steps_at_once(
             assert stopping()
             signal.raise_signal(second)
     assert caught.value.exit_code == code and "--resume" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_after_the_work_is_ignored(number: signal.Signals):
+    with stoppable("work"):
+        ignore_signals_from_now()
+        signal.raise_signal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Interrupted):
+        with stoppable("the next work"):
+            signal.raise_signal(number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_only_progress_is_requeued(number: signal.Signals, code: int):
+    error = stopped_at_once(number)
+    for progressed, expected in ((False, code), (True, 75), (False, code)):
+        set_exit_code(error, progressed)
+        assert error.exit_code == expected
+    by_hand = stopped_at_once(signal.SIGINT)
+    set_exit_code(by_hand, progressed=True)
+    assert by_hand.exit_code == 130
 
 
 def test_ctrl_c_outside_the_steps_stays_what_it_is():
