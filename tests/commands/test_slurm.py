@@ -36,7 +36,7 @@ def stand_in(place: Path, srun: str) -> dict[str, str]:
     """The environment of a job of one node, with commands that do what Slurm's do there."""
     place.mkdir()
     scripts = {
-        "srun": f'[ "$1" = --cpu-bind=none ] && shift\n{srun}\n',
+        "srun": f'while [[ "$1" == --* ]]; do shift; done\n{srun}\n',
         "scontrol": f'echo "$@" >> {shlex.quote(str(place / "asked"))}\necho localhost\n',
     }
     for name, text in scripts.items():
@@ -83,6 +83,11 @@ def test_a_script_is_not_overwritten_unless_that_is_wanted(here: Path):
         (("--time", "2", "--notice", "120"), "--time 2 leaves nothing"),
         (("--time", "0:00:00"), "--time 0:00:00 leaves nothing"),
         (("--partition", "a\n#SBATCH --x"), "--partition a"),
+        (("--account", "a b"), "--account a b"),
+        (("--sbatch", "a\nb"), "--sbatch 'a"),
+        (("--gres", "gpu:3"), "--gres gpu:3 and --gpus-per-node 1"),
+        (("--array", "2,2"), "--array 2,2: no list of seeds"),
+        (("--array", "sandbox-token"), "--array names recipes, and so does --recipe"),
         (("--gpus-per-node", "3"), "not a multiple"),
         (("--set", "reward_model.batch=1"), "unknown key"),
     ],
@@ -116,6 +121,109 @@ def test_an_interrupted_job_goes_back_into_the_queue_and_no_other(code: int, tmp
     assert subprocess.run(["bash", "job"], env=environment, check=False).returncode == code
     asked = (tmp_path / "bin" / "asked").read_text().splitlines()
     assert ("requeue 7" in asked) is (code == REQUEUE)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "checkpoint", "requeued"),
+    [(0, "old", True), (1, "old", False), (1, "new", True), (7, "old", False), (7, "new", True)],
+)
+def test_a_job_that_writes_no_checkpoint_is_not_requeued_for_ever(
+    restarts: int, checkpoint: str, requeued: bool, here: Path, tmp_path: Path
+):
+    denserl(*ASK, "--to", "job", "--out", "my run")
+    old, new = (here / "my run" / "checkpoints" / "train-rm" / f"step-{n:08d}" for n in (9, 10))
+    old.mkdir(parents=True)
+    write = f"mkdir -p {shlex.quote(str(old if checkpoint == 'old' else new))}"
+    environment = stand_in(tmp_path / "bin", f"{write}; exit {REQUEUE}")
+    environment |= {"SLURM_RESTART_COUNT": str(restarts)}
+    job = subprocess.run(["bash", "job"], env=environment, stderr=subprocess.PIPE, text=True)
+    asked = (tmp_path / "bin" / "asked").read_text().splitlines()
+    assert job.returncode == REQUEUE and ("requeue 7" in asked) is requeued
+    assert ("wrote no checkpoint" in job.stderr) is not requeued
+
+
+@pytest.mark.parametrize(("restarts", "requeued"), [(2, True), (3, False)])
+def test_a_job_is_requeued_as_often_as_the_user_wants(
+    restarts: int, requeued: bool, here: Path, tmp_path: Path
+):
+    denserl(*ASK, "--to", "job", "--out", "run", "--requeue-limit", "3")
+    environment = stand_in(
+        tmp_path / "bin", f"mkdir -p run/checkpoints/train-rm/step-1; exit {REQUEUE}"
+    )
+    environment |= {"SLURM_RESTART_COUNT": str(restarts)}
+    subprocess.run(["bash", "job"], env=environment, stderr=subprocess.DEVNULL)
+    asked = (tmp_path / "bin" / "asked").read_text().splitlines()
+    assert ("requeue 7" in asked) is requeued
+
+
+def test_the_cluster_gets_what_it_asks_for():
+    words = (
+        "--account",
+        "me",
+        "--qos",
+        "long",
+        "--dependency",
+        "afterok:12",
+        "--gres",
+        "gpu:a100:4",
+    )
+    text = denserl(
+        *ASK[:5],
+        *words,
+        "--set",
+        "reward_model.micro_batch_size=2",
+        "--sbatch=--mem=0",
+        "--sbatch=-C a100|h100",
+        "--to",
+        "-",
+    ).output
+    lines = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    for wanted in ("--account=me", "--qos=long", "--dependency=afterok:12", "--gres=gpu:a100:4",
+                   "--mem=0", "-C a100|h100"):  # fmt: skip
+        assert f"#SBATCH {wanted}" in lines
+    assert "gpus-per-node" not in text and "--processes 4 " in text
+    assert "srun --cpu-bind=none --wait=300 " in text  # a node that cannot start holds nobody
+
+
+@pytest.mark.parametrize(
+    ("array", "folders"),
+    [("3,5-6", ["sandbox-segment/seed-3", "sandbox-segment/seed-5", "sandbox-segment/seed-6"]),
+     ("sandbox-token,sandbox-bandit", ["sandbox-token", "sandbox-bandit"])],
+)  # fmt: skip
+def test_an_array_has_a_folder_for_each_run(
+    array: str, folders: list[str], here: Path, tmp_path: Path
+):
+    recipe = ASK[1:3] if array[0] == "3" else ()
+    denserl("slurm", *recipe, *ASK[3:], "--array", array, "--to", "job")
+    assert f"#SBATCH --array=0-{len(folders) - 1}\n" in (here / "job").read_text()
+    found = tmp_path / "words"
+    environment = stand_in(tmp_path / "bin", f"printf '%s\\0' \"${{@:5}}\" > {found}")
+    for number, folder in enumerate(folders):
+        environment["SLURM_ARRAY_TASK_ID"] = str(number)
+        subprocess.run(["bash", "job"], check=True, env=environment)
+        given = found.read_text().split("\0")[4:-1]
+        name, _, seed = folder.partition("/seed-")
+        own = ["--recipe", name, *(["--set", f"seed={seed}"] if seed else [])]
+        assert given[: len(own) + 2] == [*own, "--out", str(here / "runs" / folder)]
+
+
+@pytest.mark.parametrize(("array", "kind"), [((), "afterok"), (("--array", "1,2"), "aftercorr")])
+def test_all_stages_are_submitted_one_after_the_other(
+    array: tuple[str, ...], kind: str, here: Path, tmp_path: Path
+):
+    result = denserl(*ASK[:3], "--stage", "all", *ASK[5:], *array)
+    assert "submit it with: bash sandbox-segment-all.sh" in result.output
+    environment = stand_in(tmp_path / "bin", "exit 1")
+    sbatch = tmp_path / "bin" / "sbatch"
+    log = tmp_path / "submitted"
+    sbatch.write_text(f'#!/bin/bash\necho "$@" >> {log}\nwc -l < {log}\n')
+    sbatch.chmod(0o755)
+    subprocess.run(["bash", "sandbox-segment-all.sh"], check=True, env=environment)
+    first, second, third = log.read_text().splitlines()
+    place = f"{here}/sandbox-segment-"
+    assert first == f"--parsable {place}train-rm.sbatch"
+    after = f"--parsable --dependency={kind}:%d --kill-on-invalid-dep=yes {place}%s.sbatch"
+    assert [second, third] == [after % (1, "fit-function"), after % (2, "train-ppo")]
 
 
 def test_the_script_runs_a_stage_that_has_not_begun(here: Path, tmp_path: Path):

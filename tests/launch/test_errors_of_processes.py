@@ -93,7 +93,7 @@ def test_a_batch_must_divide_among_the_processes_of_another_launcher(tmp_path, m
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(DenserlError, match=r"8 is not a multiple of .* 8 × 3 processes"):
+    with pytest.raises(DenserlError, match=r"8 is not a multiple of .* 8 × 3 processes") as raised:
         launch(
             "train-rm",
             tiny.recipe(),
@@ -102,6 +102,10 @@ def test_a_batch_must_divide_among_the_processes_of_another_launcher(tmp_path, m
             dry_run=False,
             processes=read_processes(None, 1, None, None),
         )
+    assert raised.value.hint == (
+        "reward_model.batch_size must be a multiple of 3: 6, 9; reward_model.micro_batch_size must "
+        "divide 2, 3 then; or change --processes"
+    )
 
 
 def failure(code: int) -> SimpleNamespace:

@@ -12,7 +12,7 @@ from denserl_cli.core.reporting import plots
 from denserl_cli.core.reporting.drawing import Plot
 from denserl_cli.core.reporting.finding import Finding
 from denserl_cli.core.reporting.findings import findings
-from denserl_cli.core.reporting.record import RunRecord
+from denserl_cli.core.reporting.record import RunRecord, Series
 from denserl_cli.core.reporting.samples import Thread, threads
 from denserl_cli.core.runs.settings import flat
 
@@ -98,17 +98,24 @@ def make_report(runs: Sequence[RunRecord]) -> Report:
 
 
 def overview(runs: Sequence[RunRecord]) -> Table:
-    """How far each run got, and its main figures at the start and at the end."""
+    """How far each run got, and its main figures at the start and at the end.
+
+    Where the last evaluation on held-out data lies behind the training, both are shown, with their
+    steps: an interrupted run may have evaluated the untrained policy alone.
+    """
     rows = [["recipe", *(str(run.setting("name") or "–") for run in runs)]]
     rows += [["rewards", *(_granularity(run) for run in runs)]]
     rows += [[stage, *(_status(run, stage) for run in runs)] for stage in TRAINING]
     own = [(TRAIN_PPO, name, plots.own_title(name)) for name in plots.reward_functions(runs)]
     for stage, name, words in (*OVERVIEW, *own):
-        for prefix, where in (("eval_", ", held out"), ("", "")):
-            cells = [_change(run, stage, prefix + name) for run in runs]
-            if any(cells):
-                rows.append([words + where, *(cell or "–" for cell in cells)])
-                break
+        held_out = [run.series(stage, f"eval_{name}") for run in runs]
+        lags = any(map(_lags, runs, [stage] * len(runs), held_out))
+        if any(held_out):
+            cells = [_change(run, stage, f"eval_{name}") for run in runs]
+            rows.append([f"{words}, held out", *(cell or "–" for cell in cells)])
+        cells = [_change(run, stage, name, last=lags) for run in runs]
+        if any(cells) and (lags or not any(held_out)):
+            rows.append([words, *(cell or "–" for cell in cells)])
     return Table(["", *(run.label for run in runs)], rows)
 
 
@@ -231,18 +238,29 @@ def _status(run: RunRecord, stage: str) -> str:
     return ("finished" if run.stages[stage].finished else "not finished") + reached
 
 
-def _change(run: RunRecord, stage: str, name: str) -> str:
-    """A figure before and after; train-rm's at the end alone."""
+def _lags(run: RunRecord, stage: str, series: Series) -> bool:
+    """Whether a figure ends before the last step that the stage has logged."""
+    lines = run.metrics.get(stage, ())
+    return bool(series) and bool(lines) and series.steps[-1] < lines[-1]["step"]
+
+
+def _change(run: RunRecord, stage: str, name: str, *, last: bool = False) -> str:
+    """A figure before and after; train-rm's at the end alone.
+
+    last: its very last value with its step, instead of the mean over the last fifth.
+    """
     series = run.series(stage, name)
     if not series:
         return ""
-    if name.startswith("eval_"):
-        first, last = series.values[0], series.values[-1]
+    lags = name.startswith("eval_") and _lags(run, stage, series)
+    step = f" at step {series.steps[-1]:.0f}" if last or lags else ""
+    if name.startswith("eval_") or last:
+        before, after = series.values[0], series.values[-1]
     else:
-        first, last = series.early, series.late
+        before, after = series.early, series.late
     if stage == TRAIN_RM or len(series.values) == 1:
-        return f"{last:.4g}"
-    return f"{first:.4g} → {last:.4g}"
+        return f"{after:.4g}{step}"
+    return f"{before:.4g} → {after:.4g}{step}"
 
 
 def _by_stage(found: Mapping[str, object]) -> str:

@@ -64,6 +64,16 @@ def test_a_comparison_shows_what_differs(run_folder: Path, tmp_path: Path):
     assert ">run</text>" in kl.svg and ">other</text>" in kl.svg
 
 
+def test_an_interrupted_run_does_not_show_the_untrained_policy_as_its_result(ppo: MakeRecord):
+    run = ppo(eval_true_reward=[0.284], true_reward=[None, 0.3, 0.41, 0.535])
+    rows = {row[0]: row[1] for row in make_report([run]).overview.rows}
+    assert rows["true reward, held out"] == "0.284 at step 1"
+    assert rows["true reward"] == "0.3 → 0.535 at step 4"
+    evaluated = ppo(eval_true_reward=[0.284, None, 0.5], true_reward=[None, 0.3, 0.41])
+    rows = {row[0]: row[1] for row in make_report([evaluated]).overview.rows}
+    assert rows["true reward, held out"] == "0.284 → 0.5" and "true reward" not in rows
+
+
 def test_a_run_of_reward_functions_has_their_figures(ppo: MakeRecord):
     figures = {"dense_reward": [1.0, 2.0], "kl": [0.0, 1.0], "eval_kl": [0.0, 1.0],
                "reward_brevity": [3.0, 4.0], "eval_reward_brevity": [5.0, 6.0],
