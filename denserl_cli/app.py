@@ -23,6 +23,7 @@ from denserl_cli.commands import (
     score,
     segment,
     slurm,
+    status,
     train_ppo,
     train_rm,
     validate,
@@ -57,6 +58,7 @@ app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("slurm", epilog=slurm.EXAMPLE)(slurm.slurm)
+app.command("status", epilog=status.EXAMPLE)(status.status)
 app.command("validate", epilog=validate.EXAMPLE)(validate.validate)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(recipes.app, name="recipes")

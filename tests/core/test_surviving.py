@@ -1,5 +1,6 @@
 """What train-rm and fit-function leave when they are stopped, and that it is all they need."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -46,6 +47,40 @@ def test_a_scheduler_stops_a_run_after_its_step(
     assert weights(folder) == weights(trained) and metrics(folder) == metrics(trained)
 
 
+def test_a_resumed_run_that_gets_no_further_is_not_requeued(
+    recipe: MakeRecipe, stopped: Path, tmp_path: Path, monkeypatch
+):
+    """Checkpoints are there, but none that this attempt has written."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+
+    def signalled(*words: Any) -> Any:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(reward_training.RewardTrainer, "update", signalled)
+    with pytest.raises(Interrupted) as caught:
+        train(recipe(), folder, "resume")
+    assert caught.value.exit_code == 143
+    assert json.loads((folder / "run.json").read_text())["stages"]["train-rm"]["exit_code"] == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_after_the_stage_is_finished_is_ignored(
+    recipe: MakeRecipe, trained: Path, tmp_path: Path, number: signal.Signals
+):
+    """It comes while the result is shown, when run.json calls the stage finished."""
+
+    class Late(Ears):
+        def table(self, *words: Any) -> None:
+            signal.raise_signal(number)
+
+    folder = tmp_path / "run"
+    train(recipe(), folder, observer=Late())
+    entry = json.loads((folder / "run.json").read_text())["stages"]["train-rm"]
+    assert (entry["status"], entry["exit_code"]) == ("finished", 0)
+    assert weights(folder) == weights(trained)
+
+
 def test_a_second_signal_loses_what_has_no_checkpoint(
     recipe: MakeRecipe, trained: Path, tmp_path: Path
 ):
@@ -77,7 +112,7 @@ def test_before_the_first_step_a_signal_breaks_nothing(
         patch.setattr(train_rm, place, signalled)
         with pytest.raises(Interrupted, match="at once by SIGUSR1") as caught:
             train(recipe(), folder)
-    assert caught.value.exit_code == 75
+    assert caught.value.exit_code == 138  # nothing was gained: not to be requeued
     assert [path.name for path in folder.iterdir()] == []
     train(recipe(), folder, "resume")
     assert weights(folder) == weights(trained)
@@ -116,7 +151,7 @@ def test_a_signal_stops_a_fit_that_can_be_done_again(
         patch.setattr(fitting, "segment_rewards", signalled)
         with pytest.raises(Interrupted) as caught:
             run_stage("fit-function", recipe(), run_with_model, "start", Observer())
-    assert caught.value.exit_code == 75
+    assert caught.value.exit_code == 143  # it has no checkpoints: not to be requeued
     assert not RunFolder(run_with_model, recipe()).normalizer.exists()
     run_stage("fit-function", recipe(), run_with_model, "resume", Observer())
     assert RunFolder(run_with_model, recipe()).normalizer.exists()

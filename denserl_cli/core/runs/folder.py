@@ -180,11 +180,19 @@ class RunFolder:
 
     # a stage from its start to its end
 
-    def started(self, stage: str, mode: Mode, observer: Observer) -> Checkpoint | None:
+    def started(
+        self, stage: str, mode: Mode, observer: Observer, steps: int | None = None
+    ) -> Checkpoint | None:
         """Record that a stage is under way.
 
         Unless a checkpoint is resumed, the results of this stage and of those after it are moved
         aside: they belong to the work that is being replaced.
+
+        Args:
+            stage: its name.
+            mode: what to do with an earlier attempt.
+            observer: is told what is moved, and what the logs have lost.
+            steps: how many the whole stage has, where it has any.
 
         Returns:
             The checkpoint to go on from, if there is one.
@@ -196,13 +204,15 @@ class RunFolder:
         if is_main_process():
             resumed = latest.step if latest else None
             self.logs.follow(self.recipe, stage, resumed, observer)  # first: a tracker may refuse
-            self._begin(stage, latest, observer)
+            self._begin(stage, latest, observer, steps)
             self.logs.replay(stage)
         barrier()
         self._from_step = latest.step if latest else 0
         return latest
 
-    def _begin(self, stage: str, latest: Checkpoint | None, observer: Observer) -> None:
+    def _begin(
+        self, stage: str, latest: Checkpoint | None, observer: Observer, steps: int | None
+    ) -> None:
         """Record a stage's start and move aside what it replaces."""
         replaced = [stage, *later_stages(stage)] if latest is None else []
         for name in replaced:
@@ -212,6 +222,7 @@ class RunFolder:
             "versions": versions(),
             "processes": world_size(),
             "device": device_name(),
+            "steps": steps,
         }
         # before the results go, or a kill could leave a finished stage without
         self.run_json.start(stage, entry, replaced)

@@ -84,7 +84,7 @@ class StageSession:
         Returns:
             The step after which to go on, 0 at the beginning.
         """
-        checkpoint = self.run.started(self.stage, mode, self.observer)
+        checkpoint = self.run.started(self.stage, mode, self.observer, self.total)
         list_skipped(skipped, self.run.skipped_file(self.stage), self.observer)
         if checkpoint is None:
             return 0

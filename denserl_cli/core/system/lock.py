@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from denserl_cli.core.errors import DenserlError
 
@@ -85,6 +86,33 @@ def locked_in_turn(file: Path, waiting: Callable[[], None]) -> Iterator[bool]:
             _release(handle, file)
 
 
+class Holder(NamedTuple):
+    """The process that holds a lock. since: when it took it."""
+
+    pid: int
+    host: str
+    since: str
+
+
+def holder(file: Path) -> tuple[Holder | None, bool]:
+    """Who holds a lock, and whether that can be known: not on file systems without locks."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, True
+    except OSError:
+        return None, False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _signature(handle) or Holder(0, "unknown", "unknown"), True
+    except OSError:
+        return None, False
+    finally:
+        os.close(handle)
+    return None, True
+
+
 class _HeldError(Exception):
     """Another process holds the lock; the message says which."""
 
@@ -128,9 +156,17 @@ def _is_open_as(handle: int, file: Path) -> bool:
         return False
 
 
-def _read_holder(handle: int) -> str:
+def _signature(handle: int) -> Holder | None:
+    """What the holder has written into the file; None while it has not."""
     try:
-        holder = json.loads(os.pread(handle, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):  # the holder has not written itself down yet
+        found = json.loads(os.pread(handle, 4096, 0))
+        return Holder(int(found["pid"]), str(found["host"]), str(found["since"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_holder(handle: int) -> str:
+    found = _signature(handle)
+    if found is None:
         return "another job"
+    return f"process {found.pid} on {found.host} since {found.since}"
