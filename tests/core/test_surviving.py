@@ -70,7 +70,7 @@ def test_a_signal_after_the_stage_is_finished_is_ignored(
 ):
     """It comes while the result is shown, when run.json calls the stage finished."""
 
-    class Late(Ears):
+    class Late(Observer):
         def table(self, *words: Any) -> None:
             signal.raise_signal(number)
 
