@@ -93,7 +93,7 @@ def main() -> None:
 
         if isinstance(error, OSError):
             error = read_os_error(error)
-        if first_to_fail():
+        if not error.is_told and first_to_fail():
             print_error(error)
         sys.exit(error.exit_code)
 

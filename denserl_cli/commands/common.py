@@ -71,7 +71,7 @@ RendezvousOption = Annotated[
 ]
 HostfileOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Machines for DeepSpeed's launcher: lines of NAME slots=N."),
+    typer.Option(metavar="FILE", help="Machines to start on through ssh: lines of NAME slots=N."),
 ]
 
 

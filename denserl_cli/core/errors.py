@@ -19,10 +19,12 @@ _REMEDIES = {
 class DenserlError(Exception):
     """Something the user can mend: shown as one message, exit code 2.
 
-    message: where and what. hint: what to do about it.
+    message: where and what. hint: what to do about it. is_told: another process of the job, whose
+    output goes to the same place, shows it.
     """
 
     exit_code = 2
+    is_told = False
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

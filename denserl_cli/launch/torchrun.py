@@ -75,6 +75,8 @@ def run_processes(
             if error.signal is not None:  # told by the launcher; the workers know their own code
                 begun = (newest_step(folder, stage) or 0) > before
                 set_exit_code(error, begun)
+            # the nodes of a Slurm job write into one log
+            error.is_told = bool(processes.node_rank) and "SLURM_STEP_ID" in os.environ
             raise
 
 
