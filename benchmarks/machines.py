@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-BRIDGE = "denserl0"
-NETWORK = "10.231.78"
 TOOLS = ("ip", "unshare", "nsenter", "setpriv")
 
 
@@ -28,16 +26,16 @@ class UnavailableError(Exception):
 class Machine:
     """One namespace machine. address: on the network that joins them, on interface `eth0`."""
 
-    def __init__(self, name: str, number: int, hosts: Path) -> None:
-        self.name, self.address, self.hosts = name, f"{NETWORK}.{number}", hosts
-        self._cable = f"dnrl{number}"
+    def __init__(self, name: str, network: int, number: int, hosts: Path) -> None:
+        self.name, self.address, self.hosts = name, f"10.231.{network}.{number}", hosts
+        self._bridge, self._cable = bridge(network), f"dnrl{network}-{number}"
         self._first: subprocess.Popen[bytes] | None = None
 
     def boot(self) -> None:
         """Make the network and the first process."""
         ip("netns", "add", self.name)
         ip("link", "add", self._cable, "type", "veth", "peer", "eth0", "netns", self.name)
-        ip("link", "set", self._cable, "master", BRIDGE, "up")
+        ip("link", "set", self._cable, "master", self._bridge, "up")
         ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             ip("-n", self.name, "link", "set", link, "up")
@@ -96,22 +94,36 @@ class Machine:
         subprocess.run(["ip", "netns", "delete", self.name], capture_output=True)
 
 
+def bridge(network: int) -> str:
+    """The interface that joins the machines of a network."""
+    return f"dnrl{network}"
+
+
 @contextmanager
-def booted(names: Sequence[str], folder: Path) -> Iterator[list[Machine]]:
-    """Boot machines that know each other by name. Raises UnavailableError where that cannot be."""
+def booted(names: Sequence[str], folder: Path, network: int) -> Iterator[list[Machine]]:
+    """Boot machines that know each other by name.
+
+    Args:
+        names: of the machines.
+        folder: for the file of their names.
+        network: a number from 0 to 255 that nobody else uses on this machine.
+
+    Raises:
+        UnavailableError: namespaces cannot be made here.
+    """
     if os.geteuid():
         raise UnavailableError("needs root")
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise UnavailableError(f"needs {', '.join(missing)}")
     hosts = folder / "hosts"
-    made = [Machine(name, number, hosts) for number, name in enumerate(names, 1)]
+    made = [Machine(name, network, number, hosts) for number, name in enumerate(names, 1)]
     lines = ["127.0.0.1 localhost", *(f"{one.address} {one.name}" for one in made)]
     hosts.write_text("\n".join(lines) + "\n")
     before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         try:
-            ip("link", "add", BRIDGE, "type", "bridge")
-            ip("link", "set", BRIDGE, "up")
+            ip("link", "add", bridge(network), "type", "bridge")
+            ip("link", "set", bridge(network), "up")
             for one in made:
                 one.boot()
         except subprocess.CalledProcessError as error:
@@ -120,7 +132,7 @@ def booted(names: Sequence[str], folder: Path) -> Iterator[list[Machine]]:
     finally:
         for one in made:
             one.remove()
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
+        subprocess.run(["ip", "link", "delete", bridge(network)], capture_output=True)
         signal.signal(signal.SIGTERM, before)
 
 

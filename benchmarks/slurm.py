@@ -136,7 +136,7 @@ def cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
     (folder / "munge.key").chmod(0o400)
     names = ["control", *(f"node{number}" for number in range(1, nodes + 1))]
     with ExitStack() as stack:
-        controller, *working = stack.enter_context(booted(names, folder))
+        controller, *working = stack.enter_context(booted(names, folder, network=78))
         text = _CONF.format(
             controller=controller.name,
             address=controller.address,

@@ -88,8 +88,8 @@ def left_alone(check: Check) -> bool:
 
 def time_limit(check: Check) -> bool:
     """A job whose time limit is too short for it."""
-    whole = check.slurm.wait(check.submit("whole", 400), ENDED, 900)
-    number = check.submit("limited", 400, "--time", "2", "--notice", "60")
+    whole = check.slurm.wait(check.submit("whole", 120), ENDED, 900)
+    number = check.submit("limited", 120, "--time", "2", "--notice", "60")
     job = check.slurm.wait(number, ENDED, 1800)
     good = job["JobState"] == whole["JobState"] == "COMPLETED" and int(job["Restarts"]) > 0
     good = good and check.same_bytes("whole", "limited")

@@ -174,7 +174,7 @@ def main() -> None:
         sshd = shutil.which("sshd", path=_PATHS)
         if sshd is None:
             raise UnavailableError("needs sshd: apt install openssh-server")
-        with booted(["one", "two"], out) as machines:
+        with booted(["one", "two"], out, network=79) as machines:
             for one in machines:
                 serve(sshd, one, out)
             check = Check(out, machines, [*make_task(out / "task"), "reward_model.save_every=5"])
