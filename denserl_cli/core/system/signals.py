@@ -35,15 +35,17 @@ class Stopped(KeyboardInterrupt):
 def stoppable(work: str) -> Iterator[None]:
     """Let schedulers' signals end `work` at once, and in order, with `Interrupted`.
 
-    After `ignore_signals_from_now` no signal ends it any more.
+    After `ignore_signals_from_now` no signal ends it any more, until the outermost such context ends.
     """
     global _work_is_done
-    _work_is_done = False
+    nested = signal.getsignal(signal.SIGTERM) is _stop_now
     try:
         with _handling(STOP_SIGNALS, _stop_now):
             yield
     except Stopped as stopped:
         raise stopped_at_once(stopped.number, work) from None
+    finally:
+        _work_is_done = _work_is_done and nested
 
 
 def ignore_signals_from_now() -> None:

@@ -105,7 +105,9 @@ def test_the_second_signal_stops_the_steps_at_once(
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_after_the_work_is_ignored(number: signal.Signals):
     with stoppable("work"):
-        ignore_signals_from_now()
+        with stoppable("its inner part"):
+            ignore_signals_from_now()
+            signal.raise_signal(number)
         signal.raise_signal(number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Interrupted):
         with stoppable("the next work"):
