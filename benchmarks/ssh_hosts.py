@@ -42,7 +42,7 @@ class Check:
         self.out, self.machines = out, machines
         self.here = out / "R&D of 'a b'; $(touch oops)"
         self.here.mkdir()
-        sets = [*settings, *CASE.overrides(), "reward_model.batch_size=6", "reward_model.epochs=40"]
+        sets = [*settings, *CASE.overrides(), "reward_model.batch_size=6", "reward_model.epochs=12"]
         self.words = [sys.executable, "-m", "denserl_cli.app", "train-rm", "-r", "sandbox-segment"]
         self.words += [word for setting in sets for word in ("--set", setting)]
 

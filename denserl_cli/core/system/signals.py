@@ -35,7 +35,7 @@ class Stopped(KeyboardInterrupt):
 def stoppable(work: str) -> Iterator[None]:
     """Let schedulers' signals end `work` at once, and in order, with `Interrupted`.
 
-    After `ignore_signals_from_now` no signal ends it any more, until the outermost such context ends.
+    After `ignore_signals_from_now` no signal ends it any more until the outermost context ends.
     """
     global _work_is_done
     nested = signal.getsignal(signal.SIGTERM) is _stop_now
