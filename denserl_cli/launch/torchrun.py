@@ -6,6 +6,7 @@ job's folder, so that the first error is the one that is shown.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -106,9 +107,18 @@ def _launch(
         number = asked()
         if number is not None and agent.is_alive() and not _has_workers():
             several = processes.nodes > 1
-            raise stopped_before_work(number) if several else stopped_at_once(number)
+            error = stopped_before_work(number) if several else stopped_at_once(number)
+            atexit.register(_exit, error.exit_code)
+            raise error
     if failed:
         raise _explained(failed[0], job, asked(), time.monotonic() - started)
+
+
+def _exit(code: int) -> None:
+    """End this process without taking Python down under a thread that is in torch's sockets."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _explained(
