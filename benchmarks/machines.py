@@ -68,7 +68,9 @@ class Machine:
         )
 
     def processes(self, containing: str) -> list[str]:
-        """The command lines of this machine's processes that contain a text."""
+        """The command lines of this machine's processes that contain a text; none once it is lost."""
+        if self._first is None or self._first.poll() is not None:
+            return []
         lines = run(self.command("ps", "-eo", "pid=,args=")).stdout.splitlines()
         return [line for line in lines if containing in line and " ps " not in line]
 
