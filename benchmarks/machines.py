@@ -68,7 +68,7 @@ class Machine:
         )
 
     def processes(self, containing: str) -> list[str]:
-        """The command lines of this machine's processes that contain a text; none once it is lost."""
+        """The command lines of its processes that contain a text; none once it is lost."""
         if self._first is None or self._first.poll() is not None:
             return []
         lines = run(self.command("ps", "-eo", "pid=,args=")).stdout.splitlines()
