@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.stages import READS
+from denserl_cli.core.recipe.stages import TRAINING
 from denserl_cli.core.runs.run_json import RunJson
 from denserl_cli.core.system.lock import Holder, holder
 
@@ -67,10 +67,12 @@ def read_status(folder: Path) -> RunStatus:
     content, lines = RunJson.read(file), _last_lines(folder / "metrics.jsonl")
     job, known = holder(folder / "lock")
     entries = content.stages
-    open_stages = [name for name in READS if entries.get(name, {}).get("status") == "interrupted"]
+    open_stages = [
+        name for name in TRAINING if entries.get(name, {}).get("status") == "interrupted"
+    ]
     current = open_stages[-1] if open_stages else None
     stages = {}
-    for name in READS:
+    for name in TRAINING:
         state = "not started"
         if name in entries:
             state = entries[name]["status"]
