@@ -71,7 +71,7 @@ def read_status(folder: Path) -> RunStatus:
         name for name in TRAINING if entries.get(name, {}).get("status") == "interrupted"
     ]
     current = open_stages[-1] if open_stages else None
-    stages = {}
+    stages: dict[str, StageStatus] = {}
     for name in TRAINING:
         state = "not started"
         if name in entries:
