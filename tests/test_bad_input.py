@@ -346,15 +346,13 @@ def test_a_reward_model_is_no_starting_model(refused, mine: Path, finished: Path
     assert "lacks weights of the model" in message
 
 
-def test_weights_that_are_nan(denserl, mine: Path, model: Path, here: Path):
-    file = model / "model.safetensors"
+def test_weights_that_are_nan(refused, mine: Path, model: Path):
+    file, name = model / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
     weights = load_file(file)
-    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    weights[name][0, 0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
-    code, _, errors = denserl("train-rm", "-r", mine, "--model", model, "-o", "x")
-    assert code == 2 and "Traceback" not in errors
-    assert "error: train-rm stopped at step 1: the gradient norm is nan" in errors
-    assert (here / "x" / "nonfinite" / "train-rm-00000001" / "batch.pt").exists()
+    message = refused("train-rm", "-r", mine, "--model", model, "-o", "x")
+    assert name in message and "NaN or infinite" in message
 
 
 # runs
