@@ -42,7 +42,7 @@ def two() -> Rollout:
     )
 
 
-def test_figures(two: Rollout):
+def test_rollout_metrics(two: Rollout):
     figures = {name: value.item() for name, value in rollout_metrics(two, "mean").items()}
     assert figures == pytest.approx(
         {
@@ -65,7 +65,7 @@ def reward(two: Rollout, earned: torch.Tensor, normalizer: Any, *settings: str) 
     return {name: value.tolist() for name, value in made.items()}
 
 
-def test_reward_figures(two: Rollout):
+def test_reward_metrics(two: Rollout):
     earned = torch.tensor([[10.0, -10.0, 0.0], [9.9, 0.0, 0.0]])
     floored = LocationNormalizer(0.0, 4.0, 1.0, 3.0, min_std=0.5)  # std(0.5) = 0.23, std(1) = 3
     found = reward(two, earned, floored)
@@ -130,9 +130,9 @@ def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
     assert [shown["prompt"] for shown in apart] == ["one"]
 
 
-def test_the_rewards_of_a_samples_segments_are_all_that_the_response_earned(two: Rollout):
-    earned = torch.tensor([[0.0, 0.0, 3.0], [2.0, 0.0, 0.0]])  # a number for each response
-    shown = samples(two, earned, Letters(), ["one", "two"], 2)
+def test_the_rewards_of_a_samples_segments_add_up_to_the_responses(two: Rollout):
+    rewards = torch.tensor([[0.0, 0.0, 3.0], [2.0, 0.0, 0.0]])  # a number for each response
+    shown = samples(two, rewards, Letters(), ["one", "two"], 2)
     assert [sum(part["reward"] for part in one["segments"]) for one in shown] == [3.0, 2.0]
 
 

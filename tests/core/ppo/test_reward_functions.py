@@ -64,7 +64,7 @@ def two() -> Rollout:
 
 
 def own(monkeypatch, *functions, weights=(), **ppo):
-    """RewardFunctions of plain functions in a module that is there for the while."""
+    """RewardFunctions of plain functions, in a module that exists for one test."""
     module = SimpleNamespace(**{f.__name__: f for f in functions})
     monkeypatch.setitem(sys.modules, "given", module)
     weights = weights or [1.0] * len(functions)
