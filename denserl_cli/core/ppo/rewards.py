@@ -97,10 +97,12 @@ def dense_rewards(
 
 
 class RewardSources(NamedTuple):
-    """What a rollout's rewards are made of, beside the reward model's values.
+    """What a rollout's rewards are computed with, beside the reward model's values.
 
-    settings: what becomes of the values. normalizer: None where there is none. functions: the
-    user's own.
+    Attributes:
+        settings: How the values become rewards.
+        normalizer: Of the values by location; None leaves them as they are.
+        functions: The reward functions of the recipe.
     """
 
     settings: RewardSettings

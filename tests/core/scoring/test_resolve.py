@@ -232,7 +232,7 @@ def test_a_folder_of_denserl_knows_better_than_the_recipe(
     with pytest.raises(DenserlError, match=r"responses end with token 5, .* with 3"):
         opened(recipe(published(made)), run)
     (made / "denserl.json").write_text(json.dumps({**record, "weights": "some/where"}))
-    with pytest.raises(DenserlError, match="only names one") as caught:
+    with pytest.raises(DenserlError, match="only the name of another") as caught:
         opened(recipe(published(made)), run)
     assert caught.value.hint and "published.reward_model=some/where" in caught.value.hint
     (made / "denserl.json").write_text("{")
