@@ -28,7 +28,7 @@ COLUMNS = {
     "length_max": "longest",
     "single_tokens": "of one token",
 }
-"""Figures of a cutoff, and what the columns of a table are called."""
+"""Metrics of a cutoff, and the titles of their columns in a table."""
 
 
 def inspector_page(
@@ -147,10 +147,10 @@ def _series(one: CutStatistics, own: Sequence[float]) -> dict[str, Any]:
 
 
 def _table(statistics: Sequence[CutStatistics]) -> dict[str, Any]:
-    """The figures of each cutoff as cells."""
+    """The metrics of each cutoff as cells."""
     rows = []
     for one in statistics:
-        figures = one.figures()
-        rows.append([f"{figures[name]:.4g}" for name in COLUMNS])
+        metrics = one.metrics()
+        rows.append([f"{metrics[name]:.4g}" for name in COLUMNS])
     responses = len(statistics[0].counts)
     return {"columns": list(COLUMNS.values()), "rows": rows, "responses": responses}

@@ -90,9 +90,9 @@ def print_statistics(found: Sequence[CutStatistics], own: float | None) -> None:
     }
     rows = [
         [f"{one.cutoff:.4g}" + (" *" if one.cutoff == own else ""),
-         *(figures[name] for name in columns)]
+         *(metrics[name] for name in columns)]
         for one in found
-        for figures in [one.figures()]
+        for metrics in [one.metrics()]
     ]  # fmt: skip
     title = f"{len(found[0].counts)} responses, lengths of segments in tokens"
     print_table(title, ["cutoff", *columns.values()], rows)
