@@ -72,9 +72,15 @@ def ends_after(cuts: Tensor, response_mask: Tensor, terminated: Tensor | None = 
 
 
 def segment_ids(ends: Tensor, response_mask: Tensor) -> Tensor:
-    """Number each token's segment from 0; -1 outside every segment (a terminator, a masked column).
+    """Number the segments of each response from 0.
 
-    ends, response_mask: (B, T) bool. Returns (B, T) int64.
+    Args:
+        ends: (B, T) bool, of the segments.
+        response_mask: (B, T) bool.
+
+    Returns:
+        (B, T) int64, the number of each token's segment; -1 outside every segment (a terminator, a
+        masked column).
     """
     ends_before = ends.cumsum(1)
     count = ends_before[:, -1:].clone()

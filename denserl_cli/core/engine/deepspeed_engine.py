@@ -227,7 +227,7 @@ def import_deepspeed() -> Any:
         ) from error
     from deepspeed.utils import logger
 
-    if not torch.cuda.is_available():  # or a collective that nobody calls would be compiled first
+    if not torch.cuda.is_available():  # otherwise it compiles a collective that is never called
         deepspeed.ops.__compatible_ops__ = {}
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:

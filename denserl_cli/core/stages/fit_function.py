@@ -54,14 +54,7 @@ class SegmentRewards(NamedTuple):
 
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    """Fit the normaliser of a run's reward model and save it beside the model.
-
-    Args:
-        recipe: As it was loaded.
-        run: Has the reward model.
-        mode: Start, resume or do the stage again.
-        observer: Told progress and the result.
-    """
+    """Fit the normaliser of a run's reward model and save it beside the model."""
     setup = prepare(recipe, run, observer, reward_model=True)
     resolved, chat, settings = setup.recipe, setup.reward_chat_format, setup.recipe.normalizer
     rows, skipped = draw_pairs(resolved, chat, settings.pairs, settings.seed, observer)

@@ -38,14 +38,7 @@ if TYPE_CHECKING:
 
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    """Train the policy of a recipe and save it in the run folder.
-
-    Args:
-        recipe: As it was loaded.
-        run: Has the reward model and its normaliser.
-        mode: Start, resume or do the stage again.
-        observer: Told progress, metrics and the result.
-    """
+    """Train the policy of a recipe and save it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
     setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
     resolved, tokenizer = setup.recipe, setup.tokenizer
@@ -111,15 +104,7 @@ def _models(
     plan: PromptPlan,
     prompts: Sequence[Prompt],
 ) -> tuple[Collector, Updater]:
-    """The models: a collector with policy, critic and scorer, and an updater of policy and critic.
-
-    Args:
-        setup: The resolved recipe, the reward model's record and both chat formats.
-        run: Has the reward model.
-        observer: Told when the reward model cannot read a conversation whole.
-        plan: The prompts of every iteration.
-        prompts: All prompts, those for evaluation among them.
-    """
+    """A collector with policy, critic and scorer, and an updater of policy and critic."""
     recipe, record, chat = setup.recipe, setup.record, setup.chat
     ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(plan.prompts))
     reference = load_reference(recipe)

@@ -43,8 +43,8 @@ def two() -> Rollout:
 
 
 def test_rollout_metrics(two: Rollout):
-    figures = {name: value.item() for name, value in rollout_metrics(two, "mean").items()}
-    assert figures == pytest.approx(
+    metrics = {name: value.item() for name, value in rollout_metrics(two, "mean").items()}
+    assert metrics == pytest.approx(
         {
             "rm_score": (3 - 1) / 2,
             "rm_score_std": 2.0,
