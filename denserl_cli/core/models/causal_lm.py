@@ -139,13 +139,13 @@ def load_weights(
         raise DenserlError(
             f"{path} lacks weights of the {what}, or has them in other shapes: "
             f"{', '.join(lacking[:5])}",
-            hint="name a folder that holds a whole model of this kind",
+            hint="name a folder that has a whole model of this kind",
         )
     refuse_damaged_weights(loaded, path, what)
     biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
     if biases:
         raise DenserlError(
-            f"{path} has weights that a {config.model_type} model has no place for: "
+            f"{path} has weights that are not part of a {config.model_type} model: "
             f"{', '.join(sorted(biases)[:5])}",
             hint="without them it would be another model; name one that transformers supports",
         )

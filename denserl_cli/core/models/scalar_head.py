@@ -59,7 +59,7 @@ def load_scalar_model(
         raise DenserlError(
             f"{path or model.path}: the head of a {loaded.config.model_type} classifier is not a "
             "plain matrix product",
-            hint="it can reward whole responses alone: segmentation.granularity=bandit",
+            hint="it can only reward whole responses: set segmentation.granularity=bandit",
         )
     if not trained:
         for weight in loaded.base_model.parameters():  # buffers, such as RoPE's, stay float32

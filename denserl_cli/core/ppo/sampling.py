@@ -88,7 +88,7 @@ def _inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
     passed = mass.cumsum(1)
     target = _below(uniform.to(mass)[:, None] * passed[:, -1:], passed)
     block = torch.searchsorted(passed, target, right=True)
-    block = block.clamp(max=mass.shape[1] - 1)  # NaN logits: the rewards will be NaN and say so
+    block = block.clamp(max=mass.shape[1] - 1)  # NaN logits: the rewards will be NaN and raise
     tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
     inside = probabilities.gather(1, tokens.clamp(max=vocabulary - 1)).double()
     inside = inside.masked_fill_(tokens >= vocabulary, 0).cumsum(1)

@@ -37,26 +37,26 @@ def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
     if shorter := _shorter_share(record.accuracy_by_length):
         rules["prefer the shorter response"] = shorter
     rule = max(rules, key=lambda name: rules[name], default=None)
-    told = f"The reward model is right on {got:.1%} of {_held_out(record)}"
+    result = f"The reward model is right on {got:.1%} of {_held_out(record)}"
     if got < 0.5 - ABOVE_CHANCE:
         yield Finding(
             "serious",
-            f"{told}, worse than chance: it prefers what the pairs call the worse response.",
+            f"{result}, worse than chance: it prefers what the pairs call the worse response.",
             "see whether chosen and rejected are swapped in some of the pairs, hold out pairs of "
             "the kind that it is trained on, and hold out more of them (data.eval_pairs).",
         )
     elif got < 0.5 + ABOVE_CHANCE:
         yield Finding(
             "serious",
-            f"{told}, hardly better than chance.",
+            f"{result}, hardly better than chance.",
             "train on more pairs or for more epochs (reward_model.epochs), raise "
             "reward_model.learning_rate, and look at the pairs: denserl segment shows them.",
         )
     elif rule is not None and got < rules[rule] + ABOVE_BASELINE:
         yield Finding(
             "serious",
-            f"{told}, and the rule '{rule}' on {rules[rule]:.1%}: it may have learned little more "
-            "than length.",
+            f"{result}, and the rule '{rule}' on {rules[rule]:.1%}: it may have learned little "
+            "more than length.",
             "balance the lengths in the preference pairs, add pairs whose better response is the "
             "shorter one, and look at accuracy by length difference.",
         )

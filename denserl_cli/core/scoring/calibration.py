@@ -144,7 +144,7 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
     assert length is not None, "filled in when the recipe is loaded"
     if not recipe.data.preferences:
         raise DenserlError(
-            "segmentation.cutoff: auto needs preference pairs, the recipe names none",
+            "segmentation.cutoff: auto needs preference pairs, and the recipe has none",
             hint="add data.preferences, or choose a cutoff: --set segmentation.cutoff=NATS",
         )
     _, chat = load_chat(recipe)

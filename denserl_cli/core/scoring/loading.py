@@ -66,8 +66,8 @@ def load_reward_model(
         if trained or record.granularity != "bandit":
             raise DenserlError(
                 f"the head of {path} is not a plain matrix product of each token's state",
-                hint="it can reward whole responses, segmentation.granularity=bandit, and start no "
-                "critic: ppo.critic_init=policy",
+                hint="it can only reward whole responses, and no critic starts from it: set "
+                "segmentation.granularity=bandit and ppo.critic_init=policy",
             )
         model = load_classifier(record, recipe.model)
         limit = positions(model)
