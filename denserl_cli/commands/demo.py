@@ -50,7 +50,7 @@ def demo(
 
 
 def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
-    """Show a segmentation, export both models, say what was learned and where everything is."""
+    """Show segments, export both models, print what was learned and where everything is."""
     from denserl_cli.core.inspection.inspector import Inspector, answers_of, phrase_agreement
     from denserl_cli.core.runs.folder import RunFolder
     from denserl_cli.core.sandbox.task import Task
@@ -70,7 +70,7 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
     true, best = policy.get("eval_true_reward", {}), Task(recipe.sandbox, recipe.seed).best
     print_table(
         "what was learned",
-        ["figure", "value"],
+        ["metric", "value"],
         [
             ["phrase boundaries found (precision)", agreement.precision],
             ["phrase boundaries found (recall)", agreement.recall],
@@ -82,16 +82,16 @@ def _look(recipe: Recipe, folder: Path, observer: Observer) -> None:
         ],
     )
     _report(folder)
-    places = {
+    paths = {
         "run folder": folder,
         "report": folder / "report.html",
-        "figures of every step": folder / "metrics.jsonl",
+        "metrics of every step": folder / "metrics.jsonl",
         "sampled responses": folder / "samples.jsonl",
         "normaliser plot": run.normalizer.with_suffix(".png"),
         "reward model": folder / "export" / "reward-model",
         "policy": folder / "export" / "policy",
     }
-    print_table("where it is", ["what", "path"], [[k, str(v)] for k, v in places.items()])
+    print_table("where it is", ["what", "path"], [[k, str(v)] for k, v in paths.items()])
 
 
 def _report(folder: Path) -> None:

@@ -17,11 +17,11 @@ EXAMPLE = "Example: denserl doctor --recipe phi3-segment"
 def doctor(
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME_OR_PATH", help="Look at this recipe alone."),
+        typer.Option("--recipe", "-r", metavar="NAME_OR_PATH", help="Check this recipe alone."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What this machine has of what denserl needs, to paste into a bug report; nothing private."""
+    """Check whether this machine has what denserl needs; the output has nothing private in it."""
     from denserl_cli.core.doctor.checks import diagnose
     from denserl_cli.core.recipe.catalog import list_recipes
 

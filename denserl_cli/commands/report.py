@@ -29,7 +29,7 @@ def report(
         bool, typer.Option("--markdown", help="Write Markdown beside the page, with its plots.")
     ] = False,
 ) -> None:
-    """One page that tells whether a run was good, or how several differ."""
+    """Write a page that shows whether a run was good, or how several runs differ."""
     from denserl_cli.core.reporting.record import read_runs
     from denserl_cli.core.reporting.report import make_report
     from denserl_cli.pages.report import write_markdown, write_page
@@ -49,7 +49,7 @@ def report(
         for finding in run.findings:
             typer.echo(f"{run.label}: {finding.severity}: {finding.what}")
         if not run.findings:
-            typer.echo(f"{run.label}: nothing that the figures warn of")
+            typer.echo(f"{run.label}: no warnings from the metrics")
     typer.echo(f"written to {page}")
     if markdown:
         write_markdown(made, beside)

@@ -37,7 +37,7 @@ def score(
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the file of --to.")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Score responses with a run's reward model: of the whole response and of each segment."""
+    """Score responses with a run's reward model, as a whole and segment by segment."""
     from denserl_cli.core.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

@@ -195,7 +195,7 @@ def _write_page(
     if any(trace.values is not None for trace in first.traces):
         rewards = f"reward model of {folder}"
         rewards += "" if first.cut.ready else ", without a normaliser"
-    about = [f"reference {recipe.model.path}, {first.cut.words}", rewards]
+    about = [f"reference {recipe.model.path}, {first.cut.description}", rewards]
     write_text(file, inspector_page(f"Segments of {recipe.name}", about, views, found))
     typer.echo(f"wrote {file}: {len(views[0].traces)} responses", err=True)
 

@@ -16,7 +16,7 @@ def validate(
     recipe: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="Recipe to check.")],
     overrides: SetOption = None,
 ) -> None:
-    """Check a recipe and the first rows of its files; report all that is wrong with them."""
+    """Check a recipe and the first rows of its files; report all problems."""
     from denserl_cli.core.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

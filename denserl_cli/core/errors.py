@@ -1,12 +1,12 @@
-"""The errors a user can mend. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can correct. Every other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
 
-_ROOM = "make room on the disk, then run the command again; a stage goes on with --resume"
-_ELSEWHERE = "name a place that can be written, or change its permissions"
+_ROOM = "free space on the disk, then run the command again; a stage goes on with --resume"
+_ELSEWHERE = "name a folder that can be written, or change its permissions"
 _REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -17,7 +17,7 @@ _REMEDIES = {
 
 
 class DenserlError(Exception):
-    """Something the user can mend: shown as one message, exit code 2.
+    """An error that the user can correct: shown as one message, exit code 2.
 
     message: where and what. hint: what to do about it. is_told: another process of the job, whose
     output goes to the same place, shows it.
@@ -41,9 +41,9 @@ class RecipeError(DenserlError):
 
 
 def read_os_error(error: OSError) -> DenserlError:
-    """What the user can mend of an OSError: a full disk, a folder that cannot be written."""
-    place = f"{error.filename}: " if error.filename else ""
-    return DenserlError(f"{place}{error.strerror or error}", hint=_REMEDIES.get(error.errno or 0))
+    """An OSError as a DenserlError, with a hint for full disks and missing permissions."""
+    where = f"{error.filename}: " if error.filename else ""
+    return DenserlError(f"{where}{error.strerror or error}", hint=_REMEDIES.get(error.errno or 0))
 
 
 def refuse(problems: Sequence[str], hint: str, shown: int = 20) -> None:

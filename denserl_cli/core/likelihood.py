@@ -1,8 +1,9 @@
 """Log-probability and entropy streamed from hidden states: no (N, V) tensor is ever made.
 
-Tile by tile, some tokens by some of the vocabulary, the logits are computed in float32 (bfloat16
-logits err by up to 0.05 nat), reduced and overwritten while they are in the cache, relative to the
-highest logit so far; the backward pass computes them again. Three numbers per token are kept.
+The logits are computed tile by tile (some tokens by some of the vocabulary) in float32, because
+bfloat16 logits err by up to 0.05 nat. Each tile is reduced, relative to the highest logit so far,
+and overwritten while it is in the cache; the backward pass computes it again. Three numbers per
+token are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE_TOKENS = 512
-"""Tokens in a tile of logits: each reads the whole weight, so that few are slow."""
+"""Tokens in a tile of logits. Every tile reads the whole weight, so fewer tokens are slower."""
 TILE_BYTES = 4 * 2**20
 """Most bytes of a tile, and of its block of the weight: two tiles and a block fit into a cache."""
 CUDA_TILE_TOKENS = 4096
@@ -23,7 +24,7 @@ CUDA_TILE_TOKENS = 4096
 CUDA_TILE_BYTES = 256 * 2**20
 """The same on CUDA."""
 _LOWEST = -1000.0
-"""Shifted logits z are raised to this before e^z z: exp is 0 below, and 0 * inf is not."""
+"""Shifted logits z are raised to this before e^z z: e^z is 0 there, and 0 * -inf would be NaN."""
 
 
 def logprob_and_entropy(
@@ -36,12 +37,19 @@ def logprob_and_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and entropy of its distribution softmax(z / temperature).
 
-    hidden: (N, H), the states that predict the targets. lm_head_weight: (V, H), no bias; logits are
-    z = hidden @ weight.T. targets: (N,) int64. Returns (N,) log-probabilities and (N,) entropies
-    (None without `with_entropy`), nats, float32 (float64 from float64 inputs). Differentiable in
-    hidden and weight, once. A target outside the vocabulary has the log-probability NaN. The logits
-    are float32 whatever the inputs: on CUDA the products are taken in the inputs' type (autocast's,
-    where it is on), elsewhere in float32.
+    Differentiable in hidden and weight, once. The logits are float32 whatever the inputs: on CUDA
+    the products are taken in the inputs' type (autocast's, where it is on), elsewhere in float32.
+
+    Args:
+        hidden: (N, H), the states that predict the targets.
+        lm_head_weight: (V, H), no bias; logits are z = hidden @ weight.T.
+        targets: (N,) int64. One outside the vocabulary has the log-probability NaN.
+        temperature: Divides the logits.
+        with_entropy: Compute entropies.
+
+    Returns:
+        (N,) log-probabilities and (N,) entropies (None without `with_entropy`), nats, float32
+        (float64 from float64 inputs).
     """
     return _StreamedLikelihood.apply(hidden, lm_head_weight, targets, temperature, with_entropy)
 
@@ -63,8 +71,8 @@ class _StreamedLikelihood(torch.autograd.Function):
         peak = torch.full_like(total, torch.finfo(head.dtype).min)
         for tile in head.tiles():
             rows, logits = tile.rows, tile.logits
-            place, inside = tile.find(targets)
-            target[rows] = torch.where(inside, logits.gather(1, place), target[rows])
+            column, inside = tile.find(targets)
+            target[rows] = torch.where(inside, logits.gather(1, column), target[rows])
             higher = torch.maximum(peak[rows], logits.amax(1, keepdim=True))
             drop = (peak[rows] - higher).clamp_(min=_LOWEST)
             shrink = drop.exp()
@@ -115,8 +123,8 @@ class _StreamedLikelihood(torch.autograd.Function):
                 grad_z.mul_(on_all[rows])
             else:
                 grad_z.mul_(shifted.clamp_(min=_LOWEST).mul_(slope[rows]).add_(on_all[rows]))
-            place, inside = tile.find(targets)
-            grad_z.scatter_add_(1, place, on_target[rows] * inside)
+            column, inside = tile.find(targets)
+            grad_z.scatter_add_(1, column, on_target[rows] * inside)
             grad_z = grad_z.to(head.operand)
             if grad_hidden is not None:
                 head.multiply(grad_z, tile.weight, grad_hidden[rows], add=True)
@@ -141,14 +149,14 @@ class _Tile(NamedTuple):
     scratch: Tensor  # as large as the logits
 
     def find(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Each target's column, (n, 1), anywhere where it is outside; and whether it is inside."""
-        place = targets[self.rows, None] - self.columns.start
+        """Each target's column in the tile, (n, 1), clamped to it; and whether it is inside."""
+        column = targets[self.rows, None] - self.columns.start
         width = self.logits.shape[1]
-        return place.clamp(0, width - 1), (place >= 0) & (place < width)
+        return column.clamp(0, width - 1), (column >= 0) & (column < width)
 
 
 class _Head:
-    """The matrix products of the LM head, with operands and results of the right types."""
+    """The matrix products of the language-model head, with the right types of numbers."""
 
     def __init__(
         self,
@@ -186,7 +194,7 @@ class _Head:
                 yield _Tile(rows, columns, states, weight, logits, scratch)
 
     def multiply(self, left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
-        """Store left @ right in `out`, or add it; autocast leaves products with `out` alone."""
+        """Store left @ right in `out`, or add it; autocast does not change products with `out`."""
         if self.operand == self.dtype:
             out.addmm_(left, right, beta=int(add))
         elif add:  # CUDA: half operands, float32 result

@@ -21,7 +21,7 @@ SCHEMA = 1
 """Version of the normaliser file."""
 HUBER_EPSILON = 1.35
 HUBER_ALPHA = 1e-4
-"""Threshold in units of the scale and weight of slope², scikit-learn's defaults."""
+"""Threshold in units of the scale, and weight of slope²: scikit-learn's defaults."""
 
 Location = TypeVar("Location", float, NDArray[np.float64], Tensor)
 
@@ -30,9 +30,17 @@ Location = TypeVar("Location", float, NDArray[np.float64], Tensor)
 class LocationNormalizer:
     """mean(p) = w_mean log p + b_mean, std(p) = w_std log p + b_std for p in (0, 1] (method §4).
 
-    Zero slopes make it a constant. std never falls below min_std; None stands for 0.1 * b_std. All
-    in the reward model's units. Raises DenserlError unless everything is finite and b_std and
-    min_std are positive.
+    Zero slopes make it a constant. All coefficients are in the reward model's units.
+
+    Attributes:
+        w_mean: Slope of the mean.
+        w_std: Slope of the std.
+        b_mean: Mean at the end of a response.
+        b_std: Std at the end of a response.
+        min_std: std never falls below it; None stands for 0.1 * b_std.
+
+    Raises:
+        DenserlError: Something is not finite, or b_std or min_std is not positive.
     """
 
     w_mean: float
@@ -69,7 +77,7 @@ class LocationNormalizer:
         )
 
     def save(self, path: Path | str, record: Mapping[str, Any] | None = None) -> None:
-        """Write the coefficients, and where they come from (`record`), as JSON in one piece."""
+        """Write the coefficients, and a record of where they come from, as JSON."""
         content = {"schema": SCHEMA, **asdict(self), "record": dict(record or {})}
         write_text(Path(path), json.dumps(content, indent=2) + "\n")
 
@@ -115,13 +123,17 @@ class HuberLine(NamedTuple):
 def fit_location_normalizer(locations: ArrayLike, rewards: ArrayLike) -> LocationNormalizer:
     """Fit mean and std of segment rewards as functions of their location (method §4).
 
-    locations, rewards: (segments,), p = (k+1)/K in (0, 1] and the reward model's value. Raises
-    DenserlError for values that are not finite, fewer than two locations, or a std of zero.
+    Args:
+        locations: (segments,), p = (k+1)/K in (0, 1].
+        rewards: (segments,), the reward model's values.
+
+    Raises:
+        DenserlError: Values are not finite, there are fewer than two locations, or the std is zero.
     """
     table = location_table(locations, rewards)
     mean = huber_line(np.log(table.location), table.mean)
     std = huber_line(np.log(table.location), table.std)
-    if abs(std.intercept) < 1e-9 * table.mean.std():  # rounding, where most groups are of one
+    if abs(std.intercept) < 1e-9 * table.mean.std():  # rounding errors of groups of one reward
         once = int((table.count == 1).sum())
         raise DenserlError(
             f"the standard deviation of rewards is zero: {once} of {len(table.count)} locations "
@@ -145,15 +157,22 @@ def fit_constant_normalizer(rewards: ArrayLike) -> LocationNormalizer:
 def location_table(locations: ArrayLike, rewards: ArrayLike) -> LocationTable:
     """Group rewards by location, rounded to 3 decimals and never below 0.001 (method §4).
 
-    locations, rewards: (segments,). Raises DenserlError for values that are not finite and for
-    locations outside (0, 1].
+    Args:
+        locations: (segments,), in (0, 1].
+        rewards: (segments,).
+
+    Returns:
+        Mean, std and number of the rewards at each location.
+
+    Raises:
+        DenserlError: Values are not finite, or a location is outside (0, 1].
     """
     p, values = _finite(locations, "locations"), _finite(rewards, "rewards")
     assert p.shape == values.shape
     if np.any((p <= 0) | (p > 1)):
         raise DenserlError("locations must be above 0 and at most 1")
     exact, of_exact = np.unique(p, return_inverse=True)
-    # Decimal rounding of the exact value, as text does it: np.round would put 0.0025 at 0.002.
+    # Decimal rounding of the exact value, as in text: np.round would turn 0.0025 into 0.002.
     rounded = np.array([max(float(f"{value:.3f}"), 0.001) for value in exact])
     location, of_rounded = np.unique(rounded, return_inverse=True)
     group = of_rounded[of_exact]
@@ -168,7 +187,14 @@ def huber_line(x: ArrayLike, y: ArrayLike) -> HuberLine:
 
     Minimises sum_i (s + h(r_i / s) s) + alpha slope² over slope, intercept and s > 0, where
     h(z) = z² for |z| <= epsilon, else 2 epsilon |z| - epsilon²: scikit-learn's objective, solved
-    more precisely. x, y: (points,). Raises DenserlError for fewer than two different x.
+    more precisely.
+
+    Args:
+        x: (points,).
+        y: (points,).
+
+    Raises:
+        DenserlError: There are fewer than two different x.
     """
     xs, ys = _finite(x, "x"), _finite(y, "y")
     if len(np.unique(xs)) < 2:
@@ -202,7 +228,7 @@ def _minimize_huber(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[flo
     parameters = np.array([slope, intercept, scale])
     options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": 1e-13, "maxcor": 20}
     bounds = [(None, None), (None, None), (1e-12, None)]
-    for _ in range(3):  # the line search stops at rounding; a fresh start gains the last digits
+    for _ in range(3):  # the line search stops at rounding errors; a restart finds the last digits
         parameters = minimize(
             objective, parameters, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         ).x
@@ -210,7 +236,7 @@ def _minimize_huber(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[flo
 
 
 def _finite(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    """Return `values` as float64; DenserlError unless all are finite."""
+    """The values as float64. Raises DenserlError unless all are finite."""
     if isinstance(values, Tensor):  # numpy has no bfloat16
         values = values.detach().double().cpu().numpy()
     array = np.asarray(values, dtype=np.float64)
@@ -229,7 +255,16 @@ def _log(p: Location) -> Location:
 
 
 def normalize(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | None) -> Tensor:
-    """Normalise each segment's value by its location, method §4. (B, T), of use at the ends."""
+    """Normalise the value of each segment by its location (method §4).
+
+    Args:
+        values: (B, T), used at the ends.
+        ends: (B, T) bool, of the segments.
+        normalizer: None returns the values as they are.
+
+    Returns:
+        (B, T); only the ends have a meaning.
+    """
     if normalizer is None:
         return values
     location = locations(ends, values.dtype)
@@ -237,6 +272,6 @@ def normalize(values: Tensor, ends: Tensor, normalizer: LocationNormalizer | Non
 
 
 def locations(ends: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where each segment k of K lies, (k+1)/K, at its end; 1 elsewhere. (B, T)."""
+    """The location (k+1)/K of each segment k of K, at its end; 1 elsewhere: (B, T)."""
     count = ends.sum(1, keepdim=True).clamp(min=1)
     return (ends.cumsum(1).to(dtype) / count).masked_fill(~ends, 1)

@@ -1,4 +1,4 @@
-"""What a stage tells people while it works."""
+"""Progress, metrics and notices of a stage, and who is told of them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Observer:
         """A piece of work starts; it may be a part of the current one.
 
         Args:
-            title: what people read.
-            total: its units; None where nobody knows.
+            title: its name for people.
+            total: its units; None where their number is unknown.
             done: units that an earlier run has finished.
         """
 
@@ -56,10 +56,10 @@ def with_progress(
     """Yield items and report progress every `CHUNK` of them.
 
     Args:
-        items: what to go through.
-        observer: whom to tell.
+        items: what to yield.
+        observer: is told the progress.
         title: of this piece of work.
-        total: number of items; None where nobody knows.
+        total: number of items; None where it is unknown.
     """
     observer.begin(title, total=total)
     source = iter(items)
@@ -73,7 +73,7 @@ def with_progress(
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Measure a block's wall time into `seconds[name]`; work queued on the GPU counts."""
+    """Write a block's wall time to `seconds[name]`, work that it queued on the GPU included."""
     import torch
 
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The floating-point type that sums over tokens are taken in."""
+"""The floating-point type of sums over tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where one reward ends and the next begins: entropies to segment ends (method §2)."""
+"""Segments of responses from the entropies of the reference (method §2)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ def segment_ends(
 ) -> Tensor:
     """Mark the tokens that end a segment (method §2).
 
-    entropy: (B, T), nats, of the reference's next-token distribution after each response token.
-    response_mask: (B, T) bool; the response is wherever it is True, a row may be empty.
-    cutoff: nats, strict; needed by `segment`, ignored by the others.
-    terminated: (B,) bool, whether the last response token is a terminator; default all True. An
-    unterminated row's last token is an ordinary one and ends the last segment.
-    Returns (B, T) bool, False where masked. Raises DenserlError for an unknown granularity and for
-    `segment` without a cutoff.
+    Args:
+        entropy: (B, T), nats, of the reference's next-token distribution after each response token.
+        response_mask: (B, T) bool; True for the response's tokens, a row may be empty.
+        granularity: One reward for each segment, each token or each response.
+        cutoff: Nats; a segment ends where the entropy is above it. Needed by `segment`, ignored by
+            the others.
+        terminated: (B,) bool, whether the last response token is a terminator; None: all are. An
+            unterminated row's last token is an ordinary one and ends the last segment.
+
+    Returns:
+        (B, T) bool, False where masked.
+
+    Raises:
+        DenserlError: Unknown granularity, or `segment` without a cutoff.
     """
     assert entropy.shape == response_mask.shape
     number, closing = token_numbers(response_mask, terminated)
@@ -51,17 +58,29 @@ def segment_ends(
 def ends_after(cuts: Tensor, response_mask: Tensor, terminated: Tensor | None = None) -> Tensor:
     """The segment ends of responses that are cut after certain tokens (method §2).
 
-    cuts: (B, T) bool, tokens after which to cut, wherever the rule of the cut finds them. The last
-    segment ends on the last token before the terminator, which belongs to no segment. Shapes as in
-    `segment_ends`.
+    The last segment ends on the last token before the terminator, which belongs to no segment.
+
+    Args:
+        cuts: (B, T) bool, tokens after which a rule cuts; masked ones are ignored.
+        response_mask: (B, T) bool.
+        terminated: As in `segment_ends`.
+
+    Returns:
+        (B, T) bool.
     """
     return _closed(cuts, *token_numbers(response_mask, terminated), response_mask)
 
 
 def segment_ids(ends: Tensor, response_mask: Tensor) -> Tensor:
-    """Number each token's segment from 0; -1 outside every segment (a terminator, a masked column).
+    """Number the segments of each response from 0.
 
-    ends, response_mask: (B, T) bool. Returns (B, T) int64.
+    Args:
+        ends: (B, T) bool, of the segments.
+        response_mask: (B, T) bool.
+
+    Returns:
+        (B, T) int64, the number of each token's segment; -1 outside every segment (a terminator, a
+        masked column).
     """
     ends_before = ends.cumsum(1)
     count = ends_before[:, -1:].clone()
@@ -74,9 +93,20 @@ def calibrate_cutoff(
 ) -> float:
     """Find the cutoff whose mean segment length over the batch is closest to `length` tokens.
 
-    Shapes as in `segment_ends`. Each entropy that occurs, and 0, is a candidate: between two
-    neighbours the segments do not change. Raises DenserlError for a length below 1 and for a batch
-    without response tokens.
+    The candidates are 0 and each entropy that occurs: between two neighbours the segments do not
+    change.
+
+    Args:
+        entropy: (B, T), nats, as in `segment_ends`.
+        response_mask: (B, T) bool.
+        length: Wanted mean length of the segments in tokens, 1 or more.
+        terminated: As in `segment_ends`.
+
+    Returns:
+        The cutoff in nats.
+
+    Raises:
+        DenserlError: The length is below 1, or there are no response tokens.
     """
     if not length >= 1:
         raise DenserlError(
@@ -91,7 +121,7 @@ def calibrate_cutoff(
     candidates = torch.cat((values.new_zeros(1), values)).unique()
     above = len(values) - torch.searchsorted(values, candidates, right=True)
     mean_length = tokens.double() / (rows + above)  # one segment per row, one more per token above
-    wanted = min(length, float(tokens))  # a longer one would be as far from all
+    wanted = min(length, float(tokens))  # no segment is longer than all tokens
     return float(candidates[(mean_length - wanted).abs().argmin()])
 
 
@@ -100,7 +130,7 @@ def _closed(cuts: Tensor, number: Tensor, closing: Tensor, response_mask: Tensor
 
 
 def token_numbers(response_mask: Tensor, terminated: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Number response tokens from 1, (B, T), and say which one closes the last segment, (B, 1)."""
+    """The number of each response token, from 1: (B, T), and of the last segment's end: (B, 1)."""
     number = response_mask.cumsum(1)
     length = number[:, -1:]
     if terminated is None:

@@ -1,7 +1,7 @@
 """Where to cut responses into segments: the rules of `segmentation.cut`, one function each.
 
-Every rule marks tokens after which it cuts; `ends_after` makes segment ends of them. The entropy
-cutoff, which is the method's rule, is `segment_ends` itself.
+Every rule marks the tokens after which it cuts, and `ends_after` turns them into segment ends. The
+method's own rule, the entropy cutoff, is `segment_ends`.
 """
 
 from __future__ import annotations
@@ -23,41 +23,57 @@ _CLOSERS = r"""[)\]"'”’»」』）*_`]*+"""
 _TITLES = r"Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Gov|Sen|St|Mt|vs|cf|e\.g|i\.e|[A-HJ-Z]"
 _NUMBER = r"\d{1,3}\.(?=\s)"
 SENTENCE = re.compile(
-    rf"\A\s*{_NUMBER}"  # the number of a list item is no sentence
-    rf"|\b(?:{_TITLES})\.(?=\s)"  # nor is an abbreviation that stands before a name
-    r"|\b(?:No|Fig|Vol)\.(?=\s*\d)"  # or a number
+    rf"\A\s*{_NUMBER}"  # not a sentence: the number of a list item
+    rf"|\b(?:{_TITLES})\.(?=\s)"  # nor an abbreviation before a name
+    r"|\b(?:No|Fig|Vol)\.(?=\s*\d)"  # or before a number
     rf"|((?<![.!?…])[.!?…]++{_CLOSERS}(?=\s++(?![a-zß-öø-ÿ]))|[。！？]+{_CLOSERS}|\n)(\s*)"
     rf"(?:{_NUMBER})?"
 )
-"""Group 1 ends a sentence, group 2 is the white space up to the next; other matches end none."""
+"""Group 1 ends a sentence, group 2 is the white space after it; other matches end no sentence."""
 NEWLINE = re.compile(r"(\n)((?:\s*\n)?)")
 
 
 def above_quantile(
     entropy: Tensor, response_mask: Tensor, quantile: float, terminated: Tensor | None = None
 ) -> Tensor:
-    """Cut where the entropy is above this quantile of the response's own entropies.
+    """Cut where the entropy is above a quantile of the entropies in the same response.
 
-    The quantile is over the tokens that can end a segment before the last one: the smallest entropy
-    that at least this share of them do not exceed. Shapes as in `segment_ends`.
+    Args:
+        entropy: (B, T), nats, as in `segment_ends`.
+        response_mask: (B, T) bool.
+        quantile: In [0, 1]. The limit is the smallest entropy that at least this share of the
+            tokens do not exceed, of those that can end a segment before the last one.
+        terminated: As in `segment_ends`.
+
+    Returns:
+        (B, T) bool.
     """
     number, closing = token_numbers(response_mask, terminated)
     candidates = response_mask & (number < closing)
     ordered = entropy.masked_fill(~candidates, math.inf).sort(1).values
-    place = (quantile * candidates.sum(1, keepdim=True).double() - 1e-9).ceil().long() - 1
-    return entropy > ordered.gather(1, place.clamp(min=0))
+    index = (quantile * candidates.sum(1, keepdim=True).double() - 1e-9).ceil().long() - 1
+    return entropy > ordered.gather(1, index.clamp(min=0))
 
 
 def every(response_mask: Tensor, length: int) -> Tensor:
-    """Cut after every `length` tokens of the response."""
+    """Cut after every `length` tokens of the response: (B, T) bool."""
     return response_mask.cumsum(1) % length == 0
 
 
 def at_random(ids: Tensor, response_mask: Tensor, length: float, seed: int) -> Tensor:
     """Cut after each token with probability 1 / `length`.
 
-    The draw is a hash of the seed and of the response's tokens (B, T) so far: neither the batch,
-    the padding nor the process changes it.
+    The random number of a token is a hash of the seed and of the response's tokens so far, so it
+    does not depend on the batch, the padding or the process.
+
+    Args:
+        ids: (B, T) of the responses.
+        response_mask: (B, T) bool.
+        length: Mean tokens of a segment, 1 or more.
+        seed: Of the random numbers.
+
+    Returns:
+        (B, T) bool.
     """
     number = response_mask.cumsum(1)
     powers = torch.full((ids.shape[1] + 1,), _signed(0x5851F42D4C957F2D), device=ids.device)
@@ -68,11 +84,19 @@ def at_random(ids: Tensor, response_mask: Tensor, length: float, seed: int) -> T
 
 
 def after_matches(pattern: re.Pattern[str], texts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Cut a text at the places that a pattern finds: (T,) bool.
+    """Cut a response where a pattern matches its text.
 
-    texts: (T,) of the tokens. lengths: (T,) of these texts. A place is a stretch of white space,
-    the pattern's group 2, behind group 1: the last token that ends within it, or else the token
-    that holds the last character of group 1, is cut after.
+    A match ends a segment at its group 1; the white space after it, group 2, belongs to the segment
+    as far as whole tokens go. So the cut comes after the last token that ends within group 2, or
+    else after the token with the last character of group 1.
+
+    Args:
+        pattern: With two groups.
+        texts: (T,), the text of each token.
+        lengths: (T,), the lengths of these texts.
+
+    Returns:
+        (T,) bool.
     """
     found = [(m.end(1), m.end(2)) for m in pattern.finditer("".join(texts)) if m.group(1)]
     cuts = np.zeros(len(texts), bool)
@@ -85,9 +109,9 @@ def after_matches(pattern: re.Pattern[str], texts: np.ndarray, lengths: np.ndarr
 
 
 def vocabulary_texts(tokenizer: Any) -> np.ndarray:
-    """The text that each token adds after another one: (V + 1,), empty for ids beyond.
+    """The text that each token adds after another one: (V + 1,), the last one empty for other ids.
 
-    A token that holds a part of a character alone adds the sign for that.
+    A token that is only a part of a character adds the replacement character.
     """
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1]
     pairs = [[anchor], *([anchor, token] for token in range(len(tokenizer)))]
@@ -96,13 +120,15 @@ def vocabulary_texts(tokenizer: Any) -> np.ndarray:
 
 
 class Cutter:
-    """Finds the segment ends of responses as a recipe's `segmentation` says.
-
-    tokenizer: needed by the cuts that read text. Text is looked at response by response, never
-    token by token: a table of all tokens' texts is made once.
-    """
+    """Finds the segment ends of responses as a recipe's `segmentation` says."""
 
     def __init__(self, segmentation: ResolvedSegmentation, tokenizer: Any = None) -> None:
+        """Set up a cutter, with a table of all tokens' texts if the cut depends on text.
+
+        Args:
+            segmentation: Of the recipe.
+            tokenizer: Needed by the cuts that depend on text.
+        """
         self.settings, self.cutoff = segmentation, segmentation.cutoff
         self.pattern = {"sentence": SENTENCE, "newline": NEWLINE}.get(segmentation.cut)
         if self.pattern is not None:
@@ -113,10 +139,16 @@ class Cutter:
     def __call__(
         self, ids: Tensor, entropy: Tensor | None, response_mask: Tensor, terminated: Tensor | None
     ) -> Tensor:
-        """The segment ends, (B, T) bool.
+        """The segment ends of responses.
 
-        ids: (B, T) of the responses. entropy: (B, T), None where no segment depends on it. Others
-        as in `segment_ends`.
+        Args:
+            ids: (B, T), tokens of the responses.
+            entropy: (B, T), nats; None where segments do not depend on it.
+            response_mask: (B, T) bool.
+            terminated: As in `segment_ends`.
+
+        Returns:
+            (B, T) bool.
         """
         if self.settings.granularity != "segment" or self.settings.cut == "entropy":
             return segment_ends(
@@ -149,8 +181,8 @@ class Cutter:
         known = ids.clamp(max=len(self.texts) - 1).cpu().numpy()
         cuts, mask = np.zeros(known.shape, bool), response_mask.cpu().numpy()
         for row, counts in enumerate(mask):
-            own = known[row, counts]
-            cuts[row, counts] = after_matches(pattern, self.texts[own], self.lengths[own])
+            tokens = known[row, counts]
+            cuts[row, counts] = after_matches(pattern, self.texts[tokens], self.lengths[tokens])
         return torch.from_numpy(cuts).to(ids.device)
 
 
@@ -162,7 +194,7 @@ def _mixed(values: Tensor) -> Tensor:
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
-    """An unsigned right shift; torch's own keeps the sign."""
+    """An unsigned right shift; torch's `>>` keeps the sign."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 

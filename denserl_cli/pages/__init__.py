@@ -13,13 +13,13 @@ from markupsafe import Markup
 def render(template: str, **values: Any) -> str:
     """Fill a template of this folder; a missing value is an error.
 
-    Texts are escaped, but for a `.md.j2`: a page in Markdown.
+    Texts are escaped, except in Markdown (`.md.j2`).
     """
     return _environment().get_template(template).render(**values)
 
 
 def embedded(data: object) -> Markup:
-    """Write data as JSON that may stand inside a `<script>`: no text can end the element."""
+    """Data as JSON for the inside of a `<script>`: no text can end the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -27,7 +27,7 @@ def embedded(data: object) -> Markup:
 
 
 def plotly_js() -> Markup:
-    """The charts' library, to stand inside a `<script>`: 4.8 MB."""
+    """The library of the charts, for the inside of a `<script>`: 4.8 MB."""
     from plotly.offline import get_plotlyjs
 
     return Markup(get_plotlyjs())

@@ -1,8 +1,8 @@
 "use strict";
 (() => {
   const { views, traces, examples, statistics } = JSON.parse(document.getElementById("data").textContent);
-  const WINDOW = 60; // list entries before and after the current one; more would only slow the page
-  const STEP = 0.05; // nats, of the keys [ and ]
+  const WINDOW = 60; // list entries before and after the current one; more would slow the page
+  const STEP = 0.05; // nats, by which the keys [ and ] change the cutoff
   const NAMES = { value: "raw reward", reward: "normalised reward", perToken: "reward per token" };
   const $ = (id) => document.getElementById(id);
   const state = { current: 0, shown: examples.map((_, n) => n), cutoffs: views.map((v) => v.cutoff) };
@@ -17,7 +17,7 @@
   }
 
   const number = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
-  /** A reward per token is small where segments are long: three digits of it, wherever they are. */
+  /** Three significant digits, because a reward per token is small where segments are long. */
   const reward = (part, name) =>
     name === "perToken" ? String(Number(part[name].toPrecision(3))) : number(part[name]);
   const measure = () => $("measure")?.value ?? null;
@@ -33,7 +33,7 @@
     });
   }
 
-  /** What one reward is compared with when it is shaded: 1 for normalised ones, else their spread. */
+  /** The scale of rewards for shading: 1 for normalised ones, else their standard deviation. */
   function scaleOf(parts, name) {
     if (name === "reward") return { centre: 0, unit: 1 };
     const all = parts.map((part) => part[name]);
@@ -140,7 +140,7 @@
     fillTable(panel);
   }
 
-  /** From the least to the largest number, 0 among them, with some air. */
+  /** A range from the smallest to the largest number, with 0 and a margin. */
   function range(numbers) {
     const [low, high] = [Math.min(0, ...numbers), Math.max(0, ...numbers)];
     const air = (high - low || 1) * 0.06;
@@ -256,7 +256,7 @@
     });
   }
 
-  /** Totals over all examples at the cutoffs of now. */
+  /** Totals over all examples at the current cutoffs. */
   function tell() {
     const all = views.map((view, v) =>
       traces[view.traces].map((trace) => denserl.endsOf(trace, state.cutoffs[v])),

@@ -1,4 +1,4 @@
-"""The inspector's page: what the models say of each token, cut anew in the page itself."""
+"""The inspector's page: entropy and value of each token, cut into segments in the page itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from denserl_cli.core.inspection.traces import Cut, Trace, in_pairs
 from denserl_cli.pages import render
 
 GRID = 10_000
-"""Entropies are rounded to 1/GRID nat; the page's cutoffs are multiples of it, or a recipe's."""
+"""Entropies are rounded to 1/GRID nat; cutoffs on the page are multiples of it, or a recipe's."""
 COLUMNS = {
     "cutoff": "cutoff",
     "segments": "segments",
@@ -28,7 +28,7 @@ COLUMNS = {
     "length_max": "longest",
     "single_tokens": "of one token",
 }
-"""Figures of a cutoff, and what the columns of a table are called."""
+"""Metrics of a cutoff, and the titles of their columns in a table."""
 
 
 def inspector_page(
@@ -37,9 +37,13 @@ def inspector_page(
     views: Sequence[View],
     statistics: Sequence[CutStatistics] = (),
 ) -> str:
-    """One HTML page with every response of the views, which are of the same responses.
+    """One HTML page with every response of the views.
 
-    about: lines below the title. views: one, or two to compare.
+    Args:
+        title: Of the page.
+        about: Lines below the title.
+        views: One, or two of the same responses to compare.
+        statistics: Of the segments at several cutoffs; none: the page has no statistics.
     """
     own = sorted({v.cut.cutoff for v in views if v.cut.cutoff is not None}, reverse=True)
     distinct = list({id(view.traces): view.traces for view in views}.values())
@@ -92,7 +96,7 @@ def _described(name: str, cut: Cut) -> dict[str, Any]:
 
 
 def _examples(traces: Sequence[Trace]) -> list[dict[str, Any]]:
-    """Pairs, or responses without one, as numbers of traces."""
+    """Pairs, or single responses, as numbers of traces."""
     examples, number = [], 0
     for group in in_pairs(traces):
         label = group[0].label
@@ -105,10 +109,14 @@ def _examples(traces: Sequence[Trace]) -> list[dict[str, Any]]:
 
 
 def _columns(trace: Trace, own: Sequence[float], given: bool) -> dict[str, Any]:
-    """A response in few characters: its text once, and for each token how much of it is its own.
+    """A response in few characters: its whole text, and the size of each token's part of it.
 
-    Sizes are in UTF-16 units, which JavaScript counts in. given: whether a view without a cutoff
-    needs the ends of the segments.
+    Sizes are in UTF-16 units, in which JavaScript counts.
+
+    Args:
+        trace: The response.
+        own: The views' cutoffs in descending order, as in `rounded`.
+        given: Whether a view without a cutoff needs the ends of the segments.
     """
     return {
         "side": trace.side,
@@ -122,11 +130,17 @@ def _columns(trace: Trace, own: Sequence[float], given: bool) -> dict[str, Any]:
 
 
 def rounded(entropy: NDArray[np.float32], own: Sequence[float] = ()) -> NDArray[np.float64]:
-    """Entropies in fewer digits that no cutoff of the page tells from the exact ones.
+    """Entropies in fewer digits that give the same segments at every cutoff of the page.
 
-    Rounds up to the next multiple of 1/GRID, so that a multiple lies below the rounded value if it
-    lies below the exact one (as `segment_ends` compares: in float32). own: further cutoffs, in
-    descending order, for which that holds too.
+    Rounds up to the next multiple of 1/GRID, so that a multiple is below the rounded value if and
+    only if it is below the exact one (compared in float32, as in `segment_ends`).
+
+    Args:
+        entropy: (T,), nats.
+        own: Further cutoffs, in descending order, for which the same must hold.
+
+    Returns:
+        (T,), nats.
     """
     steps = np.ceil(entropy.astype(np.float64) * GRID)
     steps -= ((steps - 1) / GRID).astype(np.float32) >= entropy
@@ -147,10 +161,10 @@ def _series(one: CutStatistics, own: Sequence[float]) -> dict[str, Any]:
 
 
 def _table(statistics: Sequence[CutStatistics]) -> dict[str, Any]:
-    """The figures of each cutoff as cells."""
+    """The metrics of each cutoff as cells."""
     rows = []
     for one in statistics:
-        figures = one.figures()
-        rows.append([f"{figures[name]:.4g}" for name in COLUMNS])
+        metrics = one.metrics()
+        rows.append([f"{metrics[name]:.4g}" for name in COLUMNS])
     responses = len(statistics[0].counts)
     return {"columns": list(COLUMNS.values()), "rows": rows, "responses": responses}

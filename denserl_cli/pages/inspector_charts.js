@@ -31,7 +31,7 @@ const charts = (() => {
     const shapes = [];
     const bars = measure && parts[0].value !== null;
     if (trace.entropy) {
-      const inside = trace.sizes.length - 1; // after the last token nothing comes
+      const inside = trace.sizes.length - 1; // there is no entropy after the last token
       const x = Array.from({ length: inside }, (_, j) => j + 1);
       const y = trace.entropy.slice(0, inside);
       const line = { color: colour("--quiet"), width: 1.2 };
@@ -71,7 +71,7 @@ const charts = (() => {
     });
   }
 
-  /** Share of all that are at most so large, a line for each cutoff. */
+  /** Cumulative distribution, a line for each cutoff. */
   function cumulative(element, series, title) {
     const data = series.map(({ name, histogram, own }, k) => {
       const pairs = Object.entries(histogram).map(([value, count]) => [Number(value), count]);

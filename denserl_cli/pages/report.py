@@ -16,7 +16,7 @@ from denserl_cli.pages import render
 
 
 def write_page(report: Report, file: Path) -> None:
-    """Write the report as one page that needs nothing else."""
+    """Write the report as one page that needs no other file and no network."""
     page = render("report.html.j2", title=f"denserl report: {report.title}", report=report,
                   plot_css=css())  # fmt: skip
     write_text(file, page)
@@ -46,7 +46,7 @@ def literal(text: str) -> str:
 
 
 def listing(segments: Sequence[Segment]) -> str:
-    """Segments as a block of code, a line each, after what they earned."""
+    """Segments as a block of code, a line each, with the reward before the text."""
     texts = [json.dumps(one.text, ensure_ascii=False)[1:-1] for one in segments]
     lines = [f"{one.reward:>8}  {text}" for one, text in zip(segments, texts, strict=True)]
     longest = max(map(len, re.findall("`+", "".join(lines))), default=0)

@@ -13,7 +13,7 @@ const denserl = (() => {
     return ends;
   }
 
-  /** The same of a response; without a cutoff its segments are given. */
+  /** The segment ends of a response; without a cutoff those in the data. */
   function endsOf(trace, cutoff) {
     if (cutoff === null) return trace.ends;
     return segmentEnds(trace.entropy, trace.sizes.length, trace.terminated, cutoff);
@@ -26,7 +26,7 @@ const denserl = (() => {
     return (value - mean) / Math.max(std, normalizer.min_std);
   }
 
-  /** What PPO gives the segment's last token, before KL and penalties (method §5). */
+  /** The reward that PPO gives the segment's last token, before KL and penalties (method §5). */
   function perToken(reward, length, segments, tokens, spread) {
     let given = spread.segment_total === "mean" ? reward / segments : reward;
     if (spread.interpolation === "even") given /= length;
@@ -35,7 +35,7 @@ const denserl = (() => {
     return Math.min(Math.max(given, -spread.clip), spread.clip);
   }
 
-  /** A response in segments: {start, end, peak, entropy, value, reward, perToken}; null is absent. */
+  /** A response in segments: {start, end, peak, entropy, value, reward, perToken}; null: absent. */
   function segments(trace, view, cutoff) {
     const count = trace.sizes.length;
     const ends = endsOf(trace, cutoff);
@@ -63,7 +63,7 @@ const denserl = (() => {
     return how === "mean" ? sum / parts.length : sum;
   }
 
-  /** For each token, where it begins in the text; one more for the end of the text. */
+  /** The offset of each token in the text, and the end of the text. */
   function starts(trace) {
     if (!trace.starts) {
       trace.starts = [0];

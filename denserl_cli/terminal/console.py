@@ -1,4 +1,4 @@
-"""What people see: errors and tables.
+"""Errors and tables on a terminal or in a log.
 
 Results go to stdout; progress, notices and errors to stderr.
 """
@@ -22,9 +22,9 @@ _UNBOUNDED = 100_000
 
 
 def make_console(stream: TextIO) -> Console:
-    """Return a console that folds at a terminal's edge and never folds into a pipe or file.
+    """Return a console that folds lines on a terminal and leaves them whole in a pipe or file.
 
-    What the stream's encoding lacks is written as its code, not an error.
+    Characters that the stream's encoding lacks are written as their codes.
     """
     if isinstance(stream, TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
@@ -42,15 +42,15 @@ def error_panel(error: DenserlError) -> Panel:
 
 
 def print_error(error: DenserlError) -> None:
-    """Show an error on stderr: framed on a terminal, as plain unfolded lines otherwise."""
+    """Show an error on stderr: framed on a terminal, as plain whole lines otherwise."""
     if sys.stderr.isatty():
         console = make_console(sys.stderr)
-        console.show_cursor()  # a live display may have hidden it whose process was killed
+        console.show_cursor()  # a live display that was killed leaves it hidden
         console.print(error_panel(error))
         return
-    word = "interrupted" if isinstance(error, Interrupted) else "error"
-    several = "\n" if "\n" in error.message else " "  # each problem's place starts its line
-    print(f"{word}:{several}{error.message}", file=sys.stderr)
+    kind = "interrupted" if isinstance(error, Interrupted) else "error"
+    several = "\n" if "\n" in error.message else " "  # each of several problems has its own line
+    print(f"{kind}:{several}{error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
 
@@ -61,10 +61,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose numbers are right-aligned and whose long cells are folded, never cut."""
+    """A table with right-aligned numbers; long cells are folded, never cut off."""
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns):
-        cells = [row[place] for row in rows if row[place] is not None]
+    for index, column in enumerate(columns):
+        cells = [row[index] for row in rows if row[index] is not None]
         numbers = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
     for row in rows:

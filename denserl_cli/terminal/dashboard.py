@@ -1,7 +1,7 @@
 """The live display of a stage on a terminal: bars, throughput, curves and the latest samples.
 
-It fits the height and the width that the terminal has at the moment; where lines are scarce, the
-samples go first and then the last curves.
+It fits the terminal's current height and width; where there are too few lines, the samples are left
+out first and then the last curves.
 """
 
 from __future__ import annotations
@@ -28,55 +28,55 @@ CURVES = (
     *("rm_score", "kl", "response_length", "segments_per_response", "eval_rm_score"),
     *("eval_loss", "explained_variance", "gradient_norm"),
 )
-"""The metrics that have a curve, the most telling first; metrics.jsonl has all metrics.
+"""The metrics that have a curve, the most important first; metrics.jsonl has all metrics.
 
-Where a recipe has reward functions, theirs come before them.
+The metrics of reward functions, if there are any, come before them.
 """
 _SPEEDS = {"tokens_per_second": "tokens/s", "responses_per_second": "responses/s"}
 _PHASES = ("rollout", "scoring", "update")
 _REFRESHES_PER_SECOND = 1
 _WIDE = 140
-"""Columns from which two curves stand side by side."""
+"""Columns from which on two curves stand side by side."""
 _LEAST_SAMPLE = 3
-"""Lines below which a sample is not worth showing: its heading, its prompt, and one of text."""
+"""The fewest lines to show of a sample: its heading, its prompt, and one of text."""
 
 Lines = list[list[Segment]]
 
 
 class LiveCurves:
-    """What is known of the stage on the screen: its metrics, their curves, its latest samples."""
+    """The metrics of a stage, their curves, and its latest samples."""
 
     def __init__(self) -> None:
         self.metrics: Mapping[str, Any] = {}
         self.samples: tuple[int, list[Mapping[str, Any]]] = (0, [])
-        self._curves, self._own = {name: Curve() for name in CURVES}, dict[str, Curve]()
+        self._curves, self._function_curves = {name: Curve() for name in CURVES}, dict[str, Curve]()
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Take in the metrics of the next step."""
+        """Add the metrics of the next step."""
         self.metrics = metrics
-        self._know_own_rewards(metrics)
-        for name, curve in (self._own | self._curves).items():
+        self._add_function_curves(metrics)
+        for name, curve in (self._function_curves | self._curves).items():
             if name in metrics:
                 value = metrics[name]
                 curve.add(math.nan if value is None else value)
 
     def add_sample(self, step: int, sample: Mapping[str, Any]) -> None:
-        """Take in a sample; those of earlier steps go."""
+        """Add a sample; those of earlier steps are dropped."""
         latest, samples = self.samples
         self.samples = (step, [*samples, sample] if step == latest else [sample])
 
-    def _know_own_rewards(self, metrics: Mapping[str, Any]) -> None:
-        """Curves for the reward functions of train-ppo, and for what it pays without a model."""
+    def _add_function_curves(self, metrics: Mapping[str, Any]) -> None:
+        """Add curves for reward functions and, without a reward model, for the dense reward."""
         if not metrics.keys() & {"kl", "eval_kl"}:
-            return  # train-rm has a reward_mean, which is no function's
-        own = [name.removeprefix("eval_") for name in metrics]
-        own = [name for name in own if name.startswith("reward_")]
+            return  # the reward_mean of train-rm is not that of a function
+        functions = [name.removeprefix("eval_") for name in metrics]
+        functions = [name for name in functions if name.startswith("reward_")]
         without = [] if {"rm_score", "eval_rm_score"} & metrics.keys() else ["dense_reward"]
-        for name in (*own, *without, *(f"eval_{name}" for name in own)):
-            self._own.setdefault(name, Curve())
+        for name in (*functions, *without, *(f"eval_{name}" for name in functions)):
+            self._function_curves.setdefault(name, Curve())
 
     def throughput(self) -> Text:
-        """Speeds and the seconds of each phase, as far as the metrics tell them."""
+        """Speeds and the seconds of each phase, as far as the metrics have them."""
         parts = [f"{number(self.metrics[k])} {unit}" for k, unit in _SPEEDS.items() if self._has(k)]
         for phase in _PHASES:
             if self._has(f"{phase}_seconds"):
@@ -85,16 +85,19 @@ class LiveCurves:
 
     def curves(self, width: int) -> list[Text]:
         """A line for each metric, two on a line where there is room."""
-        shown = {name: one for name, one in (self._own | self._curves).items() if one.points}
+        curves = self._function_curves | self._curves
+        shown = {name: one for name, one in curves.items() if one.points}
         side_by_side = 2 if width >= _WIDE else 1
         cells = [_curve(name, curve, width // side_by_side) for name, curve in shown.items()]
-        places = range(0, len(cells), side_by_side)
-        return [Text.assemble(*cells[i : i + side_by_side], no_wrap=True) for i in places]
+        starts = range(0, len(cells), side_by_side)
+        return [Text.assemble(*cells[i : i + side_by_side], no_wrap=True) for i in starts]
 
     def sample_texts(self, width: int, room: int) -> Iterator[list[Text]]:
-        """Each sample of the latest step: its heading, its prompt and its segments.
+        """Yield for each sample of the latest step its heading, its prompt and its segments.
 
-        Of a long one only what fits `room` lines, and a little more.
+        Args:
+            width: Columns of the terminal.
+            room: Lines that are free; of a long sample not much more than these is rendered.
         """
         step, samples = self.samples
         for sample in samples:
@@ -116,7 +119,7 @@ class LiveCurves:
 
 
 def _curve(name: str, curve: Curve, width: int) -> Text:
-    """`name ▁▂▃ latest (least … greatest)`, as wide as it may be."""
+    """`name ▁▂▃ latest (minimum … maximum)`, at most `width` columns."""
     points = curve.points
     finite = [point for point in points if math.isfinite(point)]
     scale = f"({number(min(finite))} … {number(max(finite))})" if finite else ""
@@ -130,13 +133,13 @@ def _curve(name: str, curve: Curve, width: int) -> Text:
 
 
 class Display(Progress):
-    """Bars for the pieces of work, and below them the board as far as there is room."""
+    """Bars for the pieces of work, and below them curves and samples as far as there is room."""
 
     def __init__(self, board: LiveCurves, console: Console) -> None:
         self.board, self._terminal = board, console
         self._bar, self._widths = BarColumn(), list[int]()
-        words = ("count", "rate", "elapsed", "left")
-        columns = [TextColumn(f"{{task.fields[pace].{word}}}", markup=False) for word in words]
+        fields = ("count", "rate", "elapsed", "left")
+        columns = [TextColumn(f"{{task.fields[pace].{field}}}", markup=False) for field in fields]
         super().__init__(
             TextColumn("{task.description}", markup=False),
             self._bar,
@@ -175,7 +178,7 @@ class Display(Progress):
         return lines if len(lines) <= room else [*lines[: room - 1], [Segment("…")]]
 
     def _go_up(self, width: int) -> None:
-        """A terminal that got narrower has folded the last lines: clear what is more of them."""
+        """Clear the lines that a terminal has added by folding when it became narrower."""
         more = sum(max(-(-length // width) - 1, 0) for length in self._widths)
         if more:
             clear = (ControlType.ERASE_IN_LINE, 2)
@@ -184,7 +187,7 @@ class Display(Progress):
 
 
 class TerminalObserver(ConsoleObserver):
-    """A live display; its bars and curves stay on the screen when the work is over."""
+    """A live display; its bars and curves stay on the screen at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,15 +213,15 @@ class TerminalObserver(ConsoleObserver):
         self._display.advance(self._bars[-1], count)
 
     def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Go on with the curves."""
+        """Add a step's metrics to the curves."""
         self._board.add(metrics)
 
     def sample(self, step: int, sample: Mapping[str, Any]) -> None:
-        """Show the sample in the place of those of earlier steps."""
+        """Show the sample instead of those of earlier steps."""
         self._board.add_sample(step, sample)
 
     def end(self) -> None:
-        """Take an inner bar away; the outermost stays on the screen and ends the display."""
+        """Remove an inner bar; the outermost stays on the screen and ends the display."""
         super().end()
         assert self._display is not None
         bar = self._bars.pop()
@@ -234,7 +237,7 @@ class TerminalObserver(ConsoleObserver):
         self._console.print(f"note: {message}", markup=False, highlight=False, style="yellow")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a result on stdout, with the live display out of the way."""
+        """Print a result on stdout while the live display is stopped."""
         if self._display is not None:
             self._display.stop()
         print_table(title, columns, rows)

@@ -1,4 +1,4 @@
-"""How a piece of work goes, and the lines that tell it where there is no terminal."""
+"""The progress of a piece of work, and its lines in a log where there is no terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """How fast one piece of work goes, measured from its start."""
+    """Count and pace of one piece of work, measured from its start."""
 
     def __init__(self, title: str, total: int | None, done: int) -> None:
         self.title, self.total, self.done = title, total, done
@@ -33,7 +33,7 @@ class Progress:
 
     @property
     def rate(self) -> str:
-        """Units per second or, where that is below one, seconds per unit."""
+        """Units per second or, below one, seconds per unit."""
         per_second = self._per_second()
         if per_second == 0:
             return ""
@@ -41,7 +41,7 @@ class Progress:
 
     @property
     def left(self) -> str:
-        """Time left at this pace; empty where it is unknown."""
+        """Time left at this pace; empty if it is unknown."""
         per_second = self._per_second()
         if self.total is None or per_second == 0:
             return ""
@@ -62,7 +62,7 @@ class Progress:
 
 
 def number(value: float) -> str:
-    """Write a number with four digits, or all of those before the point."""
+    """Write a number with four digits, or all digits before the point if there are more."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
@@ -74,7 +74,7 @@ def clock(seconds: float) -> str:
 
 
 class ConsoleObserver(Observer):
-    """What both observers share: pieces of work may nest, and leaving the context ends them all."""
+    """What both observers share: nested pieces of work, all ended when the context is left."""
 
     def __init__(self) -> None:
         self._work: list[Progress] = []
@@ -117,7 +117,7 @@ class PlainObserver(ConsoleObserver):
             self._line()
 
     def advance(self, count: int = 1, /, **metrics: float) -> None:
-        """Count finished units, with a line if the last one is some seconds ago."""
+        """Count finished units, with a line if the last one was some seconds ago."""
         super().advance(count, **metrics)
         if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
             self._line()

@@ -1,4 +1,4 @@
-"""Rewards on a terminal: a colour for the eye, and the number for whoever sees none."""
+"""Rewards on a terminal: as a colour, and as a number for those who see no colours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _JOINERS = "\u200c\u200d"
 
 
 def heat(reward: float, most: float) -> Style:
-    """Orange below zero, blue above, the paler the nearer to it.
+    """The style of a reward: orange below zero, blue above, paler near zero.
 
-    most: the size of the reward at which the colour is full.
+    most: absolute reward at which the colour is strongest.
     """
     if not math.isfinite(reward):
         return Style(reverse=True)
@@ -28,9 +28,12 @@ def heat(reward: float, most: float) -> Style:
 
 
 def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> Text:
-    """A response on one line of text: each segment on its colour, its reward behind it.
+    """A response on one line of text: each segment in its colour, followed by its reward.
 
-    most_cells: what more than so many cells would show is left out.
+    Args:
+        texts: Of the segments.
+        rewards: Of the segments.
+        most_cells: The rest is left out when the line is longer than this.
     """
     most = max((abs(reward) for reward in rewards if math.isfinite(reward)), default=0.0)
     digits = _digits(most)
@@ -44,14 +47,14 @@ def heated(texts: Sequence[str], rewards: Sequence[float], most_cells: int) -> T
 
 
 def _digits(most: float) -> int:
-    """Digits behind the point: 2, or as many as show two of the largest reward's own."""
+    """Digits after the point: 2, or as many as the largest reward needs for two digits."""
     return min(max(2, 1 - math.floor(math.log10(most))), 9) if most > 0 else 2
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text without what would move a terminal's cursor or change its state.
+    """The text without characters that move a terminal's cursor or change its state.
 
-    keep: white space that stays as it is.
+    keep: white space that is not replaced.
     """
     text = text if "\n" in keep else text.replace("\n", "↵")
     kept = _JOINERS + keep

@@ -1,6 +1,6 @@
 """Segments on a terminal or in a log: the text in pieces, then a table of them.
 
-Everything that a colour says is said by a mark or a number too.
+Everything that a colour shows is shown by a mark or a number as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.inspection.traces import Segment, SegmentedResponse
 
 SIDE_BY_SIDE = 150
-"""Columns from which two responses stand beside each other."""
+"""Columns from which on two responses stand side by side."""
 PEAK, END = "▲", "│"
 _LAYOUT = "\n\t"
 LEVELS = (-1.5, -0.5, 0.5, 1.5)
@@ -33,13 +33,15 @@ HEAT = ("on #ffc299", "on #ffe3cf", "on #eeeeee", "on #d3e6fb", "on #9cc8f7")
 TEXT = ("#003a8c", "#7a1065")
 """Alternating colours of segments on the heat scale, which is light on any terminal."""
 PLAIN_TEXT = ("cyan", "magenta")
-"""The same where there are no rewards, on the terminal's own background."""
+"""The same without rewards, on the terminal's background."""
 
 
 def print_segments(responses: Sequence[SegmentedResponse], at_peaks: bool) -> None:
     """Print responses cut into segments, chosen beside rejected where there is room.
 
-    at_peaks: whether their segments end at peaks of the entropy.
+    Args:
+        responses: In segments.
+        at_peaks: Whether their segments end at peaks of the entropy.
     """
     from denserl_cli.core.inspection.traces import in_pairs
 
@@ -77,7 +79,7 @@ def print_comparison(views: Sequence[View]) -> None:
 
 
 def print_statistics(found: Sequence[CutStatistics], own: float | None) -> None:
-    """Print the distributions of segments at several cutoffs."""
+    """Print statistics of segments at several cutoffs; `own` is the recipe's."""
     columns = {
         "segments": "segments",
         "count_mean": "per response",
@@ -90,9 +92,9 @@ def print_statistics(found: Sequence[CutStatistics], own: float | None) -> None:
     }
     rows = [
         [f"{one.cutoff:.4g}" + (" *" if one.cutoff == own else ""),
-         *(figures[name] for name in columns)]
+         *(metrics[name] for name in columns)]
         for one in found
-        for figures in [one.figures()]
+        for metrics in [one.metrics()]
     ]  # fmt: skip
     title = f"{len(found[0].counts)} responses, lengths of segments in tokens"
     print_table(title, ["cutoff", *columns.values()], rows)
@@ -101,12 +103,12 @@ def print_statistics(found: Sequence[CutStatistics], own: float | None) -> None:
 
 
 def _print_legend(responses: Iterable[SegmentedResponse]) -> None:
-    """Say what the marks mean that occur."""
+    """Explain the marks that occur."""
     segments = [segment for response in responses for segment in response.segments]
-    words = [f"{PEAK} entropy peak, {END} other end of a segment"]
+    legend = [f"{PEAK} entropy peak, {END} other end of a segment"]
     if any(_heat(segment) is not None for segment in segments):
-        words.append(f"reward from low to high: {' '.join(MARKS)}")
-    make_console(sys.stdout).print(Text("; ".join(words), style="dim"))
+        legend.append(f"reward from low to high: {' '.join(MARKS)}")
+    make_console(sys.stdout).print(Text("; ".join(legend), style="dim"))
 
 
 def _print_prompt(response: SegmentedResponse) -> None:
@@ -130,12 +132,12 @@ def _print_beside(blocks: Sequence[RenderableType]) -> None:
 def _response(response: SegmentedResponse, title: str, end: str) -> RenderableType:
     """A heading, the text in segments, and the table of segments."""
     count = len(response.segments)
-    words = [title, f"{count} segment{'s' if count > 1 else ''}"]
+    parts = [title, f"{count} segment{'s' if count > 1 else ''}"]
     if response.score is not None:
-        words.insert(1, f"score {response.score:.3f}")
+        parts.insert(1, f"score {response.score:.3f}")
     if not response.terminated:
-        words.append("cut at the length limit")
-    heading = Text(visible(", ".join(words)), style="bold")
+        parts.append("cut at the length limit")
+    heading = Text(visible(", ".join(parts)), style="bold")
     return Group(heading, _text(response, end), _table(response))
 
 
@@ -147,27 +149,27 @@ def _end(at_peaks: bool) -> str:
 def _text(response: SegmentedResponse, end: str) -> Text:
     text, last = Text(), len(response.segments) - 1
     levels = _levels(response.segments)
-    for place, (segment, level) in enumerate(zip(response.segments, levels, strict=True)):
+    for k, (segment, level) in enumerate(zip(response.segments, levels, strict=True)):
         colours = PLAIN_TEXT if level is None else TEXT
-        style = colours[place % 2] if level is None else f"{colours[place % 2]} {HEAT[level]}"
+        style = colours[k % 2] if level is None else f"{colours[k % 2]} {HEAT[level]}"
         text.append(visible(segment.text, _LAYOUT), style=style)
         if level is not None:
             text.append(MARKS[level], style=f"bold {style}")
-        if place < last:
+        if k < last:
             text.append(end, style="bold")
     return text
 
 
 def _table(response: SegmentedResponse) -> Table:
-    """Leave out the columns that have no numbers."""
+    """The table of segments, without columns that have no numbers."""
     segments = response.segments
-    figures = {
+    columns = {
         "entropy": [s.entropy for s in segments],
         "raw": [s.value for s in segments],
         "reward": [s.reward for s in segments],
         "per token": [s.per_token for s in segments],
     }
-    shown = {name: values for name, values in figures.items() if set(values) != {None}}
+    shown = {name: values for name, values in columns.items() if set(values) != {None}}
     texts = [visible(s.text.strip()) for s in segments]
     rows = [
         [k + 1, s.end - s.start + 1, *(values[k] for values in shown.values()), texts[k]]
@@ -182,7 +184,7 @@ def _heat(segment: Segment) -> float | None:
 
 
 def _levels(segments: Sequence[Segment]) -> list[int | None]:
-    """Place of each segment on the heat scale; raw rewards are compared with each other."""
+    """The level of each segment on the heat scale; raw rewards are standardised first."""
     heats = [_heat(segment) for segment in segments]
     known = [heat for heat in heats if heat is not None]
     if len(known) < len(segments):

@@ -12,9 +12,9 @@ _NOT_FINITE = "×"
 
 
 class Curve:
-    """The course of one metric: at most `_POINTS` points, each the mean of as many steps.
+    """The course of one metric: at most `_POINTS` points, each the mean of equally many steps.
 
-    latest: the newest value. It may be NaN or infinite; means are over the finite ones.
+    latest: the newest value. It may be NaN or infinite; means are over the finite values.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ def binned(values: Sequence[float], count: int) -> list[float]:
     """At most `count` means of neighbouring values."""
     if len(values) <= count:
         return list(values)
-    edges = [place * len(values) // count for place in range(count + 1)]
+    edges = [k * len(values) // count for k in range(count + 1)]
     return [_mean(values[a:b]) for a, b in pairwise(edges)]
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """One character a value, from the least (▁) to the greatest (█); × where it is not finite."""
+    """One character a value, from the smallest (▁) to the largest (█); × where it is not finite."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     steps = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0

@@ -165,7 +165,7 @@ def test_calibrate_for_a_recipe_that_has_no_cutoff(tmp_path: Path):
         (["--stats", "--text", "a"], "--stats is about a data set"),
         (["--cutoffs", "1,2"], "--cutoffs belongs to --stats"),
         (["--stats", "--cutoffs", "1,x"], "--cutoffs 1,x: not a list of cutoffs"),
-        (["--compare", "-1"], "-1 is no cutoff"),
+        (["--compare", "-1"], "-1 cannot be a cutoff"),
         (["--compare", "gone/away"], "neither a number nor a run folder nor a recipe"),
         (["--html", "."], "--html . is a folder"),
         (["--html", "/proc/version/page.html"], "cannot be written"),

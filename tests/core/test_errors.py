@@ -10,7 +10,7 @@ from denserl_cli.core.errors import read_os_error
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.ENOSPC, "make room"), (errno.EROFS, "name a place"), (errno.EACCES, "name a place")],
+    [(errno.ENOSPC, "free space"), (errno.EROFS, "name a folder"), (errno.EACCES, "name a folder")],
 )
 def test_what_can_be_mended_comes_with_how(number: int, remedy: str):
     error = read_os_error(OSError(number, os.strerror(number), "/there/x"))

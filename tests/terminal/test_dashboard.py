@@ -143,7 +143,7 @@ def test_the_live_display_shows_progress_notices_and_tables(monkeypatch, capsys)
         observer.begin("evaluate")
         observer.advance(3)
         observer.end()
-        observer.table("Result", ("figure", "value"), [("accuracy", 0.75)])
+        observer.table("Result", ("metric", "value"), [("accuracy", 0.75)])
         observer.advance(2, loss=0.125)
     text = without_codes(terminal.getvalue())
     assert "note: resuming [bold]here[/bold]" in text

@@ -1,4 +1,4 @@
-"""One model in training: mixed precision, clipping, AdamW, the schedule, and all their state."""
+"""The interface of engines, which train one model each, and what they share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class Engine(Protocol):
-    """One model in training, wherever its weights are.
+    """Trains one model: mixed precision, clipping, AdamW, the schedule, and all their state.
 
     Gradients accumulate over `backward` calls until `step`. Where several processes train one
     model, each makes the same calls in the same order.
@@ -31,26 +31,26 @@ class Engine(Protocol):
 
     @property
     def model(self) -> Any:
-        """The model; where weights are sharded they are there only inside `()` and `gathered`."""
+        """The model; sharded weights are in place only inside a call and `gathered`."""
 
     @property
     def learning_rate(self) -> float:
         """The rate of the next step."""
 
     def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
-        """`function(model, *inputs)` with the weights at hand, in the compute type."""
+        """`function(model, *inputs)` with the weights in place, in the compute type."""
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """Add this loss and its gradient to the accumulated ones; `last`: `step` comes next."""
+        """Accumulate a loss and its gradient; `last` says that `step` comes next."""
 
     def check(self) -> None:
-        """Raise NonFiniteError when what was accumulated is not finite."""
+        """Raise NonFiniteError when the accumulated loss or gradient is not finite."""
 
     def update(self) -> Tensor:
-        """Change the weights; returns the gradient norm before clipping."""
+        """Update the weights; returns the gradient norm before clipping."""
 
     def discard(self) -> None:
-        """Forget the accumulated loss and gradient."""
+        """Drop the accumulated loss and gradient."""
 
     def gathered(self) -> AbstractContextManager[Any]:
         """Yield the model with all weights in place, on every process, for inference."""
@@ -59,20 +59,23 @@ class Engine(Protocol):
         """Everything that resuming needs and `save_shards` does not write."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Go on from what `state` returned."""
 
     def save_shards(self, folder: Path) -> None:
         """Write this process's part of weights and optimizer."""
 
     def load_shards(self, folder: Path) -> None:
-        """Take over what `save_shards` wrote."""
+        """Read what `save_shards` wrote."""
 
 
 def step(*engines: Engine) -> list[Tensor]:
-    """Clip and update every engine or, when one's numbers are not finite, none.
+    """Clip and update all engines or, when the numbers of one are not finite, none.
 
-    Returns the gradient norms before clipping. Raises NonFiniteError before any weight is changed;
-    the gradients are gone then.
+    Returns:
+        The gradient norms before clipping.
+
+    Raises:
+        NonFiniteError: No weight was changed; the accumulated gradients are dropped.
     """
     try:
         for engine in engines:
@@ -87,7 +90,7 @@ def step(*engines: Engine) -> list[Tensor]:
 def cosine_schedule(
     optimizer: torch.optim.Optimizer, settings: OptimizerConfig, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then a cosine down to the recipe's least rate."""
+    """Linear warm-up, then a cosine down to the recipe's smallest rate."""
     from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
     return get_cosine_with_min_lr_schedule_with_warmup(

@@ -1,4 +1,4 @@
-"""One model in training or frozen under DeepSpeed: ZeRO 1 to 3, offload, several processes."""
+"""Models that are trained or frozen under DeepSpeed: ZeRO 1 to 3, offload, several processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TAG = "shards"
 
 
 class FunctionModule(nn.Module):
-    """A root around a model: ZeRO 3 counts one forward of the root as one pass over the weights."""
+    """Calls functions of a model, so that ZeRO 3 counts each call as one pass over the weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class DeepSpeedEngine:
 
     @property
     def model(self) -> Any:
-        """The model; under ZeRO 3 its weights are there only inside `self(...)` and `gathered`."""
+        """The model; under ZeRO 3 its weights are in place only inside a call and `gathered`."""
         return self.engine.module.model
 
     @property
@@ -81,17 +81,17 @@ class DeepSpeedEngine:
         return float(self.schedule.get_last_lr()[0])
 
     def __call__(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
-        """`function(model, *inputs)` with the weights at hand, in the compute type."""
+        """`function(model, *inputs)` with the weights in place, in the compute type."""
         return self.engine(function, *inputs, **options)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """Add this loss and its gradient to the accumulated ones; all processes' together count."""
+        """Accumulate a loss and its gradient; the step uses the sum over the processes."""
         self.loss = self.loss + loss.detach()
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * world_size())  # DeepSpeed takes the mean over the processes
 
     def check(self) -> None:
-        """Raise NonFiniteError, on all processes, when loss or gradient of one is not finite."""
+        """Raise NonFiniteError in all processes when loss or gradient of one is not finite."""
         loss = all_reduce_sum(self.loss.float())
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss:g}")
@@ -106,10 +106,10 @@ class DeepSpeedEngine:
         return self.norm
 
     def discard(self) -> None:
-        """Forget the accumulated loss and gradient.
+        """Drop the accumulated loss and gradient.
 
-        DeepSpeed does so when it finds a bad norm, but for the sums that ZeRO 1 and 2 keep in
-        float32 where Adam is offloaded: those would be added to the next step's.
+        DeepSpeed does so itself when the norm is not finite, except for the sums that ZeRO 1 and 2
+        keep in float32 where Adam is offloaded; they would be added to those of the next step.
         """
         name, _, as_result = _norm_method(self.engine.optimizer)
         bad = as_result(torch.full((), torch.inf, device=self.device))
@@ -132,7 +132,7 @@ class DeepSpeedEngine:
     def gathered(self) -> Iterator[Any]:
         """Yield the model with all weights in place, on every process, for inference.
 
-        Under ZeRO 3 this gathers once; without it every token of a response would.
+        Under ZeRO 3 this gathers once; otherwise the weights would be gathered for every token.
         """
         if self.zero_stage < 3:
             yield self.model
@@ -142,7 +142,7 @@ class DeepSpeedEngine:
         hooks = self.engine.optimizer.parameter_offload
         with deepspeed.zero.GatheredParameters(list(self.engine.module.parameters())):
             for hook in (*hooks.forward_hooks, *hooks.backward_hooks):
-                hook.remove()  # or they would give the weights away after each layer
+                hook.remove()  # they would shard the weights again after each layer
             hooks.forward_hooks.clear()
             hooks.backward_hooks.clear()
             try:
@@ -151,7 +151,7 @@ class DeepSpeedEngine:
                 hooks._register_deepspeed_module(hooks.module)
 
     def state(self) -> dict[str, Any]:
-        """Under how many processes and what stage the shards are written."""
+        """The number of processes and the ZeRO stage that the shards are written under."""
         return {"processes": world_size(), "zero_stage": self.zero_stage}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class DeepSpeedEngine:
         self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
     def load_shards(self, folder: Path) -> None:
-        """Take over what `save_shards` wrote."""
+        """Read what `save_shards` wrote."""
         found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
         if found is None:
             raise DenserlError(f"no shards in {folder}", hint="go back to an older checkpoint")
@@ -185,7 +185,13 @@ class DeepSpeedEngine:
 def configuration(
     engine: EngineConfig, clip_norm: float, compute_dtype: torch.dtype
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration; the recipe's own `deepspeed` mapping is laid over it last."""
+    """DeepSpeed's configuration; the recipe's `deepspeed` mapping overrides it.
+
+    Args:
+        engine: Of the stage.
+        clip_norm: Largest norm of the gradient.
+        compute_dtype: bfloat16 or float32.
+    """
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     to_cpu = {"device": "cpu", "pin_memory": True}
     if engine.offload_optimizer and torch.cuda.is_available():  # else it is there already
@@ -193,7 +199,7 @@ def configuration(
     if engine.offload_parameters and torch.cuda.is_available():
         zero["offload_param"] = to_cpu
     made: dict[str, Any] = {
-        # the batch is the caller's affair: one backward pass ends when it says so
+        # the caller splits batches and says which backward pass is the last one
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
@@ -210,7 +216,7 @@ def configuration(
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet on stdout and on the CPU where there is no GPU."""
+    """Import DeepSpeed, on the CPU where there is no GPU, without its output on stdout."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -221,7 +227,7 @@ def import_deepspeed() -> Any:
         ) from error
     from deepspeed.utils import logger
 
-    if not torch.cuda.is_available():  # or a collective that nobody calls would be compiled first
+    if not torch.cuda.is_available():  # otherwise it compiles a collective that is never called
         deepspeed.ops.__compatible_ops__ = {}
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
@@ -231,7 +237,7 @@ def import_deepspeed() -> Any:
 
 
 def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
-    """DeepSpeed's engine around a model, without what it says on stdout."""
+    """DeepSpeed's engine around a model, without its output on stdout."""
     deepspeed = import_deepspeed()
     if world_size() == 1:
         join_alone()
@@ -241,9 +247,10 @@ def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
 
 
 def _norm_method(optimizer: Any) -> tuple[str, Callable[[Any], Any], Callable[[Tensor], Any]]:
-    """The method from whose result a step of DeepSpeed's optimizer takes the gradient's norm.
+    """The method from which a step of DeepSpeed's optimizer gets the norm of the gradient.
 
-    Returns its name, how its result becomes the norm, and what it would return for a norm.
+    Returns:
+        Its name, a function from its result to the norm, and a function from a norm to its result.
     """
     from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
 
@@ -259,7 +266,7 @@ def _norm_method(optimizer: Any) -> tuple[str, Callable[[Any], Any], Callable[[T
 
 
 def _save(state_dict: Any, path: str) -> None:
-    """Write a shard to a file of Python's own: torch hides why its own could not be written."""
+    """Write a shard to a file that Python opened: torch's own errors hide the cause."""
     with open(path, "wb") as file:
         torch.save(state_dict, file)
 
@@ -270,7 +277,7 @@ def _optimizer(
     settings: OptimizerConfig,
     engine: EngineConfig,
 ) -> torch.optim.Optimizer:
-    """AdamW; DeepSpeed's own where its state is on the CPU beside a GPU."""
+    """AdamW, or DeepSpeed's where the optimizer's state is offloaded from a GPU to the CPU."""
     common: dict[str, Any] = {
         "lr": learning_rate,
         "betas": settings.betas,

@@ -1,4 +1,4 @@
-"""Which engine trains a model, and where frozen models live."""
+"""Which engine trains a model, and where frozen models are held."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def uses_deepspeed(engine: EngineConfig) -> bool:
-    """Whether a stage runs under DeepSpeed: several processes always do."""
+    """Whether a stage runs under DeepSpeed; with several processes it always does by default."""
     if engine.kind == "auto":
         offloads = engine.offload_optimizer or engine.offload_parameters
         return world_size() > 1 or (offloads and torch.cuda.is_available())
@@ -27,7 +27,16 @@ def uses_deepspeed(engine: EngineConfig) -> bool:
 
 
 def check_engine(recipe: Recipe, engine: EngineConfig, field: str) -> None:
-    """Raise DenserlError for what an engine cannot do, before anything is loaded."""
+    """Check an engine's settings before anything is loaded.
+
+    Args:
+        recipe: Says whether there are adapters.
+        engine: Of a stage.
+        field: Name of the engine's settings in the recipe, for errors.
+
+    Raises:
+        DenserlError: The engine cannot do what they ask for.
+    """
     if world_size() > 1 and engine.kind == "torch":
         raise DenserlError(
             f"{field}.kind=torch trains in one process, this job has {world_size()}",
@@ -45,7 +54,15 @@ def check_engine(recipe: Recipe, engine: EngineConfig, field: str) -> None:
 def make_engine(
     recipe: Recipe, engine: EngineConfig, model: Any, *, learning_rate: float, total_steps: int
 ) -> Engine:
-    """The engine that trains a model."""
+    """The engine that trains a model.
+
+    Args:
+        recipe: Says the compute type and the optimizer's settings.
+        engine: Of the stage.
+        model: Of transformers; its parameters that require a gradient are trained.
+        learning_rate: The highest, after the warm-up.
+        total_steps: Optimizer steps of the schedule.
+    """
     dtype = compute_dtype(recipe.model)
     if uses_deepspeed(engine):
         return DeepSpeedEngine(
@@ -68,13 +85,13 @@ def make_engine(
 def freeze(
     model: Any, recipe: Recipe, engine: EngineConfig | None = None, *, alone: bool = False
 ) -> FrozenModel:
-    """Hold a model that is not trained where a stage's engine wants it.
+    """Hold a model that is not trained where a stage's engine says: here, offloaded or sharded.
 
     Args:
         model: Of transformers, its weights frozen, on this process's device.
         recipe: Says the compute type, and whether adapters share the weights.
         engine: Of the stage; None keeps the model whole in this process.
-        alone: The model's forward passes are not the same in every process: it is never sharded.
+        alone: The model is never sharded, because processes call it at different times.
     """
     dtype = compute_dtype(recipe.model)
     if engine is None or recipe.lora is not None:  # adapters share the weights with what is trained
@@ -82,6 +99,6 @@ def freeze(
     shards = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
     if shards and world_size() > 1 and uses_deepspeed(engine) and not alone:
         return ShardedModel(model, engine, dtype)
-    if engine.offload_frozen and torch.cuda.is_available():  # else they are there already
+    if engine.offload_frozen and torch.cuda.is_available():  # else they are on the CPU already
         return OffloadedModel(model, dtype, device())
     return LocalModel(model, dtype)

@@ -1,4 +1,4 @@
-"""Models that are not trained: called where they lie, offloaded to the CPU's memory, or sharded."""
+"""Models that are not trained: whole on the device, offloaded to the CPU's memory, or sharded."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class FrozenModel(Protocol):
         """`function(model, *inputs)` with the weights in place, in the compute type."""
 
     def on_device(self) -> AbstractContextManager[None]:
-        """Hold the weights where they are used, for as many calls as there are inside."""
+        """Hold the weights on the device for all calls inside."""
 
 
 class LocalModel:
     """A frozen model that this process holds whole, on its device.
 
-    `Engine` has `model`, `device`, `compute_dtype` and `gathered` as well, so either samples.
+    It has `model`, `device`, `compute_dtype` and `gathered` as `Engine` does, so that responses can
+    be sampled from either.
     """
 
     def __init__(self, model: Any, compute_dtype: torch.dtype) -> None:
@@ -47,7 +48,7 @@ class LocalModel:
             return function(self.model, *inputs, **options)
 
     def on_device(self) -> AbstractContextManager[None]:
-        """The weights are there already."""
+        """Do nothing: the weights are on the device."""
         return nullcontext()
 
     @contextmanager
@@ -86,9 +87,9 @@ class ShardedModel:
 
     def __init__(self, model: Any, engine: EngineConfig, compute_dtype: torch.dtype) -> None:
         offload = engine.offload_parameters or engine.offload_frozen
-        own = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=offload)
-        made = configuration(own, 0.0, compute_dtype)
-        # of the frozen weights' own type: nothing is trained, so nothing needs masters
+        frozen = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=offload)
+        made = configuration(frozen, 0.0, compute_dtype)
+        # the weights keep their type: without training no float32 masters are needed
         made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
         self.config, self.compute_dtype = model.config, compute_dtype
         self.engine = initialize(model, made)
@@ -104,5 +105,5 @@ class ShardedModel:
             return self.engine(function, *inputs, **options)
 
     def on_device(self) -> AbstractContextManager[None]:
-        """Each layer is gathered when it is used."""
+        """Do nothing: each layer is gathered when it is used."""
         return nullcontext()

@@ -1,4 +1,4 @@
-"""One model in training in one process, in plain torch."""
+"""Training of one model in one process, in plain torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TorchEngine:
             return function(self.model, *inputs, **options)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """Add this loss and its gradient to the accumulated ones; `last`: `step` comes next."""
+        """Accumulate a loss and its gradient; `last` makes no difference here."""
         loss.backward()
         self.loss = self.loss + loss.detach()
 
@@ -70,14 +70,14 @@ class TorchEngine:
                 raise NonFiniteError(f"the {name} is {value:g}")
 
     def update(self) -> Tensor:
-        """Change the weights by the accumulated gradient; returns its norm before clipping."""
+        """Update the weights by the accumulated gradient; returns its norm before clipping."""
         self.optimizer.step()
         self.schedule.step()
         self.discard()
         return self.norm
 
     def discard(self) -> None:
-        """Forget the accumulated loss and gradient."""
+        """Drop the accumulated loss and gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = torch.zeros((), device=self.device)
 
@@ -87,7 +87,7 @@ class TorchEngine:
         yield self.model
 
     def state(self) -> dict[str, Any]:
-        """The weights that are trained, optimizer and schedule."""
+        """The trained weights, the optimizer and the schedule."""
         return {
             "model": {name: weight.detach() for name, weight in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -95,7 +95,7 @@ class TorchEngine:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned. Raises DenserlError for a checkpoint of DeepSpeed's."""
+        """Go on from what `state` returned. Raises DenserlError for a checkpoint of DeepSpeed."""
         if "model" not in state:
             raise DenserlError(
                 f"the checkpoint's shards are of {state['processes']} processes under ZeRO "
@@ -109,7 +109,7 @@ class TorchEngine:
         self.schedule.load_state_dict(state["schedule"])
 
     def save_shards(self, folder: Path) -> None:
-        """One process has no shards: `state` is everything."""
+        """Do nothing: one process has no shards, `state` is everything."""
 
     def load_shards(self, folder: Path) -> None:
-        """One process has no shards: `restore` was everything."""
+        """Do nothing: one process has no shards, `restore` was everything."""

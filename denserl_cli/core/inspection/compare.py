@@ -1,4 +1,4 @@
-"""The same responses cut in two ways, by two cutoffs or two models: how far they agree."""
+"""Comparison of two ways to cut the same responses, by two cutoffs or two models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class View(NamedTuple):
-    """Responses as one model and one cut see them, and what to call that."""
+    """Responses as one model reads and one cut segments them.
+
+    name: of the model and the cut, for people.
+    """
 
     name: str
     cut: Cut
@@ -34,16 +37,23 @@ class View(NamedTuple):
     def of(
         cls, name: str, inspector: Inspector, answers: Sequence[Answer], observer: Observer
     ) -> View:
-        """What an inspector makes of answers."""
+        """The view of an inspector on answers.
+
+        Args:
+            name: Of its recipe.
+            inspector: Reads the answers.
+            answers: To read.
+            observer: Told progress.
+        """
         encoded = [inspector.encode(answer) for answer in answers]
-        words = f"{name}, {inspector.cut.words}"
-        return cls(words, inspector.cut, inspector.trace(encoded, observer))
+        title = f"{name}, {inspector.cut.description}"
+        return cls(title, inspector.cut, inspector.trace(encoded, observer))
 
 
 class Other(NamedTuple):
-    """What responses are to be compared with: a cutoff, or else the recipe of another model.
+    """The other side of a comparison: a cutoff, or else the recipe of another model.
 
-    trained: whether its run's reward model belongs to it.
+    trained: whether the run's reward model belongs to the recipe.
     """
 
     name: str
@@ -54,11 +64,15 @@ class Other(NamedTuple):
 
     @classmethod
     def named(cls, name: str, recipe: Recipe, folder: Path) -> Other:
-        """Find a cutoff in nats, a run folder, a recipe or a model; the first that fits.
+        """Find what a name means: a cutoff in nats, a run folder, a recipe or a model.
 
-        recipe, folder: what a model is read with, since it comes without a recipe; the recipe's
-        cutoff is a number. Raises
-        DenserlError for a cutoff that is none, and where nothing fits.
+        Args:
+            name: As the user gave it.
+            recipe: Settings for a model, which comes without a recipe; its cutoff is a number.
+            folder: Run folder for a model.
+
+        Raises:
+            DenserlError: A number cannot be a cutoff, or the name is none of these.
         """
         cutoff, path = _cutoff(name), Path(name).expanduser()
         if cutoff is not None:
@@ -81,11 +95,17 @@ class Other(NamedTuple):
         return cls(name, recipe=replace(recipe, model=model), folder=folder, trained=False)
 
     def view(self, first: View, answers: Sequence[Answer], observer: Observer) -> View:
-        """The answers of the first view, seen in this way."""
+        """The view of the same answers for this side.
+
+        Args:
+            first: The view of the first side.
+            answers: Of both.
+            observer: Told progress.
+        """
         if self.cutoff is not None:
             check_entropies(first.traces)
             cut = at(first.cut, self.cutoff)
-            return View(cut.words, cut, first.traces)
+            return View(cut.description, cut, first.traces)
         assert self.recipe is not None and self.folder is not None
         run = RunFolder(self.folder, self.recipe)
         inspector = Inspector(self.recipe, run, observer, rewards=self.trained)
@@ -93,21 +113,25 @@ class Other(NamedTuple):
 
 
 def _cutoff(text: str) -> float | None:
-    """The number that a text is; None for other words."""
+    """The cutoff that a text gives; None for a text that is not a number."""
     try:
         cutoff = float(text)
     except ValueError:
         return None
     if not (math.isfinite(cutoff) and cutoff >= 0):
-        raise DenserlError(f"{text} is no cutoff", hint="give a number of nats, 0 or more")
+        raise DenserlError(f"{text} cannot be a cutoff", hint="give a number of nats, 0 or more")
     return cutoff
 
 
 class Agreement(NamedTuple):
-    """How far two cuts of the same responses agree, over `responses` of them.
+    """How far two cuts of the same responses agree.
 
-    segments: of each cut. boundaries: ends of segments inside the responses, of each cut; the end
-    of a response is no boundary. shared: those that both have, at the same place in the text.
+    Attributes:
+        responses: Their number.
+        segments: Number of segments of each cut.
+        boundaries: Number of segment ends inside the responses, of each cut; the end of a response
+            does not count.
+        shared: Number of boundaries that both have at the same position in the text.
     """
 
     responses: int
@@ -122,29 +146,29 @@ class Agreement(NamedTuple):
         return 2 * self.shared / total if total else 1.0
 
     def document(self) -> dict[str, Any]:
-        """For programs."""
+        """What `denserl segment --compare --json` prints of it."""
         return {**self._asdict(), "f1": self.f1}
 
 
 def agreement(first: Sequence[SegmentedResponse], second: Sequence[SegmentedResponse]) -> Agreement:
-    """Compare two cuts of the same responses, made by the same tokenizer or by two."""
-    places = [_boundaries(a, b) for a, b in zip(first, second, strict=True)]
+    """Compare two cuts of the same responses, made with the same tokenizer or with two."""
+    boundaries = [_boundaries(a, b) for a, b in zip(first, second, strict=True)]
     return Agreement(
-        len(places),
+        len(boundaries),
         (sum(len(a.segments) for a in first), sum(len(b.segments) for b in second)),
-        (sum(len(a) for a, _ in places), sum(len(b) for _, b in places)),
-        sum(len(a & b) for a, b in places),
+        (sum(len(a) for a, _ in boundaries), sum(len(b) for _, b in boundaries)),
+        sum(len(a & b) for a, b in boundaries),
     )
 
 
 def _boundaries(*cuts: SegmentedResponse) -> list[set[int]]:
-    """Where segments end inside a response, for each of its cuts: characters before.
+    """Where segments end inside a response, for each of its cuts: the number of characters before.
 
-    Spaces do not count: two tokenizers may write them differently, and put the space before a word
-    into the word or before it. Where one read less than the other, the text that both read counts.
+    Spaces do not count: one tokenizer may put the space before a word into the word's token, and
+    another one before it. Where one cut is of a longer text, only the text of both is compared.
     """
     ends = [
         np.cumsum([len("".join(s.text.split())) for s in one.segments]).tolist() for one in cuts
     ]
-    last = min(places[-1] for places in ends)
-    return [{place for place in places if 0 < place < last} for places in ends]
+    last = min(of_one[-1] for of_one in ends)
+    return [{end for end in of_one if 0 < end < last} for of_one in ends]

@@ -1,4 +1,4 @@
-"""segment: how the reference model cuts responses and what the reward model gives each piece."""
+"""Reads responses with the reference and the reward model, for `denserl segment` and `score`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Answer:
-    """A conversation whose last turn is to be segmented, and what to call it."""
+    """A conversation whose last turn is segmented. label: its name for people."""
 
     label: str
     messages: list[dict[str, str]]
@@ -47,7 +47,7 @@ class Answer:
 
 
 class EncodedAnswer(NamedTuple):
-    """An answer as ids within the length limits; a response that was cut keeps no terminator."""
+    """An answer as token ids within the length limits; a truncated response has no terminator."""
 
     answer: Answer
     prompt: np.ndarray
@@ -61,12 +61,7 @@ class EncodedAnswer(NamedTuple):
 
 
 class Inspector:
-    """The reference of a recipe with, once it is trained, the run's reward model.
-
-    rewards: False leaves the reward model out, and with it what it demands of the recipe.
-    scoring: rewards are all that is wanted. There must be a reward model, the run's own or a
-    published one, and the reference is left out where no segment depends on it.
-    """
+    """Segments responses with a recipe's reference and scores them with the run's reward model."""
 
     def __init__(
         self,
@@ -77,6 +72,19 @@ class Inspector:
         rewards: bool = True,
         scoring: bool = False,
     ) -> None:
+        """Load the models.
+
+        Args:
+            recipe: As it was loaded.
+            run: May have a reward model.
+            observer: Told what is loaded, and when a conversation is too long.
+            rewards: Use the run's reward model if there is one; the recipe must not contradict it.
+            scoring: Rewards are all that is needed. There must be a reward model, the run's own or
+                a published one, and the reference is loaded only if segments depend on it.
+
+        Raises:
+            DenserlError: A model cannot be loaded, or the recipe contradicts the reward model.
+        """
         self.normalizer: LocationNormalizer | None = None
         scored = scoring or (rewards and run.reward_model.is_dir())
         setup = prepare(recipe, run, observer, reward_model=scored)
@@ -108,15 +116,15 @@ class Inspector:
         return self.segment_encoded([self.encode(answer) for answer in answers])
 
     def segment_encoded(self, encoded: Sequence[EncodedAnswer]) -> list[SegmentedResponse]:
-        """Segment answers that are ids already. Raises as `trace` does."""
+        """Segment answers that are encoded already. Raises as `trace` does."""
         return [self.cut(trace) for trace in self.trace(encoded)]
 
     def trace(
         self, encoded: Sequence[EncodedAnswer], observer: Observer | None = None
     ) -> list[Trace]:
-        """What the models say of each token.
+        """Entropy and value of each token.
 
-        Raises DenserlError for a number that is not finite, which comes from a broken model.
+        Raises DenserlError for a number that is not finite, which comes from a damaged model.
         """
         observer = observer or Observer()
         traces: list[Trace | None] = [None] * len(encoded)
@@ -143,7 +151,7 @@ class Inspector:
         )
 
     def encode(self, answer: Answer) -> EncodedAnswer:
-        """Ids within the limits. Raises DenserlError for what the chat template cannot write."""
+        """Token ids within the limits. Raises DenserlError where the chat template refuses."""
         data = self.recipe.data
         *prompt, last = answer.messages
         response = self.chat.encode_response(last["content"])
@@ -208,7 +216,7 @@ def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
 
 
 def phrase_agreement(recipe: Recipe, responses: Sequence[SegmentedResponse]) -> sandbox.Agreement:
-    """How well the segments of sandbox responses match the true phrases."""
+    """How well the segments of the sandbox's responses match the true phrases."""
     assert recipe.sandbox is not None
     found = [
         (" ".join(s.text.strip() for s in response.segments), [s.end for s in response.segments])

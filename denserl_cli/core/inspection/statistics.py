@@ -1,4 +1,4 @@
-"""What cutoffs do to a data set: how long segments are, and how many a response has."""
+"""Statistics of a data set's segments by cutoff: their lengths, and their number in a response."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from denserl_cli.core.inspection.traces import Cut, Trace
 from denserl_cli.core.segmentation import calibrate_cutoff
 
 LENGTHS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
-"""Mean lengths of segments, in tokens, whose cutoffs are shown where nobody names cutoffs."""
+"""Mean lengths of segments, in tokens, whose cutoffs are shown where the user names none."""
 
 
 class CutStatistics(NamedTuple):
-    """Segments of a data set at one cutoff (None: the recipe needs none).
+    """Segments of a data set at one cutoff.
 
-    lengths: (segments,), tokens of each. counts: (responses,), segments of each.
+    Attributes:
+        cutoff: Nats; None where segments do not depend on one.
+        lengths: (segments,), tokens of each.
+        counts: (responses,), segments of each.
     """
 
     cutoff: float | None
@@ -30,14 +33,14 @@ class CutStatistics(NamedTuple):
 
     @classmethod
     def of(cls, cut: Cut, traces: Sequence[Trace]) -> CutStatistics:
-        """Cut responses and measure the segments."""
+        """Cut responses and count the segments and their tokens."""
         ends = [torch.nonzero(cut.ends(trace)[0])[:, 0].numpy() for trace in traces]
         lengths = np.concatenate([np.diff(each, prepend=-1) for each in ends])
         counts = np.array([len(each) for each in ends])
         return cls(cut.cutoff, lengths, counts)
 
-    def figures(self) -> dict[str, float | None]:
-        """The distribution in a few numbers; lengths in tokens, counts in segments a response."""
+    def metrics(self) -> dict[str, float | None]:
+        """Summary of the distributions; lengths in tokens, counts in segments a response."""
         return {
             "cutoff": self.cutoff,
             "segments": len(self.lengths),
@@ -47,9 +50,9 @@ class CutStatistics(NamedTuple):
         }
 
     def document(self) -> dict[str, Any]:
-        """The figures with both distributions, as value: how often."""
+        """The metrics, and both distributions as a number for each value."""
         return {
-            **self.figures(),
+            **self.metrics(),
             "lengths": _histogram(self.lengths),
             "counts": _histogram(self.counts),
         }
@@ -60,8 +63,13 @@ def statistics(
 ) -> list[CutStatistics]:
     """Segments of a data set at several cutoffs, in ascending order.
 
-    cutoffs: nats; without any, those that give segments of `LENGTHS` tokens on average. The cut's
-    own is always among them. Raises DenserlError where no entropies were computed.
+    Args:
+        cut: Its cutoff is always among those that are shown.
+        traces: The responses.
+        cutoffs: Nats; without any, those that give segments of `LENGTHS` tokens on average.
+
+    Raises:
+        DenserlError: The traces have no entropies.
     """
     check_entropies(traces)
     found = set(cutoffs or _calibrated(traces))
@@ -71,21 +79,21 @@ def statistics(
 
 
 def check_entropies(traces: Sequence[Trace]) -> None:
-    """Raise DenserlError where no entropies were computed."""
+    """Raise DenserlError where traces have no entropies."""
     if any(trace.entropy is None for trace in traces):
         raise DenserlError(
-            "there are no entropies to cut at: the recipe's segments do not depend on them",
+            "a cutoff needs entropies, and the recipe's segments do not depend on them",
             hint="use a recipe of granularity segment",
         )
 
 
 def at(cut: Cut, cutoff: float) -> Cut:
-    """The same with segments cut at another entropy."""
+    """The same cut with another cutoff, in nats."""
     return cut._replace(granularity="segment", cutoff=cutoff, rule="entropy")
 
 
 def _calibrated(traces: Sequence[Trace]) -> set[float]:
-    """The cutoffs of `LENGTHS`, rounded to what people type."""
+    """The cutoffs for `LENGTHS`, rounded to two digits."""
     width = max(len(trace.texts) for trace in traces)
     entropy = torch.zeros(len(traces), width)
     mask = torch.zeros(len(traces), width, dtype=torch.bool)
@@ -102,7 +110,7 @@ def _histogram(values: NDArray[np.int64]) -> dict[int, int]:
 
 
 def _summary(name: str, values: NDArray[np.int64]) -> dict[str, float]:
-    """Mean, quantiles and the largest of values."""
+    """Mean, quantiles and maximum."""
     tenth, median, ninetieth = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
     return {
         f"{name}_mean": float(values.mean()),

@@ -1,4 +1,4 @@
-"""A response token by token, and what becomes of it under a cut: segments and their rewards."""
+"""Responses token by token (traces), and their segments and rewards under a cut."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment: response tokens start … end (inclusive).
+    """One segment of a response.
 
-    entropy: nats after its last token, None where the response is over. value: the reward model's,
-    reward: normalised by location; None without a reward model or normaliser. per_token: what PPO
-    gives its last token, and each of its tokens unless `ppo.interpolation` is end, before KL and
-    penalties, of the reward model's share alone; None where PPO could not begin, or gives it none.
+    Attributes:
+        text: Of its tokens.
+        start: Number of its first token in the response.
+        end: Number of its last token.
+        entropy: Nats, after its last token; None at the end of the response.
+        value: The reward model's; None without a reward model.
+        reward: The value, normalised by location; None without a normaliser.
+        per_token: The reward that PPO would give to its last token (and to each of its tokens,
+            unless `ppo.interpolation` is end) for the reward model's value alone, before KL and
+            penalties; None where PPO could not start or does not use the reward model.
     """
 
     text: str
@@ -45,10 +51,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class SegmentedResponse:
-    """A response in segments, and the score that the reward model gives it.
+    """A response in segments.
 
-    side: chosen or rejected, where it is one of a pair. terminated: False where it was cut at the
-    length limit.
+    Attributes:
+        label: Its name for people.
+        side: chosen or rejected, if it is one of a pair; else empty.
+        prompt: Text of the turn before it.
+        terminated: False where it was truncated at the length limit.
+        segments: In order.
+        score: The reward model's, of the whole response; None without a reward model.
     """
 
     label: str
@@ -61,11 +72,17 @@ class SegmentedResponse:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What the segments of a response are made of, at any cutoff.
+    """A response as the models read it: all that its segments and rewards at any cutoff need.
 
-    texts: of each of its T tokens, the terminator included. ends: (T,) bool, of the segments of the
-    recipe that it was read with. entropy: (T,) nats, of the reference after each token. values:
-    (T,), the reward model's at each. The last two are None where they were not computed.
+    Attributes:
+        label: Its name for people.
+        side: chosen or rejected, if it is one of a pair; else empty.
+        prompt: Text of the turn before it.
+        terminated: False where it was truncated at the length limit.
+        texts: Of each of its T tokens, the terminator included.
+        ends: (T,) bool, of the segments of the recipe that it was read with.
+        entropy: (T,), nats, of the reference after each token; None where it was not computed.
+        values: (T,), the reward model's at each token; None where they were not computed.
     """
 
     label: str
@@ -84,11 +101,16 @@ class Trace:
 
 
 class Cut(NamedTuple):
-    """Where responses are cut, and what rewards their segments then get.
+    """How responses are cut, and how their segments are rewarded.
 
-    cutoff: nats; None where none decides, so that the recipe's own segments stand. normalizer: None
-    where there is none. ready: whether PPO could use the rewards; rewards: how it would. rule: the
-    recipe's `segmentation.cut`.
+    Attributes:
+        granularity: The recipe's.
+        cutoff: Nats; None where segments do not depend on one: those of the trace are used.
+        normalizer: Of the reward model's values; None where there is none.
+        ready: Whether PPO could start: its normaliser is there or not needed.
+        aggregate: How the reward model scores a response.
+        rewards: How PPO would compute token rewards.
+        rule: The recipe's `segmentation.cut`.
     """
 
     granularity: Granularity
@@ -101,10 +123,10 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(cls, recipe: ResolvedRecipe, normalizer: LocationNormalizer | None) -> Cut:
-        """The cut of a recipe whose cutoff is a number."""
+        """The cut of a recipe."""
         cut, ready = recipe.segmentation, recipe.normalizer.kind == "none" or normalizer is not None
         how = recipe.reward_model.aggregate
-        # a response as it stands: penalties are for those that ended in another way
+        # the responses are not the policy's, so how they end is not penalised
         rewards = reward_settings(recipe)._replace(
             missing_eos_penalty=None, max_response_tokens=None, overlong_penalty=None
         )
@@ -112,7 +134,7 @@ class Cut(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether PPO would give the reward model's rewards to the policy."""
+        """Whether PPO could start and would use the reward model's rewards."""
         return self.ready and self.rewards.learned_weight != 0
 
     @property
@@ -123,8 +145,8 @@ class Cut(NamedTuple):
         )
 
     @property
-    def words(self) -> str:
-        """What cuts, in words."""
+    def description(self) -> str:
+        """What decides about the segments, for people."""
         if self.cutoff is not None:
             return f"cutoff {self.cutoff:.6g}"
         return {"token": "every token", "bandit": "whole responses"}.get(
@@ -132,7 +154,7 @@ class Cut(NamedTuple):
         )
 
     def ends(self, trace: Trace) -> Tensor:
-        """The tokens of a response that end a segment, (1, T) bool."""
+        """The segment ends of a response, (1, T) bool."""
         if self.cutoff is None:
             return torch.from_numpy(trace.ends)[None]
         assert trace.entropy is not None
@@ -191,7 +213,7 @@ Sided = TypeVar("Sided", bound=SegmentedResponse | Trace)
 
 
 def in_pairs(responses: Sequence[Sided]) -> list[list[Sided]]:
-    """The same responses, chosen and rejected of a pair together and others alone."""
+    """Group responses: the chosen and the rejected one of a pair together, others alone."""
     groups: list[list[Sided]] = []
     for response in responses:
         if response.side == "rejected" and groups and groups[-1][-1].side == "chosen":

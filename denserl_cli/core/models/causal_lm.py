@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 
 class ResponseScores(NamedTuple):
-    """logprobs: (R, T), of each response token, 0 where masked. entropy: (R, T) or None.
+    """Log-probabilities and entropies of R responses, in nats.
 
-    entropy[:, j] belongs to the distribution after response token j (method §1); it is 0 at each
-    row's last token, where nothing asks for it, and where masked. With `drawn` it belongs to the
-    distribution that token j was drawn from.
+    Attributes:
+        logprobs: (R, T), of each response token, 0 where masked.
+        entropy: (R, T), or None where it was not computed. entropy[:, j] is that of the
+            distribution after response token j (method §1), and 0 at each row's last token, where
+            it is not needed, and where masked. With `drawn` it is that of the distribution that
+            token j was drawn from.
     """
 
     logprobs: Tensor
@@ -39,10 +42,14 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """Load a causal language model to this process's device.
 
-    trained: float32 weights, gradients on; otherwise frozen weights in the compute type.
-    quantization: transformers' configuration of it, for frozen weights.
-    Raises DenserlError for a model that is absent, incomplete or not causal, or whose head does
-    more than a matrix product, which the streamed likelihood would get wrong.
+    Args:
+        model: Of the recipe.
+        trained: float32 weights with gradients; otherwise frozen weights in the compute type.
+        quantization: transformers' configuration of it, for frozen weights.
+
+    Raises:
+        DenserlError: The model is absent, incomplete or not causal, or its head is more than a
+            matrix product, which the streamed likelihood does not support.
     """
     from transformers import AutoModelForCausalLM
 
@@ -75,22 +82,32 @@ def load_weights(
     option: str = "model.path",
     causal: bool = True,
 ) -> PreTrainedModel:
-    """Load one of transformers' auto classes (`kind`), ready to train or frozen.
+    """Load a model, ready to train or frozen.
 
-    what: the model's part, for errors. revision: of a path that is not the recipe's own model.
-    fresh: name of a layer that the folder need not have. dtype: of the weights; None: float32 to
-    train, the compute type otherwise. num_labels: of a classification head; None for other kinds.
-    option: the recipe's field that names another folder, for errors. causal: False takes any model
-    that is not an encoder and a decoder.
-    Raises DenserlError when the model is absent, not causal, lacks weights, which transformers
-    would fill with random numbers, or has a bias that transformers would leave out.
+    Args:
+        kind: One of transformers' auto classes.
+        model: Of the recipe.
+        path: Hub name or folder.
+        trained: Ready to train; otherwise frozen.
+        what: The model's part, for errors.
+        revision: Of a path that is not the recipe's model.
+        fresh: Name of a layer that the folder need not have.
+        dtype: Of the weights; None: float32 to train, the compute type otherwise.
+        num_labels: Of a classification head; None for other kinds.
+        quantization: transformers' configuration of it, for frozen weights.
+        option: The recipe's field that names another folder, for errors.
+        causal: False takes any model that is not an encoder and a decoder.
+
+    Raises:
+        DenserlError: The model is absent, not causal, lacks weights, which transformers would fill
+            with random numbers, or has a bias that transformers would leave out.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     revision = model.revision if path == model.path else revision
     with readable_errors(path, what, option):
-        # code beside the weights is never run: transformers knows the architecture, or nobody does
+        # code beside the weights is never run: only architectures of transformers are supported
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         known = not causal or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
         if not known or config.is_encoder_decoder:
@@ -99,7 +116,7 @@ def load_weights(
             config.num_labels = num_labels
         for name, value in vars(config).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-                setattr(config, name, 0.0)  # or a policy's ratio to itself would not be 1
+                setattr(config, name, 0.0)  # with dropout a policy's ratio to itself would not be 1
         loaded, report = kind.from_pretrained(
             path,
             config=config,
@@ -114,7 +131,7 @@ def load_weights(
         )
     prepare(loaded, model, trained=trained)
     if causal:
-        with autocast(loaded.device, compute_dtype(model)):  # FlashAttention takes half types alone
+        with autocast(loaded.device, compute_dtype(model)):  # FlashAttention needs half precision
             refuse_two_way_attention(loaded, path)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
@@ -122,15 +139,15 @@ def load_weights(
         raise DenserlError(
             f"{path} lacks weights of the {what}, or has them in other shapes: "
             f"{', '.join(lacking[:5])}",
-            hint="name a folder that holds a whole model of this kind",
+            hint="name a folder that has a whole model of this kind",
         )
     refuse_damaged_weights(loaded, path, what)
     biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
     if biases:
         raise DenserlError(
-            f"{path} has weights that a {config.model_type} model has no place for: "
+            f"{path} has weights that are not part of a {config.model_type} model: "
             f"{', '.join(sorted(biases)[:5])}",
-            hint="without them it would be another model; name one that transformers knows",
+            hint="without them it would be another model; name one that transformers supports",
         )
     return loaded
 
@@ -153,7 +170,7 @@ def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
 def checkpoint_activations(loaded: Any, model: ModelConfig) -> None:
     """Switch gradient checkpointing on where the recipe asks for it."""
     if model.gradient_checkpointing:
-        enable = getattr(  # its name in newer releases of transformers
+        enable = getattr(  # the first name is that of newer releases of transformers
             loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable
         )
         enable({"use_reentrant": False})
@@ -221,7 +238,7 @@ def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
 
 
 def _tolerance(output: Tensor) -> float:
-    """How far equal results of two forward passes may be apart, as a share of the largest."""
+    """How far two forward passes of equal results may differ, as a share of the largest number."""
     half = output.dtype == torch.bfloat16 or torch.is_autocast_enabled(output.device.type)
     return 0.05 if half else 1e-4
 
@@ -234,14 +251,14 @@ def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
 
 
 class StreamedHead(nn.Linear):
-    """A language-model head that also streams log-probabilities and entropies (`targets` given).
+    """A language-model head that, given targets, streams log-probabilities and entropies.
 
-    Under ZeRO 3 a head's weight is there only while the head itself is called.
+    It is a module because under ZeRO 3 a head's weight is in place only while the head is called.
     """
 
     @classmethod
     def take_over(cls, model: Any) -> None:
-        """Make a model's own head one of these; its weight and name stay."""
+        """Turn a model's head into one of these; its weight and name stay the same."""
         model.get_output_embeddings().__class__ = cls
 
     def forward(self, input: Tensor, targets: Tensor | None = None, **options: Any) -> Any:
@@ -261,10 +278,19 @@ def response_logprobs(
 ) -> ResponseScores:
     """Log-probabilities of the response tokens, and entropies, in one pass (method §1).
 
-    The token in column j is predicted at the position before it, where the entropy that belongs to
-    column j-1 is found as well: both come from the same row of the head's product.
-    Log-probabilities are those of the tempered distribution, entropies those at temperature 1 or,
-    if `drawn`, of the tempered distributions that the tokens were drawn from.
+    The token in column j is predicted at the position before it. The entropy of column j-1 belongs
+    to the same position: both come from the same row of the head's product.
+
+    Args:
+        model: A causal language model.
+        batch: Of R sequences.
+        temperature: Of the log-probabilities.
+        with_entropy: Compute entropies.
+        drawn: Entropies are those of the tempered distributions that the tokens were drawn from;
+            otherwise those after each token, at temperature 1.
+
+    Returns:
+        (R, T) each.
     """
     states = hidden_states(model, batch)[batch.response_positions - 1]
     targets = batch.responses[batch.response_mask]

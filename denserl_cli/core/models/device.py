@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def device() -> torch.device:
-    """The device of this process: a GPU of CUDA's kind, or the CPU."""
+    """The device of this process: a CUDA GPU, or the CPU."""
     from accelerate import PartialState
 
     found = PartialState().device

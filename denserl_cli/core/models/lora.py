@@ -1,8 +1,8 @@
-"""LoRA through peft: every model of a stage over one set of frozen weights.
+"""LoRA through peft: all models of a stage share one set of frozen weights.
 
-The starting model is loaded once and frozen. A model that learns is a second set of modules over
-the very same weight tensors, with adapters and, if it gives values, a scalar head of its own. So
-the reference is the policy with its adapters off, and nothing is ever switched on or off.
+The starting model is loaded once and frozen. A trained model is a second set of modules over the
+same weight tensors, with its own adapters and, for a reward model or critic, its own scalar head.
+So the reference is the policy without adapters, and adapters are never switched on or off.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import LoraConfig, Recipe
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What makes a folder one of adapters: peft's own names."""
+"""The files of a folder of adapters, as peft names them."""
 HEAD, ADAPTER = "score", "default"
 
 
 def quantization(recipe: Recipe) -> Any:
-    """What transformers needs to hold frozen weights in 4 bits; None where they are not to be.
+    """The quantization of frozen weights to 4 bits, for transformers; None without `lora.quantize`.
 
     Raises DenserlError where bitsandbytes cannot do it. Its CPU backend is not enough: it repacks
-    weights in place on inference, and no gradient passes through them afterwards.
+    weights in place at inference, and no gradient passes through them afterwards.
     """
     if recipe.lora is None or not recipe.lora.quantize:
         return None
@@ -70,19 +70,19 @@ def quantization(recipe: Recipe) -> Any:
 
 
 def load_reference(recipe: Recipe) -> PreTrainedModel:
-    """The frozen starting model of a recipe, in 4 bits where it asks for that."""
+    """The frozen starting model of a recipe, in 4 bits with `lora.quantize`."""
     return load_causal_lm(recipe.model, trained=False, quantization=quantization(recipe))
 
 
 def new_policy(recipe: Recipe, reference: PreTrainedModel) -> PreTrainedModel:
-    """The policy at its start: all weights to train, or adapters over those of the reference."""
+    """The policy before training: all weights are trained, or adapters over the reference's."""
     if recipe.lora is None:
         return load_causal_lm(recipe.model, trained=True)
     return _add_adapters(twin(reference), recipe)
 
 
 def new_scalar_model(recipe: Recipe, reference: PreTrainedModel | None) -> PreTrainedModel:
-    """A reward model or critic at its start, as `new_policy`, with a fresh head."""
+    """A reward model or critic before training, as in `new_policy`, with a fresh head."""
     if recipe.lora is None:
         return load_scalar_model(recipe.model, fresh_head=True, trained=True)
     return _add_adapters(scalar_model_over(reference or load_reference(recipe)), recipe)
@@ -91,9 +91,13 @@ def new_scalar_model(recipe: Recipe, reference: PreTrainedModel | None) -> PreTr
 def load_policy(
     recipe: Recipe, path: str | Path, *, reference: PreTrainedModel | None = None
 ) -> PreTrainedModel:
-    """A policy to sample from, frozen: a whole model, or adapters over the recipe's.
+    """A frozen policy to sample from: a whole model, or adapters over the recipe's model.
 
-    reference: the recipe's starting model where it is loaded already; adapters share its weights.
+    Args:
+        recipe: Of the run.
+        path: Folder or hub name.
+        reference: The recipe's starting model where it is loaded already; adapters share its
+            weights.
     """
     if str(path) == recipe.model.path:
         return load_reference(recipe)
@@ -112,7 +116,17 @@ def saved_scalar_model(
     reference: PreTrainedModel | None = None,
     option: str = "model.path",
 ) -> PreTrainedModel:
-    """A reward model as in `load_policy`, or `trained` further, the recipe's way, as a critic."""
+    """A reward model from a folder, frozen or to be trained further as a critic.
+
+    Args:
+        recipe: Says what of a critic is trained: all weights, or adapters.
+        path: Folder or hub name, of a whole model or of adapters.
+        revision: Of a hub name.
+        trained: Load it to be trained.
+        reference: The recipe's starting model where it is loaded already; adapters share its
+            weights.
+        option: The recipe's field that names the path, for errors.
+    """
     lora = recipe.lora is not None
     if not is_adapters(path):
         whole = load_scalar_model(
@@ -133,7 +147,13 @@ def saved_scalar_model(
 
 
 def merged(recipe: Recipe, folder: str | Path, *, scalar: bool) -> PreTrainedModel:
-    """The starting model, whole and in float32, with a folder's adapters added to its weights."""
+    """The starting model in float32 with a folder's adapters added to its weights.
+
+    Args:
+        recipe: Names the starting model.
+        folder: Of the adapters.
+        scalar: They are those of a reward model or critic.
+    """
     start = load_causal_lm(replace(recipe.model, gradient_checkpointing=False), trained=True)
     whole: Any = _loaded(scalar_model_over(start) if scalar else start, folder).merge_and_unload()
     return whole
@@ -145,13 +165,13 @@ def is_adapters(folder: str | Path) -> bool:
 
 
 def twin(model: Any) -> Any:
-    """A second set of modules over the same weight tensors; what one is given, the other is not."""
+    """A second set of modules over the same weight tensors; new modules are added to one alone."""
     weights = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 def scalar_model_over(causal_lm: PreTrainedModel) -> PreTrainedModel:
-    """A model with a fresh scalar head over the body of a language model; no weight is copied."""
+    """A model with a fresh scalar head that shares the weights of a language model's body."""
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(causal_lm.config)
@@ -161,18 +181,18 @@ def scalar_model_over(causal_lm: PreTrainedModel) -> PreTrainedModel:
     body = twin(causal_lm.base_model)
     if type(body) is not type(model.base_model):
         raise DenserlError(
-            f"a {config.model_type} model's body cannot carry a scalar head",
+            f"a scalar head cannot be added to the body of a {config.model_type} model",
             hint="train all weights: --set lora=null",
         )
     setattr(model, model.base_model_prefix, body)
     model.score = model.score.to_empty(device=causal_lm.device).float()
     draw_head(model)
-    model.is_loaded_in_4bit = getattr(causal_lm, "is_loaded_in_4bit", False)  # peft asks for it
+    model.is_loaded_in_4bit = getattr(causal_lm, "is_loaded_in_4bit", False)  # peft reads it
     return model.eval()
 
 
 def _add_adapters(model: Any, recipe: Recipe) -> Any:
-    """Add fresh adapters, which change nothing yet; they and the head, if any, will learn."""
+    """Add fresh adapters, which change nothing yet; they and the head, if any, are trained."""
     from peft import LoraConfig
 
     lora, scalar = recipe.lora, hasattr(model, HEAD)
@@ -181,7 +201,7 @@ def _add_adapters(model: Any, recipe: Recipe) -> Any:
         LoraConfig(
             task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # it need not be an integer
             target_modules=_targets(model, lora),
             modules_to_save=[HEAD] if scalar else None,
         )
@@ -190,7 +210,7 @@ def _add_adapters(model: Any, recipe: Recipe) -> Any:
 
 
 def _targets(model: Any, lora: LoraConfig) -> list[str]:
-    """Full names of the linear layers of the body that a recipe wants adapted."""
+    """Full names of the body's linear layers that get adapters."""
     from transformers.pytorch_utils import Conv1D
 
     layers = [
@@ -204,10 +224,10 @@ def _targets(model: Any, lora: LoraConfig) -> list[str]:
     }
     unknown = [target for target, names in found.items() if not names]
     if unknown or not layers:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "none"
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "none"
         raise DenserlError(
             f"lora.targets: the model's body has no linear layer {', '.join(unknown)}".rstrip(),
-            hint=f"its linear layers are: {there}",
+            hint=f"its linear layers are: {known}",
         )
     wanted = {name for names in found.values() for name in names} or set(layers)
     return [f"{model.base_model_prefix}.{name}" for name in layers if name in wanted]
@@ -230,12 +250,12 @@ def _learnt(model: Any) -> dict[str, nn.Parameter]:
 
 
 def _load_adapters(model: Any, folder: str | Path) -> Any:
-    """Add a folder's adapters, and its head if it has one, ready to be trained further."""
+    """A model with a folder's adapters, and its head if it has one, ready to be trained."""
     return _loaded(model, folder).model
 
 
 def _loaded(model: Any, folder: str | Path) -> LoraModel:
-    """A model with a folder's adapters, in peft's hands; DenserlError when they do not fit."""
+    """A model with a folder's adapters, as peft's `LoraModel`; DenserlError if they do not fit."""
     from peft import LoraModel, PeftConfig
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 

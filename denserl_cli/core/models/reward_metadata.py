@@ -1,4 +1,4 @@
-"""What is recorded with a reward model, and what a recipe must agree with."""
+"""The record of a reward model's settings, which a recipe must not contradict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = "denserl.json"
 
 @dataclass(frozen=True)
 class RewardRecord:
-    """What belongs to a reward model beside its weights; travels in its folder.
+    """The settings that a reward model was trained with, kept in its folder.
 
     weights: hub name or folder of the weights where they are not in the record's own folder.
     """
@@ -62,9 +62,9 @@ class RewardRecord:
 
     @classmethod
     def published(cls, recipe: Recipe) -> RewardRecord:
-        """The record of a recipe's published reward model; what nobody wrote down is the recipe's.
+        """The record of a recipe's published reward model, which has none of its own.
 
-        Its terminator is not known yet.
+        Settings that `published` does not give are the recipe's; the terminator is not known yet.
         """
         made = recipe.published
         assert made is not None
@@ -102,9 +102,9 @@ class RewardRecord:
             ) from error
 
     def check(self, recipe: Recipe, folder: Path | str) -> None:
-        """Raise DenserlError when the recipe contradicts what the model was trained with.
+        """Raise DenserlError, naming `folder`, when the recipe contradicts the record.
 
-        A cutoff that the recipe leaves to calibration is the model's.
+        A cutoff of `auto` contradicts no cutoff.
         """
         cut = recipe.segmentation
         if cut.cutoff == "auto" and self.cut == "entropy":
@@ -132,7 +132,7 @@ class RewardRecord:
             )
 
     def check_terminator(self, chat: ChatFormat, folder: Path | str) -> None:
-        """Raise DenserlError when responses end with another token than in training."""
+        """Raise DenserlError, naming `folder`, when responses end with another token."""
         if chat.terminator_id != self.terminator_id:
             raise DenserlError(
                 f"responses end with token {chat.terminator_id}, those that the reward model in "

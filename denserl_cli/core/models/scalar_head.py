@@ -27,10 +27,18 @@ def load_scalar_model(
     trained: bool,
     option: str = "model.path",
 ) -> PreTrainedModel:
-    """A backbone with a scalar head (`score`, no bias), as reward model or critic (method §3).
+    """A model with a scalar head (`score`, no bias), as reward model or critic (method §3).
 
-    fresh_head: draw the head from torch's current seed, normal with std 1/(hidden+1); otherwise
-    the folder must hold one, and DenserlError is raised when it does not.
+    Args:
+        model: Of the recipe.
+        path: Hub name or folder; None: the recipe's model.
+        revision: Of a path that is not the recipe's model.
+        fresh_head: Draw the head, see `draw_head`; otherwise the folder must have one.
+        trained: Ready to train; otherwise frozen, the body in the compute type.
+        option: The recipe's field that names the path, for errors.
+
+    Raises:
+        DenserlError: The model cannot be loaded, lacks a head, or has one of another kind.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -51,7 +59,7 @@ def load_scalar_model(
         raise DenserlError(
             f"{path or model.path}: the head of a {loaded.config.model_type} classifier is not a "
             "plain matrix product",
-            hint="it can reward whole responses alone: segmentation.granularity=bandit",
+            hint="it can only reward whole responses: set segmentation.granularity=bandit",
         )
     if not trained:
         for weight in loaded.base_model.parameters():  # buffers, such as RoPE's, stay float32
@@ -67,12 +75,19 @@ def draw_head(model: Any) -> None:
 
 
 def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> Tensor:
-    """The scalar head's value at every response token: (R, T) float32, 0 where masked.
+    """The scalar head's value at every response token.
 
-    before: read at the position before each token, the state in which it is chosen (the critic).
+    Args:
+        model: With a scalar head.
+        batch: Of R sequences.
+        before: Read the value at the position before each token, the state in which the token is
+            chosen (for a critic).
+
+    Returns:
+        (R, T), float32, 0 where masked.
     """
     states = hidden_states(model, batch)[batch.response_positions - int(before)]
     with torch.autocast(states.device.type, enabled=False):  # the head stays float32
-        # its weight is of another type only under DeepSpeed's bfloat16, which has float32 masters
+        # its weight has another type only under DeepSpeed's bfloat16, which has float32 masters
         values = model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()
     return batch.window(values)

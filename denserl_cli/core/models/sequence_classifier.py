@@ -1,7 +1,8 @@
-"""A scalar reward model of any make, as the reward of whole responses (granularity bandit).
+"""Published scalar reward models of any kind, which reward whole responses (granularity bandit).
 
-Its tokenizer, its chat template and its head may be its own: a conversation is written its way and
-read once, as transformers does, and the value sits on the response's last token.
+Such a model may have another tokenizer, chat template and head than the policy. A conversation is
+written in the model's own format and read once, as transformers does, and its value is that of the
+response's last token.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ if TYPE_CHECKING:
 
 Ids = np.ndarray
 Rewrite = Callable[[Ids, Ids], Ids]
-"""From the ids of a prompt and its response to a conversation in the reward model's own ids."""
+"""From the ids of a prompt and its response to the conversation in the reward model's ids."""
 
 
 @dataclass(frozen=True, eq=False)
 class WholeFormat(ChatFormat):
-    """How a reward model's own tokenizer writes conversations: to the end, as its template does."""
+    """A chat format that writes everything after a response, as a template does, not one token."""
 
     slot: Slot
-    """What the template trims off an answer."""
+    """Says what the template trims off an answer."""
     closing: list[int]
     """Everything that the template writes after an answer."""
 
     def response_layout(self, content: str) -> Layout:
-        """What `encode_response` tokenises; any text will do, for policies write anything."""
+        """What `encode_response` tokenises; the content may be any text."""
         return [self.slot.trim(content), self.closing]
 
 
 def as_it_is(prompt: Ids, response: Ids) -> Ids:
-    """The conversation of ids that are the reward model's own already."""
+    """The conversation, where the policy's ids are the reward model's as well."""
     return np.concatenate([prompt, response])
 
 
 def load_classifier(record: RewardRecord, model: ModelConfig) -> Any:
-    """Load a record's published weights, frozen. Raises DenserlError when they lack a head."""
+    """Load the published weights of a record, frozen. Raises DenserlError when they lack a head."""
     from transformers import AutoModelForSequenceClassification
 
     assert record.weights is not None
@@ -74,12 +75,12 @@ def load_classifier(record: RewardRecord, model: ModelConfig) -> Any:
         option="published.reward_model",
         causal=False,
     )
-    loaded.config.pad_token_id = None  # then transformers reads the very last token
+    loaded.config.pad_token_id = None  # so that transformers reads the last token
     return loaded
 
 
 class SequenceReader:
-    """Reads a classifier with one label, which takes whole conversations."""
+    """Reads the value of whole conversations from a classifier with one label."""
 
     def __init__(
         self,
@@ -89,12 +90,12 @@ class SequenceReader:
         limit: int | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Keep how it reads.
+        """Set up a reader.
 
         Args:
             plain_head: Whether the head `score` is a matrix product of each token's state.
-            rewrite: From the policy's ids to the classifier's own.
-            limit: Tokens that the classifier can read; None: as many as there are.
+            rewrite: From the policy's ids to the classifier's.
+            limit: Tokens that the classifier can read; None: any number.
             observer: Told when a conversation is longer than that.
         """
         self.plain_head, self.rewrite = plain_head, rewrite
@@ -102,7 +103,15 @@ class SequenceReader:
 
     @torch.no_grad()
     def __call__(self, model: Any, batch: SequenceBatch) -> Tensor:
-        """A model's value at the last token of each response: (R, T) float32, 0 elsewhere."""
+        """The value of each of R conversations at its response's last token.
+
+        Args:
+            model: The classifier.
+            batch: Of R sequences, in the policy's ids.
+
+        Returns:
+            (R, T), float32, 0 at all other tokens.
+        """
         ids, lengths = batch.input_ids.cpu().numpy(), batch.response_mask.sum(1)
         ends = lengths.cpu().numpy()
         firsts = batch.response_positions.cpu().numpy()[ends.cumsum() - ends]
@@ -116,7 +125,7 @@ class SequenceReader:
         return values
 
     def read(self, model: Any, rows: Sequence[Ids]) -> Tensor:
-        """The value of each conversation: (R,) float32."""
+        """The value of each conversation of the classifier's ids: (R,), float32."""
         device = model.device
         if self.plain_head:
             batch = collate_sequences([r[:-1] for r in rows], [r[-1:] for r in rows], 0, device)
@@ -126,7 +135,7 @@ class SequenceReader:
             return torch.cat([model(input_ids=ids).logits[:, 0] for ids in inputs])
 
     def _within(self, ids: Ids) -> Ids:
-        """The ids, without their beginning where there are more than the model has positions."""
+        """The last ids, as many as the model has positions."""
         if self.limit is None or len(ids) <= self.limit:
             return ids
         self.cut += 1
@@ -144,9 +153,15 @@ class Translation:
     def __init__(
         self, chat: ChatFormat, reward_chat_format: ChatFormat, prompts: Sequence[Prompt]
     ) -> None:
-        """Encode all prompts.
+        """Encode all prompts in the reward model's format.
 
-        Raises DenserlError for a prompt that the reward model's template refuses.
+        Args:
+            chat: Of the policy.
+            reward_chat_format: Of the reward model.
+            prompts: All that will be rewritten, in the policy's ids.
+
+        Raises:
+            DenserlError: The reward model's template refuses a prompt.
         """
         self.chat, self.reward_chat_format = chat, reward_chat_format
         self.prompts: dict[bytes, Ids] = {}
@@ -170,7 +185,7 @@ class Translation:
 
 
 def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a published reward model's folder, if there is one."""
+    """The tokenizer beside a published reward model's weights, if there is one."""
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
@@ -194,9 +209,9 @@ def reads_ids_of(record: RewardRecord, chat: ChatFormat) -> bool:
 
 
 def own_format(record: RewardRecord, chat: ChatFormat) -> ChatFormat | None:
-    """How a published bandit model writes conversations, where that differs from the policy's.
+    """The chat format of a published bandit model, where it differs from the policy's; else None.
 
-    Raises DenserlError when it has other tokens and no chat template.
+    Raises DenserlError when the model has other tokens and no chat template.
     """
     own = own_tokenizer(record) if record.granularity == "bandit" else None
     ours = chat.template.tokenizer
@@ -218,7 +233,7 @@ def own_format(record: RewardRecord, chat: ChatFormat) -> ChatFormat | None:
 
 
 def has_plain_head(path: str, revision: str | None = None) -> bool:
-    """Whether a classifier is a causal model with a head `score` that is a matrix and no more."""
+    """Whether a classifier is a causal model whose head `score` is a plain matrix product."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -233,25 +248,24 @@ def has_plain_head(path: str, revision: str | None = None) -> bool:
 
 
 def check_head(path: str, revision: str | None = None) -> None:
-    """Raise DenserlError when the weights of a published model have no head; none is loaded."""
+    """Raise DenserlError when a published model's weights lack a head; no weights are loaded."""
     if not has_plain_head(path, revision):
-        return  # transformers knows its head's name when it loads
+        return  # its head has another name; loading finds out whether it is missing
     with readable_errors(path, "reward model", "published.reward_model"):
         names = weight_names(path, revision)
     if names is not None and not any("score" in name for name in names):
         raise DenserlError(
             f"{path} lacks weights of the reward model: score.weight",
-            hint="name a folder that holds a whole reward model: "
-            "--set published.reward_model=FOLDER",
+            hint="name a folder that has a whole reward model: --set published.reward_model=FOLDER",
         )
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens a model can read; None when nothing says so."""
+    """How many tokens a model can read; None where its configuration does not say."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None or limit < 1:
         return None
-    for table in model.modules():  # RoBERTa counts positions from the padding's on
+    for table in model.modules():  # RoBERTa counts positions from the padding's index on
         if isinstance(table, nn.Embedding) and table.num_embeddings == limit and table.padding_idx:
             return limit - table.padding_idx - 1
     return limit

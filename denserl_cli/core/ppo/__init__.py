@@ -1,1 +1,1 @@
-"""PPO on dense rewards."""
+"""PPO on dense rewards: rollouts, token rewards, advantages, clipped losses (method §5)."""

@@ -13,10 +13,18 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Estimate advantages, and returns = advantages + values (Schulman et al. 2016; method §5).
 
-    rewards, values: (B, T); the value of token j is the critic's before it, in the state in which
-    j is chosen. response_mask: (B, T) bool; masked rewards and values count as 0 and the recursion
-    passes through them, so that a hole has an advantage although nothing should use it. Nothing is
-    bootstrapped after the last token. Returns (advantages, returns), (B, T) each, at least float32.
+    Nothing is bootstrapped after the last token.
+
+    Args:
+        rewards: (B, T), of each token.
+        values: (B, T), the critic's value before each token, in the state in which it is chosen.
+        response_mask: (B, T) bool. Masked rewards and values count as 0 and the recursion passes
+            through them, so a masked token inside a response has an advantage that nothing uses.
+        gamma: Discount of later rewards.
+        lam: Decay of the temporal-difference errors, λ of generalized advantage estimation.
+
+    Returns:
+        Advantages and returns, (B, T) each, at least float32.
     """
     rewards = at_least_float32(rewards).masked_fill(~response_mask, 0)
     values = at_least_float32(values).masked_fill(~response_mask, 0)
@@ -33,8 +41,13 @@ def generalized_advantages(
 def whiten(values: Tensor, response_mask: Tensor) -> Tensor:
     """Shift and scale to mean 0 and population std 1 over all tokens that count.
 
-    values: (B, T). response_mask: (B, T) bool. Returns (B, T), at least float32, 0 where
-    masked; a single token, or values that are all the same, become 0.
+    Args:
+        values: (B, T).
+        response_mask: (B, T) bool.
+
+    Returns:
+        (B, T), at least float32, 0 where masked; a single token, or values that are all the same,
+        become 0.
     """
     values, count = at_least_float32(values), response_mask.sum().clamp(min=1)
     centred = values - values.masked_fill(~response_mask, 0).sum() / count

@@ -1,4 +1,4 @@
-"""Rollouts described: metrics, samples, and the policy evaluated on held-out prompts."""
+"""Metrics and samples of rollouts, and the evaluation of the policy on held-out prompts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Described(NamedTuple):
-    """What metrics.jsonl and samples.jsonl say of a rollout."""
+    """What metrics.jsonl and samples.jsonl record of a rollout."""
 
     metrics: Metrics
     samples: list[Sample]
 
 
 class Evaluator:
-    """Describes rollouts, and the policy by its rollouts on held-out prompts."""
+    """Computes metrics and samples of rollouts, also of those on held-out prompts."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class Evaluator:
         tokenizer: Any,
         true_reward: TrueReward | None,
     ) -> None:
-        """Keep what describes.
+        """Set up an evaluator.
 
         Args:
-            recipe: Says how responses are scored and how many samples are wanted.
+            recipe: Says how responses are scored and how many samples to log.
             collector: Makes the rollouts of an evaluation.
-            sources: Of the rewards.
-            prompts: Held out, repeated for each sample.
+            sources: What rewards are computed with.
+            prompts: The held-out prompts, repeated for each sample.
             tokenizer: Decodes responses.
-            true_reward: The task's own, where it knows one.
+            true_reward: The task's true reward; None where it is not known.
         """
         self.aggregate, self.log_samples = recipe.reward_model.aggregate, recipe.run.log_samples
         self.samples_per_prompt = recipe.ppo.eval_samples
@@ -71,9 +71,9 @@ class Evaluator:
         """The metrics of a training rollout, and its first samples.
 
         Args:
-            prompts: Of the rollout.
+            prompts: The prompts of the rollout.
             rollout: With R responses.
-            functions: What the user's functions gave.
+            functions: What the reward functions returned for them; None without functions.
             rewards: (R, T), before the KL penalty.
             returns: (R, T).
         """
@@ -89,7 +89,7 @@ class Evaluator:
         return Described(metrics | {"responses": len(rollout.responses)}, shown)
 
     def evaluate(self) -> Described:
-        """The rollout metrics on the held-out prompts, under the same noise each time; samples."""
+        """Metrics and samples of a rollout on the held-out prompts, always with the same noise."""
         if not self.prompts.prompts:
             return Described({}, [])
         rollout = self.collector.collect(self.prompts.ids, self.prompts.keys)
@@ -104,7 +104,7 @@ class Evaluator:
         )
 
     def _means(self, rollout: Rollout, functions: FunctionRewards | None) -> dict[str, Tensor]:
-        """Means over the responses, with those of the user's own rewards."""
+        """Means over the responses, those of the reward functions among them."""
         totals = {} if functions is None else functions.totals
         means = {name: values.mean() for name, values in totals.items()}
         return means | rollout_metrics(rollout, self.aggregate)
@@ -125,9 +125,9 @@ class Evaluator:
 
 
 def to_numbers(tensors: dict[str, Tensor]) -> Metrics:
-    """One transfer for all metrics; the first process's, so that all decide the same by them.
+    """Metrics as numbers, in one transfer: a 0-d tensor becomes a number, another one a list.
 
-    A 0-d tensor becomes a number, another one a list of them.
+    All processes get those of the first one, so that they all take the same decisions.
     """
     flat = torch.cat([tensor.double().reshape(-1) for tensor in tensors.values()]).tolist()
     found: Metrics = {}

@@ -19,7 +19,7 @@ _HIGHEST = 80.0
 
 
 class LossOutput(NamedTuple):
-    """A scalar loss, and detached 0-d tensors that tell how the update goes."""
+    """A scalar loss, and metrics of the update: detached 0-d tensors by name."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -28,9 +28,17 @@ class LossOutput(NamedTuple):
 def masked_mean(values: Tensor, mask: Tensor, reduce: Reduce) -> Tensor:
     """Mean over the tokens that count; 0, with gradient 0, where none does.
 
-    values: (B, T). mask: (B, T) bool. reduce: `sequence` takes each row's mean and then the mean of
-    the rows that are not empty, `token` the mean of all tokens. Returns a scalar, at
-    least float32. Raises DenserlError for an unknown reduce.
+    Args:
+        values: (B, T).
+        mask: (B, T) bool.
+        reduce: `sequence` takes each row's mean and then the mean of the rows that are not empty,
+            `token` the mean of all tokens.
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        DenserlError: Unknown reduce.
     """
     values = at_least_float32(values).masked_fill(~mask, 0)
     if reduce == "token":
@@ -52,9 +60,18 @@ def clipped_policy_loss(
 ) -> LossOutput:
     """PPO's pessimistic surrogate -min(r A, clamp(r, 1 ± clip) A), r = π / π_old.
 
-    All tensors (B, T), nats, response_mask bool. clip: None leaves the ratio alone. Metrics over
-    all tokens: clip_fraction (share with |r - 1| > clip), approx_kl (KL of the old policy to the
-    new: mean of r - 1 - log r, never negative), ratio_max (0 where no token counts).
+    Args:
+        logprobs: (B, T), nats, log π of each token.
+        old_logprobs: (B, T), nats, log π_old.
+        advantages: (B, T), A.
+        response_mask: (B, T) bool.
+        clip: How far the ratio may leave 1; None does not clip it.
+        reduce: As in `masked_mean`.
+
+    Returns:
+        The loss, and metrics over all tokens: clip_fraction (share with |r - 1| > clip), approx_kl
+        (KL of the old policy to the new: mean of r - 1 - log r, never negative), ratio_max (0 where
+        no token counts).
     """
     clip = math.inf if clip is None else clip
     # Masked columns may hold anything: emptied first, they cannot put inf * 0 into the gradient.
@@ -84,8 +101,17 @@ def clipped_value_loss(
 ) -> LossOutput:
     """Half the larger squared error of the value and of the value kept within old ± clip.
 
-    All tensors (B, T), response_mask bool. clip: None is half the squared error. Metric:
-    clip_fraction (share of tokens whose value moved by more than `clip`).
+    Args:
+        values: (B, T).
+        old_values: (B, T), those of the rollout.
+        returns: (B, T), what the values should be.
+        response_mask: (B, T) bool.
+        clip: How far a value may leave the old one; None gives half the squared error.
+        reduce: As in `masked_mean`.
+
+    Returns:
+        The loss, and the metric clip_fraction: the share of tokens whose value moved by more than
+        `clip`.
     """
     clip = math.inf if clip is None else clip
     values = at_least_float32(values).masked_fill(~response_mask, 0)

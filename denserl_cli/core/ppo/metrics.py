@@ -1,4 +1,4 @@
-"""What a rollout says in numbers and in samples."""
+"""Metrics and samples of a rollout."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ LOCATIONS = 10
 
 
 def rollout_metrics(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]:
-    """Means over the responses of a rollout, each 0-d.
+    """Means over the responses of a rollout.
 
-    aggregate: how the reward model scores a response. kl: nats a response, the k1 estimate summed
-    over its tokens. entropy: nats a token, of the policy where it drew the token. segment_length:
-    tokens; a terminator that belongs to no segment does not count.
+    Args:
+        rollout: With R responses.
+        aggregate: How the reward model scores a response.
+
+    Returns:
+        Metrics by name, 0-d each. kl: nats a response, the k1 estimate summed over its tokens.
+        entropy: nats a token, of the policy where it drew the token. segment_length: tokens; a
+        terminator that belongs to no segment does not count.
     """
     metrics = response_metrics(rollout, aggregate)
     kl, lengths = metrics["kl"], metrics["response_length"]
@@ -63,17 +68,19 @@ def response_metrics(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor
 def reward_metrics(
     rollout: Rollout, rewards: Tensor, clip: float, normalizer: LocationNormalizer | None
 ) -> dict[str, Tensor]:
-    """What becomes of the reward model's values on their way to the tokens, 0-d or (LOCATIONS,).
-
-    dense_reward: their sum, mean over the responses. clipped_rewards: share of the tokens with a
-    reward (not 0) whose reward is at ± clip. floored_segments: share of segments where the
-    normaliser's std is at its floor. location_*: see `location_metrics`.
+    """Metrics of the token rewards and of the segment values that they are computed from.
 
     Args:
         rollout: With R responses.
         rewards: (R, T), of `dense_rewards`.
         clip: `ppo.reward_clip`.
         normalizer: Of the reward model's values.
+
+    Returns:
+        Metrics by name, 0-d or (LOCATIONS,). dense_reward: sum over a response's tokens, mean over
+        the responses. clipped_rewards: share of the tokens with a reward (not 0) whose reward is at
+        ± clip. floored_segments: share of segments where the normaliser's std is at its floor.
+        location_*: see `location_metrics`.
     """
     clipped, paid = rewards.abs() >= clip, rewards != 0
     metrics = {
@@ -94,8 +101,14 @@ def location_metrics(
 ) -> dict[str, Tensor]:
     """Segment rewards by location, before (value) and after (reward) normalisation.
 
-    token_values, ends: (R, T). Returns, (LOCATIONS,) each, the number of segments in each bin, and
-    mean and population std of their values and rewards; NaN where there is none.
+    Args:
+        token_values: (R, T), of the reward model.
+        ends: (R, T) bool, of the segments.
+        normalizer: Of the values; None leaves them as they are.
+
+    Returns:
+        (LOCATIONS,) each: the number of segments in each bin, and mean and population std of their
+        values and rewards; NaN in an empty bin.
     """
     order, count = ends.cumsum(1), ends.sum(1, keepdim=True).clamp(min=1)
     bins = ((LOCATIONS * order - 1) // count)[ends]  # ceil(LOCATIONS p) - 1, exactly
@@ -110,7 +123,7 @@ def location_metrics(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Share of the returns' variance that the critic foresaw: 1 - Var(returns - values)/Var."""
+    """Explained variance of the critic, 1 - Var(returns - values) / Var(returns); (R, T) each."""
     error, target = (returns - values)[mask], returns[mask]
     return 1 - error.var(correction=0) / target.var(correction=0).clamp(min=1e-8)
 
@@ -132,7 +145,7 @@ def samples(
         tokenizer: Decodes the responses.
         prompts: Text of each prompt.
         count: Samples to make, at most.
-        every: Passes over responses between those that are shown.
+        every: Take one response of so many; 1 takes the first ones.
     """
     shown = []
     for row in range(0, len(rollout.responses), every)[:count]:

@@ -11,7 +11,7 @@ import numpy as np
 from denserl_cli.core.data.conversations import Prompt
 
 EVALUATION = 2**31
-"""Stands where a training iteration's number would in the noise key of evaluation samples."""
+"""Iteration number in the noise keys of evaluation samples; no training iteration reaches it."""
 
 
 class PromptBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Rewards of the user's own: a Python function in the reward model's place, or beside it."""
+"""Reward functions: Python functions of the user, instead of a reward model or beside one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LARGEST = 3e38
 """Beyond it, a float32 is infinite."""
 Value = float | list[float]
-"""What a function says of one response."""
+"""What a function returns for one response."""
 
 
 class Segment(NamedTuple):
@@ -46,10 +46,12 @@ class Segment(NamedTuple):
 
 
 class FunctionRewards(NamedTuple):
-    """What all functions give the responses of a rollout.
+    """The rewards of all reward functions for the responses of a rollout.
 
-    tokens: (R, T), their weighted sum. totals: for each function what it gave each response before
-    its weight, (R,), as `reward_` and its name.
+    Attributes:
+        tokens: (R, T), their weighted sum.
+        totals: By the metric `reward_` + a function's name: its reward for each response before its
+            weight, (R,).
     """
 
     tokens: Tensor
@@ -57,7 +59,7 @@ class FunctionRewards(NamedTuple):
 
 
 def reward_settings(recipe: ResolvedRecipe) -> RewardSettings:
-    """How a recipe makes rewards of tokens."""
+    """How a recipe computes the rewards of tokens."""
     ppo = recipe.ppo
     return RewardSettings(
         interpolation=ppo.interpolation,
@@ -80,10 +82,19 @@ class RewardFunctions:
         self.functions = [(one.weight, UserFunction(one.function)) for one in recipe.ppo.reward]
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> FunctionRewards | None:
-        """Call each function once, for all responses of a rollout; None without functions.
+        """Call each function on all responses of a rollout; None without functions.
 
-        Every process asks for rows of its own. Raises DenserlError when a function fails, or
-        returns what no reward can be made of.
+        Each process calls them once, for its share of the rows.
+
+        Args:
+            prompts: The prompt of each response.
+            rollout: With R responses.
+
+        Returns:
+            The rewards of all functions, the same in every process.
+
+        Raises:
+            DenserlError: A function fails, or returns something that is not a reward.
         """
         if not self.functions:
             return None
@@ -101,7 +112,7 @@ class RewardFunctions:
 
 
 class Responses:
-    """The responses that this process asks about, in the shapes that functions may want."""
+    """The responses of this process's rows, in each form that a function can ask for."""
 
     NAMES = (
         *("prompts", "messages", "responses", "token_ids", "segments", "terminated", "rows"),
@@ -117,7 +128,7 @@ class Responses:
         self.ids = [rollout.responses[row].tolist() for row in self.rows]
 
     def arguments(self, names: Sequence[str]) -> dict[str, Any]:
-        """The arguments of these names, made anew: a function may change them."""
+        """The arguments of these names, copied, because a function may change them."""
         return {name: getattr(self, f"_{name}")() for name in names}
 
     def _prompts(self) -> list[str]:
@@ -160,7 +171,7 @@ class UserFunction:
         self.wanted = self._wanted()
 
     def __call__(self, responses: Responses) -> list[Value]:
-        """What the function says of each response, as plain numbers."""
+        """What the function returns for each response, as plain numbers."""
         given = responses.arguments(self.wanted)
         try:
             answer = self.call(**given)
@@ -224,47 +235,59 @@ def loaded(name: str) -> Callable[..., Any]:
 
 
 def failed(name: str, error: BaseException) -> DenserlError:
-    """A user's error as one message: the lines of their own code, and what went wrong there."""
+    """An error in a reward function as one message, with the lines of the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = (__file__, importlib.__file__)
     theirs = [f for f in frames if f.filename not in ours and not f.filename.startswith("<frozen")]
     lines = [*traceback.format_list(theirs), *traceback.format_exception_only(error)]
     return DenserlError(
-        f"the reward {name} failed:\n{''.join(lines).rstrip()}", hint="mend the function"
+        f"the reward {name} failed:\n{''.join(lines).rstrip()}", hint="correct the function"
     )
 
 
 def placed(
     values: Sequence[Value], rollout: Rollout, recipe: ResolvedRecipe, where: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Put what a function said on tokens: (R, T), and the total of each response: (R,).
+    """Assign what a function returned to tokens.
 
-    A number goes to the last token, as in bandit; one for each segment goes over the segment's
-    tokens as a reward model's would (`ppo.segment_total`, `ppo.interpolation`); one for each token
-    stays there. Raises DenserlError, with where the first one is, when the values are of different
-    kinds or of a wrong number.
+    One number a response goes to the last token, as in bandit; one number a segment is spread over
+    the segment's tokens like a reward model's (`ppo.segment_total`, `ppo.interpolation`); one
+    number a token stays at its token.
+
+    Args:
+        values: What the function returned for each of the R responses.
+        rollout: The responses.
+        recipe: Says how rewards of segments are spread.
+        where: The function and the prompt of each response, for errors.
+
+    Returns:
+        The reward of each token, (R, T), and the total of each response, (R,).
+
+    Raises:
+        DenserlError: The values are of different kinds, or their number fits neither segments nor
+            tokens; it names the first such response.
     """
     mask, ends = rollout.response_mask, rollout.ends
     if all(isinstance(value, float) for value in values):
-        last = mask.cumsum(1).argmax(1)  # the first place of the largest number
+        last = mask.cumsum(1).argmax(1)  # argmax returns the first of equal maxima
         given = torch.zeros(mask.shape, device=mask.device)
         given[torch.arange(len(mask)), last] = torch.tensor(values, device=mask.device)
         return given, given.sum(1)
     lists = [[value] if isinstance(value, float) else value for value in values]
-    for kind, places in (("segment", ends), ("token", mask)):
-        counts = places.sum(1).tolist()
+    for kind, positions in (("segment", ends), ("token", mask)):
+        counts = positions.sum(1).tolist()
         if all(
             isinstance(value, list) and len(value) == n
             for value, n in zip(values, counts, strict=True)
         ):
             numbers = torch.tensor(list(chain.from_iterable(lists)), device=mask.device)
-            given = torch.zeros(mask.shape, device=mask.device).masked_scatter(places, numbers)
+            given = torch.zeros(mask.shape, device=mask.device).masked_scatter(positions, numbers)
             return (given, given.sum(1)) if kind == "token" else _spread(given, rollout, recipe)
     raise _misfit(values, ends.sum(1).tolist(), mask.sum(1).tolist(), where)
 
 
 def _spread(values: Tensor, rollout: Rollout, recipe: ResolvedRecipe) -> tuple[Tensor, Tensor]:
-    """Rewards of segments, at their ends, over the tokens; and the total of each response."""
+    """Spread rewards, which stand at segment ends, over the tokens: (R, T), and their totals."""
     mask, total = rollout.response_mask, recipe.ppo.segment_total
     spread, at_ends = (
         spread_segments(values, rollout.ends, mask, interpolation=how, segment_total=total)
@@ -276,7 +299,7 @@ def _spread(values: Tensor, rollout: Rollout, recipe: ResolvedRecipe) -> tuple[T
 def _misfit(
     values: Sequence[Value], segments: Sequence[int], tokens: Sequence[int], where: Sequence[str]
 ) -> DenserlError:
-    """The error for the first response that the kind of the others does not fit."""
+    """The error for the first response whose value is of another kind than those before it."""
     kinds = [
         {"number"} if isinstance(value, float)
         else {k for k, n in (("segment", s), ("token", t)) if len(value) == n}
@@ -295,7 +318,7 @@ def _misfit(
 
 
 def _value(value: Any, where: str) -> Value:
-    """A reward as plain numbers. Raises DenserlError unless it is finite numbers."""
+    """A reward as plain numbers. Raises DenserlError unless all are finite."""
     value = value.tolist() if hasattr(value, "tolist") else value
     several = isinstance(value, list | tuple)
     for number in value if several else [value]:

@@ -23,10 +23,13 @@ SegmentTotal = Literal["sum", "mean"]
 
 
 class RewardSettings(NamedTuple):
-    """How values become the rewards of tokens (`ppo.*`); the defaults are `spread_rewards`'s.
+    """How values become the rewards of tokens (`ppo.*`).
 
-    learned_weight: factor of the reward model's share. last_token_only: penalties go to the last
-    token alone (bandit). The others are as in `spread_rewards` and `replace_penalized`.
+    The other attributes, and their defaults, are as in `spread_rewards` and `replace_penalized`.
+
+    Attributes:
+        learned_weight: Factor of the reward model's share.
+        last_token_only: Penalties go to the last token alone (bandit).
     """
 
     interpolation: Interpolation = "even"
@@ -61,9 +64,9 @@ def dense_rewards(
         ends: (B, T) bool, of the segments.
         response_mask: (B, T) bool.
         terminated: (B,) bool, whether each response ended by itself.
-        settings: What becomes of the values.
+        settings: How the values become rewards.
         normalizer: Of the reward model's values.
-        function_rewards: (B, T), of the user's own functions, which no normaliser touches.
+        function_rewards: (B, T), of the reward functions; they are not normalised.
 
     Returns:
         (B, T), float32.
@@ -94,10 +97,12 @@ def dense_rewards(
 
 
 class RewardSources(NamedTuple):
-    """What a rollout's rewards are made of, beside the reward model's values.
+    """What a rollout's rewards are computed with, beside the reward model's values.
 
-    settings: what becomes of the values. normalizer: None where there is none. functions: the
-    user's own.
+    Attributes:
+        settings: How the values become rewards.
+        normalizer: Of the values by location; None leaves them as they are.
+        functions: The reward functions of the recipe.
     """
 
     settings: RewardSettings
@@ -105,7 +110,15 @@ class RewardSources(NamedTuple):
     functions: RewardFunctions
 
     def of(self, rollout: Rollout, functions: FunctionRewards | None) -> Tensor:
-        """Each token's reward before the KL penalty: (R, T)."""
+        """The reward of each token before the KL penalty.
+
+        Args:
+            rollout: With R responses.
+            functions: What the reward functions returned for them; None without functions.
+
+        Returns:
+            (R, T), float32.
+        """
         return dense_rewards(
             rollout.token_values,
             rollout.ends,
@@ -165,9 +178,20 @@ def spread_segments(
     interpolation: Interpolation = "even",
     segment_total: SegmentTotal = "sum",
 ) -> Tensor:
-    """Give the rewards of segments, which stand at their ends, to the segments' tokens.
+    """Spread the rewards of segments, which stand at their ends, over the segments' tokens.
 
-    Arguments as in `spread_rewards`; rewards: (B, T), 0 outside the ends. Returns (B, T).
+    Args:
+        rewards: (B, T), 0 outside the ends.
+        ends: (B, T) bool.
+        response_mask: (B, T) bool.
+        interpolation: As in `spread_rewards`.
+        segment_total: As in `spread_rewards`.
+
+    Returns:
+        (B, T).
+
+    Raises:
+        DenserlError: Unknown interpolation or segment_total.
     """
     if segment_total == "mean":
         rewards = rewards / ends.sum(1, keepdim=True).clamp(min=1)
@@ -196,8 +220,15 @@ def penalize_kl(
 ) -> Tensor:
     """Subtract kl_coef * (log π - log π_ref), k1, from every response token's reward (method §5).
 
-    All tensors (B, T), nats, response_mask bool. Masked columns keep their reward; a negative
-    kl_coef counts as 0. Returns (B, T), at least float32.
+    Args:
+        rewards: (B, T); masked columns keep theirs.
+        logprobs: (B, T), nats, log π of each token.
+        reference_logprobs: (B, T), nats, log π_ref.
+        response_mask: (B, T) bool.
+        kl_coef: Weight of the penalty; a negative one counts as 0.
+
+    Returns:
+        (B, T), at least float32.
     """
     log_ratio = (at_least_float32(logprobs) - reference_logprobs).masked_fill(~response_mask, 0)
     return rewards - max(kl_coef, 0.0) * log_ratio
@@ -215,11 +246,21 @@ def replace_penalized(
 ) -> Tensor:
     """Give responses that did not end, or ended too late, a penalty instead of rewards (method §5).
 
-    rewards: (B, T). response_mask: (B, T) bool. terminated: (B,) bool. A response of more than
-    `max_response_tokens` tokens gets `overlong_penalty`, which outranks `missing_eos_penalty`. The
-    penalty goes to every response token, or (bandit) to the last one alone with 0 elsewhere; masked
-    columns of a penalised row are 0. Returns (B, T). Raises DenserlError when only one of
-    max_response_tokens and overlong_penalty is given.
+    Args:
+        rewards: (B, T).
+        response_mask: (B, T) bool.
+        terminated: (B,) bool, whether each response ended by itself.
+        missing_eos_penalty: Reward of responses that did not; None leaves their rewards.
+        max_response_tokens: Tokens above which a response gets `overlong_penalty`.
+        overlong_penalty: Takes precedence over `missing_eos_penalty`.
+        last_token_only: The penalty goes to the last token alone, with 0 elsewhere (bandit),
+            instead of to every response token.
+
+    Returns:
+        (B, T); masked columns of a penalised row are 0.
+
+    Raises:
+        DenserlError: Only one of max_response_tokens and overlong_penalty is given.
     """
     if (max_response_tokens is None) != (overlong_penalty is None):
         raise DenserlError(
@@ -237,11 +278,12 @@ def replace_penalized(
 
 @dataclass
 class AdaptiveKL:
-    """The weight of the KL penalty, steered to a target (Ziegler et al. 2019; method §5).
+    """The weight of the KL penalty, adapted towards a target (Ziegler et al. 2019; method §5).
 
-    coef: the current weight, all the state there is; save it, and set it to resume. target: mean
-    per-token KL in nats; None keeps coef as it is. horizon: in responses; over one horizon an error
-    of 20 % or more changes coef by about 20 %.
+    Attributes:
+        coef: The current weight. It is the whole state: save it, and set it to resume.
+        target: Mean per-token KL in nats; None keeps coef as it is.
+        horizon: In responses; over one horizon an error of 20 % or more changes coef by about 20 %.
     """
 
     coef: float
@@ -249,14 +291,14 @@ class AdaptiveKL:
     horizon: int = 10_000
 
     def update(self, kl: float, responses: int) -> None:
-        """Steer after `responses` responses whose mean per-token KL was `kl` nats."""
+        """Adapt the weight after `responses` responses whose mean per-token KL was `kl` nats."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coef *= 1 + error * responses / self.horizon
 
 
 def _fill_segments(rewards: Tensor, ends: Tensor, response_mask: Tensor, *, divide: bool) -> Tensor:
-    """Give every token what stands at its segment's end, over the length if `divide`. (B, T)."""
+    """Copy the reward at each segment's end to its tokens, over its length if `divide`: (B, T)."""
     columns = ends.shape[1]
     # the nearest end at or after each token, as its distance from the right; 0 where none is
     distance = torch.arange(columns, 0, -1, dtype=torch.int32, device=ends.device)

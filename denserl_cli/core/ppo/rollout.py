@@ -33,11 +33,21 @@ if TYPE_CHECKING:
 class Rollout(NamedTuple):
     """Responses and everything that was measured on them, for one iteration.
 
-    prompts, responses: id arrays of the R rows. All tensors are (R, T), zero where masked, T the
-    longest response: response_mask; logprobs of the policy that sampled; policy_entropy of what it
-    drew each token from; reference_logprobs; entropy of the reference after each token; values of
-    the critic in the state before each token; token_values of the reward model at each token, None
-    without one; ends of the segments. terminated: (R,).
+    Tensors are (R, T), zero where masked, with T the length of the longest response, unless another
+    shape is given.
+
+    Attributes:
+        prompts: Token ids of the R prompts.
+        responses: Token ids of the R responses.
+        terminated: (R,) bool, whether each response ended by itself.
+        response_mask: bool.
+        logprobs: Nats, of the policy that sampled.
+        policy_entropy: Nats, of the distribution that the policy drew each token from.
+        reference_logprobs: Nats, of the reference.
+        entropy: Nats, of the reference after each token.
+        values: The critic's, in the state before each token.
+        token_values: The reward model's at each token; None without one.
+        ends: bool, of the segments.
     """
 
     prompts: list[np.ndarray]
@@ -59,7 +69,7 @@ class Rollout(NamedTuple):
 
 
 class Collector:
-    """Makes rollouts with a policy, a critic and the frozen pair of reference and reward model."""
+    """Makes rollouts with a policy, a critic, and the frozen reference and reward model."""
 
     def __init__(
         self,
@@ -71,7 +81,7 @@ class Collector:
         micro_batch_size: int,
         pad_id: int,
     ) -> None:
-        """Keep the models.
+        """Set up a collector.
 
         Args:
             policy: Samples the responses.
@@ -86,7 +96,7 @@ class Collector:
         self.pad_id = pad_id
         self.device = policy.device
         self.seconds: dict[str, float] = {}
-        """What the two phases of the latest rollout took."""
+        """Wall time of the two phases of the latest rollout."""
 
     @torch.no_grad()
     def collect(
@@ -99,7 +109,7 @@ class Collector:
 
         Args:
             prompts: Ids of each prompt.
-            keys: The name of each response, from which its randomness comes (see `noise`).
+            keys: The key of each response, from which its randomness comes (see `noise`).
             progress: Called with the number of responses that have just been sampled.
         """
         models = [held.model for held in (self.policy, self.critic) if held is not None]
@@ -115,7 +125,13 @@ class Collector:
         keys: Sequence[Sequence[int]],
         progress: Callable[[int], None] = lambda _: None,
     ) -> list[Response]:
-        """Responses in the order of the prompts, drawn in batches of similar prompt length."""
+        """Responses in the order of the prompts, drawn in batches of similar prompt length.
+
+        Args:
+            prompts: As in `collect`.
+            keys: As in `collect`.
+            progress: As in `collect`.
+        """
         uniform = noise(keys, self.sampling.max_new_tokens)
         responses: list[Response | None] = [None] * len(prompts)
         lengths = [len(prompt) for prompt in prompts]
@@ -191,7 +207,7 @@ class Collector:
 
 @contextmanager
 def evaluating(*models: Any) -> Iterator[None]:
-    """Put models into evaluation mode meanwhile; checkpointing would switch the cache off."""
+    """Hold models in evaluation mode inside: gradient checkpointing would switch the cache off."""
     before = [model.training for model in models]
     for model in models:
         model.eval()

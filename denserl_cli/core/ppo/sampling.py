@@ -1,4 +1,4 @@
-"""Drawing tokens: noise that belongs to a prompt, and the loop over a response's tokens."""
+"""Sampling of responses, with random numbers that belong to a response and not to its batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-"""Tokens of the vocabulary that are looked at together when one is drawn."""
+"""Tokens of the vocabulary whose probabilities are summed up together when one is drawn."""
 
 
 class Sampling(NamedTuple):
@@ -26,17 +26,27 @@ class Sampling(NamedTuple):
 
 
 class Response(NamedTuple):
-    """ids: the sampled tokens, terminator included. terminated: whether it ended by itself."""
+    """A sampled response.
+
+    ids: its tokens, terminator included. terminated: whether it ended by itself.
+    """
 
     ids: np.ndarray
     terminated: bool
 
 
 def noise(keys: Sequence[Sequence[int]], tokens: int) -> Tensor:
-    """Uniform numbers for sampling: (R, tokens), float64, one row a key.
+    """Uniform random numbers for sampling.
 
-    A key such as (seed, iteration, prompt, sample) names its response alone, so neither the batch
-    nor the rank in which a response is drawn changes it (method §5).
+    A key such as (seed, iteration, prompt, sample) belongs to one response, so neither the batch
+    nor the process in which a response is drawn changes it (method §5).
+
+    Args:
+        keys: The key of each of the R responses.
+        tokens: The most tokens of a response.
+
+    Returns:
+        (R, tokens), float64.
     """
     rows = [np.random.default_rng(list(key)).random(tokens) for key in keys]
     return torch.from_numpy(np.stack(rows))
@@ -45,7 +55,14 @@ def noise(keys: Sequence[Sequence[int]], tokens: int) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution.
 
-    logits: (R, V). uniform: (R,) in [0, 1). Returns (R,) ids; at temperature 0 the likeliest.
+    Args:
+        logits: (R, V).
+        uniform: (R,) in [0, 1).
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_p: Probability of the likeliest tokens that are drawn from; 1 draws from all.
+
+    Returns:
+        (R,) ids.
     """
     if temperature == 0:
         return logits.float().argmax(-1)
@@ -58,10 +75,10 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -
 
 
 def _inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which each row's cumulative distribution passes its uniform number.
+    """The token at which each row's cumulative distribution passes its uniform number: (R,).
 
-    In two steps: the block of tokens first, then the token in it, so that what is summed up in
-    float64, token by token, is one block a row and not the vocabulary.
+    First the block of tokens is found, then the token in it: so one block a row is summed up in
+    float64, token by token, and not the whole vocabulary.
     """
     vocabulary = probabilities.shape[1]
     count = vocabulary // BLOCK
@@ -71,17 +88,17 @@ def _inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
     passed = mass.cumsum(1)
     target = _below(uniform.to(mass)[:, None] * passed[:, -1:], passed)
     block = torch.searchsorted(passed, target, right=True)
-    block = block.clamp(max=mass.shape[1] - 1)  # NaN logits: the rewards will be NaN and say so
+    block = block.clamp(max=mass.shape[1] - 1)  # NaN logits: the rewards will be NaN and raise
     tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
     inside = probabilities.gather(1, tokens.clamp(max=vocabulary - 1)).double()
     inside = inside.masked_fill_(tokens >= vocabulary, 0).cumsum(1)
     left = _below(target - (passed - mass).gather(1, block), inside)
-    place = torch.searchsorted(inside, left, right=True).clamp(max=BLOCK - 1)
-    return tokens.gather(1, place)[:, 0].clamp(max=vocabulary - 1)
+    index = torch.searchsorted(inside, left, right=True).clamp(max=BLOCK - 1)
+    return tokens.gather(1, index)[:, 0].clamp(max=vocabulary - 1)
 
 
 def _below(target: Tensor, cumulative: Tensor) -> Tensor:
-    """Keep it a hair below the total, so that rounding never lands on a token of probability 0."""
+    """The target, kept just below the total: rounding must not draw a token of probability 0."""
     return torch.minimum(target, cumulative[:, -1:] * (1 - 1e-12))
 
 
@@ -97,8 +114,16 @@ def sample(
 ) -> list[Response]:
     """Sample one response for each prompt; rows that have ended leave the batch.
 
-    uniform: (R, max_new_tokens), the randomness of each row (see `noise`). limits: (R,), the most
-    tokens of each response; None: max_new_tokens for all.
+    Args:
+        policy: A causal language model with all weights in place.
+        prompts: Ids of the R prompts.
+        sampling: How tokens are drawn.
+        uniform: (R, max_new_tokens), the random numbers of each row (see `noise`).
+        pad_id: Token that fills batches up.
+        limits: (R,), the most tokens of each response; None: max_new_tokens for all.
+
+    Returns:
+        The responses in the order of the prompts.
     """
     from transformers import DynamicCache
 

@@ -30,11 +30,11 @@ HEADLINE = (
     *("true_reward", "rm_score", "kl", "response_length", "segments_per_response"),
     *("tokens_per_second", "responses_per_second"),
 )
-"""The metrics beside the progress bar; metrics.jsonl has them all."""
+"""The metrics shown beside the progress bar; metrics.jsonl has all metrics."""
 
 
 class PPOTrainer:
-    """Holds policy, critic and what scores them; one call of `train` is one run of PPO."""
+    """Trains a policy by PPO on dense rewards; `train` is the algorithm."""
 
     def __init__(
         self,
@@ -48,17 +48,17 @@ class PPOTrainer:
         evaluator: Evaluator,
         save_policy: Callable[[str], None],
     ) -> None:
-        """Keep the parts.
+        """Set up a trainer.
 
         Args:
             settings: The recipe's `ppo`.
             session: Records, checkpoints and stops; the trainer's state goes into its checkpoints.
             plan: The prompts of every iteration.
             collector: Makes rollouts.
-            sources: Of the rewards.
+            sources: What rewards are computed with.
             updater: Trains policy and critic.
-            evaluator: Describes rollouts and evaluates the policy.
-            save_policy: Leaves the policy in the run folder, under a name.
+            evaluator: Computes metrics and evaluates the policy.
+            save_policy: Saves the policy in the run folder, under a name.
         """
         self.settings, self.session = settings, session
         self.plan, self.collector, self.sources = plan, collector, sources
@@ -73,8 +73,8 @@ class PPOTrainer:
         session.trainer = self
 
     def train(self, start: int) -> None:
-        """Run the iterations after `start`, as many as are planned or the KL limit allows."""
-        if self.beyond:  # killed between its last checkpoint and its end
+        """Run the iterations after `start` to the last planned one, or until the KL limit."""
+        if self.beyond:  # the stage was killed between its last checkpoint and its end
             return
         settings, session = self.settings, self.session
         session.observer.begin("train the policy", total=self.plan.iterations, done=start)
@@ -110,7 +110,7 @@ class PPOTrainer:
                     break
 
     def evaluate_start(self) -> None:
-        """Record the policy as it starts, unless a run that was stopped early has done so."""
+        """Record metrics of the starting policy, unless an interrupted run has done so."""
         recorded = bool(self.session.run.metrics(self.session.stage))
         if not broadcast_object(recorded):
             before = self.evaluator.evaluate()
@@ -118,7 +118,14 @@ class PPOTrainer:
             self.keep_best(before.metrics)
 
     def is_finite(self, iteration: int, rollout: Rollout) -> bool:
-        """Whether all numbers to learn from are finite; the guard stops, or skips the update."""
+        """Whether all numbers to learn from are finite.
+
+        Where they are not, the session's guard counts a skipped update, or raises DenserlError.
+
+        Args:
+            iteration: Its number, from 1.
+            rollout: Of the iteration.
+        """
         measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
         if all(torch.isfinite(values).all() for values in measured if values is not None):
             return True
@@ -127,7 +134,16 @@ class PPOTrainer:
         return False
 
     def conclude(self, iteration: int, metrics: Metrics, samples: list[dict[str, Any]]) -> bool:
-        """Evaluate where it is due, steer the KL penalty, finish the step; is training over?"""
+        """Evaluate where it is due, adapt the weight of the KL penalty, and finish the step.
+
+        Args:
+            iteration: Its number, from 1.
+            metrics: Of the iteration.
+            samples: Of its rollout.
+
+        Returns:
+            Whether training is over.
+        """
         settings = self.settings
         self.beyond = settings.kl_limit is not None and metrics["kl"] > settings.kl_limit
         last = iteration == self.plan.iterations or self.beyond
@@ -149,7 +165,7 @@ class PPOTrainer:
         return over
 
     def watch_segments(self, segments: float) -> None:
-        """Say so, once, when the policy earns by making more segments (method §8)."""
+        """Give a notice, once, when the number of segments grows (method §8)."""
         if self.start_segments is None:
             self.start_segments = segments
         elif not self.warned and segments > 1.5 * self.start_segments:
@@ -161,7 +177,7 @@ class PPOTrainer:
             )
 
     def keep_best(self, evaluated: Mapping[str, Any]) -> None:
-        """Keep the policy with the highest reward on the held-out prompts, if there are any."""
+        """Save the policy with the highest reward on the held-out prompts, if there are any."""
         weights = {"rm_score": self.settings.reward_model_weight}
         weights |= {f"reward_{short_name(o.function)}": o.weight for o in self.settings.reward}
         score = sum(
@@ -174,7 +190,7 @@ class PPOTrainer:
             self.save_policy("policy_best")
 
     def summary(self) -> dict[str, Any]:
-        """What the finished stage reports: the evaluations before and after training."""
+        """The summary of the finished stage: the evaluations before and after training."""
         lines = self.session.run.metrics(self.session.stage)
         first, last = lines[0], lines[-1]
         names = [name for name in last if name in first and name.startswith("eval_")]
@@ -182,19 +198,19 @@ class PPOTrainer:
         return {"iterations": last["step"], **evaluated}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the engines; prompts and noise follow from the step."""
+        """State for a checkpoint, beside the engines'; prompts and noise follow from the step."""
         names = ("best", "start_segments", "warned", "beyond")
         return {"kl_coef": self.kl.coef, **{name: getattr(self, name) for name in names}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Go on from what `state` returned."""
         self.kl.coef = state["kl_coef"]
         self.best, self.start_segments = state["best"], state["start_segments"]
         self.warned, self.beyond = state["warned"], state["beyond"]
 
 
 def _kept(rollout: Rollout) -> dict[str, Any]:
-    """A rollout in a form that torch.save keeps for inspection."""
+    """A rollout in a form that torch.save can write for inspection."""
     kept = rollout._asdict()
     for name in ("prompts", "responses"):
         kept[name] = [torch.from_numpy(ids) for ids in kept[name]]

@@ -53,8 +53,8 @@ class Updater:
             rollout: With R responses.
             advantages: (R, T).
             returns: (R, T).
-            guarded: Makes the context of each step, which raises NonFiniteError before either
-                model is changed.
+            guarded: Makes the context of each step, in which a step raises NonFiniteError before
+                either model is changed.
 
         Returns:
             Mean metrics of the steps.
@@ -85,12 +85,23 @@ class Updater:
         rows: np.ndarray,
         policy_learns: bool,
     ) -> dict[str, Tensor]:
-        """One optimizer step on the train batch `rows`; micro-batches weigh by their share."""
+        """One optimizer step on a train batch; micro-batches weigh by their share of it.
+
+        Args:
+            rollout: With R responses.
+            advantages: (R, T).
+            returns: (R, T).
+            rows: Numbers of the responses in the train batch.
+            policy_learns: False trains the critic alone.
+
+        Returns:
+            Metrics of the step by name, 0-d each.
+        """
         settings, total = self.settings, dict[str, Tensor]()
         mine = shard_micro_batches(self.parts(rollout, rows))
-        for turn, (part, counts) in enumerate(mine, 1):
+        for number, (part, counts) in enumerate(mine, 1):
             batch = self.collate(rollout, part)
-            mask, last = batch.response_mask, turn == len(mine)
+            mask, last = batch.response_mask, number == len(mine)
             tokens = _share(rollout, part, rows) * counts
             weight = tokens if settings.loss_reduce == "token" else len(part) / len(rows) * counts
             values = self.critic(token_values, batch, before=True)
@@ -135,13 +146,13 @@ class Updater:
         )
 
     def parts(self, rollout: Rollout, rows: np.ndarray) -> list[np.ndarray]:
-        """A train batch in micro-batches of similar length."""
+        """The rows of a train batch in micro-batches of similar length."""
         lengths = [len(rollout.prompts[i]) + len(rollout.responses[i]) for i in rows]
         return micro_batches(np.array(lengths), rows, self.settings.micro_batch_size)
 
 
 def _share(rollout: Rollout, part: np.ndarray, rows: np.ndarray) -> float:
-    """The share of a micro-batch in the response tokens of its train batch."""
+    """The share of a train batch's response tokens that a micro-batch has."""
     tokens = [len(response) for response in rollout.responses]
     return sum(tokens[i] for i in part) / sum(tokens[i] for i in rows)
 
@@ -160,7 +171,7 @@ def _add(
 
 
 def _over_ranks(total: dict[str, Tensor]) -> None:
-    """Complete metrics of this process's micro-batches to those of the whole train batch."""
+    """Reduce the metrics over the processes, in place: sums, or maxima where a name says so."""
     for largest, reduce in ((False, all_reduce_sum), (True, max_over_ranks)):
         names = [name for name in total if name.endswith("_max") is largest]
         if names:

@@ -1,1 +1,1 @@
-"""A run in one page: what its folder records, what that says, plots and tables of it."""
+"""The report of a run, or of several: what the folders record, findings, plots and tables."""

@@ -1,4 +1,4 @@
-"""Plots as SVG that reads in light and dark windows: drawn by matplotlib, coloured by CSS."""
+"""Plots as SVG for light and dark windows: drawn by matplotlib, coloured by CSS."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ _COLOURS = {
     "4": ("#040404", "#a11d4b", "#ff8fb0"),
     "5": ("#040405", "#5c6b00", "#c8d65a"),
 }
-"""Name: what matplotlib is told, which stands for a CSS variable; its value in light, in dark."""
+"""By name: the colour that matplotlib draws with, a marker that a CSS variable replaces; the
+variable's value in light windows; its value in dark ones."""
 INK, QUIET, LINE, *CYCLE = (marker for marker, _, _ in _COLOURS.values())
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP"
 
 
 def css() -> str:
-    """The variables of the plots' colours."""
+    """The CSS variables of the plots' colours."""
     light, dark = (
-        " ".join(f"--plot-{name}: {row[place]};" for name, row in _COLOURS.items())
-        for place in (1, 2)
+        " ".join(f"--plot-{name}: {row[index]};" for name, row in _COLOURS.items())
+        for index in (1, 2)
     )
     return f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """name: of its file. title: what it shows, in words. svg: an element; the page has colours."""
+    """A plot of a report.
+
+    Attributes:
+        name: Of its file, without the suffix.
+        title: What it shows, for people.
+        svg: An `<svg>` element whose colours are the variables of `css`.
+    """
 
     name: str
     title: str
@@ -50,10 +57,10 @@ class Plot:
 
     @property
     def file(self) -> str:
-        """The plot as a file of its own."""
+        """The content of an SVG file with the plot."""
         style = f"<style>{css()} text {{ font-family: system-ui, sans-serif; }}</style>"
-        opened = '<svg xmlns="http://www.w3.org/2000/svg"'
-        return re.sub("^<svg([^>]*)>", rf"{opened}\1>{style}", self.svg, count=1) + "\n"
+        tag = '<svg xmlns="http://www.w3.org/2000/svg"'
+        return re.sub("^<svg([^>]*)>", rf"{tag}\1>{style}", self.svg, count=1) + "\n"
 
 
 @contextmanager
@@ -62,7 +69,13 @@ def drawing(
 ) -> Iterator[Axes]:
     """Yield axes to draw on; afterwards the plot is added, unless nothing was drawn.
 
-    x, y: what the axes show. below: the share of the height that is under the axes.
+    Args:
+        name: Of the plot.
+        title: Of the plot.
+        into: The plot is appended to it.
+        x: Label of the x-axis.
+        y: Label of the y-axis.
+        below: Share of the height that is under the axes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -81,9 +94,9 @@ def drawing(
 
 
 def _label_underscores(axes: Axes) -> None:
-    """Put a space of no width before labels that begin with `_`, which legends leave out.
+    """Put a zero-width space before labels that begin with `_`: legends would leave them out.
 
-    The labels that matplotlib itself gives to what has none stay left out.
+    The labels that matplotlib makes for elements without one stay as they are.
     """
     found: list[Any] = [*axes.get_children(), *axes.containers]
     for drawn in found:
@@ -92,9 +105,9 @@ def _label_underscores(axes: Axes) -> None:
             drawn.set_label(f"\u200b{label}")
 
 
-def look(place: int) -> dict[str, Any]:
-    """How the line of a run is told from those of others, with and without colour."""
-    return {"color": CYCLE[place % len(CYCLE)], "linestyle": DASHES[place % len(DASHES)]}
+def look(index: int) -> dict[str, Any]:
+    """Colour and dashes of the line of a run, so that lines differ also without colour."""
+    return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def _style(name: str) -> Any:
@@ -128,9 +141,9 @@ def _style(name: str) -> Any:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The element, without what names addresses, with ids of its own and variables for colours."""
+    """The `<svg>` element, without metadata and namespaces, with unique ids and CSS variables."""
     out = io.StringIO()
-    with warnings.catch_warnings():  # of letters that its own font lacks: the browser draws them
+    with warnings.catch_warnings():  # letters that matplotlib's font lacks are drawn by the browser
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()

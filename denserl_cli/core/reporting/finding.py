@@ -1,4 +1,4 @@
-"""What a report has to say about a run, and what to try."""
+"""Findings: warnings about a run, each with what to try."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from denserl_cli.core.reporting.record import RunRecord
 Severity = Literal["serious", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("serious", "warning", "note")
 POINTS = 5
-"""Steps below which nothing is said about a trend."""
+"""Fewer steps are too few for a trend."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a run's figures say, and what to try."""
+    """A warning from a run's metrics, and what to try."""
 
     severity: Severity
     what: str

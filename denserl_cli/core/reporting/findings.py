@@ -1,4 +1,4 @@
-"""Everything that a run's figures warn of, in words, each with what to try."""
+"""All findings of a run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def findings(record: RunRecord) -> list[Finding]:
 
 
 def unfinished(record: RunRecord) -> Iterator[Finding]:
-    """Stages that were begun and have not ended."""
+    """Stages that were started and are not finished."""
     for name, stage in record.stages.items():
         if not stage.finished:
             steps = [line["step"] for line in record.metrics.get(name, ())]
             reached = f" after step {steps[-1]}" if steps else ""
             yield Finding(
                 "note",
-                f"Stage {name} is not finished: it was interrupted{reached}, or is still at work.",
-                "if it is not at work, give the same command with --resume.",
+                f"Stage {name} is not finished: it was interrupted{reached}, or is still running.",
+                "if it is not running, give the same command with --resume.",
             )
 
 
 def skipped_updates(record: RunRecord) -> Iterator[Finding]:
-    """Updates that were left out because their numbers were not finite."""
+    """Updates that were skipped because their numbers were not finite."""
     for stage in record.stages:
         skipped = record.series(stage, "skipped_updates")
         if skipped and skipped.values[-1] > 0:

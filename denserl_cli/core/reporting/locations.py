@@ -12,7 +12,10 @@ from denserl_cli.core.reporting.record import Line
 
 
 class Pooled(NamedTuple):
-    """Segments by location, (bins,) each; mean and population std are NaN in an empty bin."""
+    """Statistics of segments by location, (bins,) each.
+
+    segments: their number. mean, std: of their rewards, the population's; NaN in an empty bin.
+    """
 
     segments: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -33,9 +36,14 @@ class Pooled(NamedTuple):
 
 
 def pool(lines: Sequence[Line], kind: str) -> Pooled | None:
-    """Pool what lines of train-ppo have; None where they have nothing.
+    """Pool the segments of several iterations.
 
-    kind: `value`, before normalisation, or `reward`, after it.
+    Args:
+        lines: Of train-ppo.
+        kind: `value`, before normalisation, or `reward`, after it.
+
+    Returns:
+        The statistics; None where the lines have none.
     """
     found = [table for line in lines if (table := _table(line, kind)) is not None]
     if not found:
@@ -52,14 +60,14 @@ def pool(lines: Sequence[Line], kind: str) -> Pooled | None:
 
 
 def _table(line: Line, kind: str) -> NDArray[np.float64] | None:
-    """Count, mean and std of a line by location, (3, bins), an empty bin 0; None where absent."""
+    """Count, mean and std of a line by location: (3, bins), 0 in an empty bin; None if absent."""
     names = ("location_segments", f"location_{kind}_mean", f"location_{kind}_std")
     columns: list[Any] = [line.get(name) for name in names]
     if not all(isinstance(column, list) for column in columns):
         return None
     try:
         table = np.array(columns, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):  # of different lengths, or no number
+    except (ValueError, TypeError, OverflowError):  # different lengths, or not numbers
         return None
     good = table.ndim == 2 and np.isfinite(table[:, table[0] > 0]).all()
     return np.nan_to_num(table) if good else None

@@ -1,4 +1,4 @@
-"""The plots of a report, one line a run; figures that no run has are left out."""
+"""The plots of a report, one line for each run; metrics that no run has are left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 POINTS = 400
-"""Points of a line that are drawn; longer ones are averaged down to that."""
+"""Most points of a line; longer ones are averaged down to that."""
 CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     TRAIN_RM: {
         "loss": ("loss", "nats a pair"),
@@ -43,22 +43,25 @@ CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "kl_coef": ("adapted weight of the KL penalty", "coefficient"),
     },
 }
-"""Figure: what it is, and its unit."""
+"""Metric: its title, and its unit."""
 
 
 def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
-    """Each figure of a stage over its steps; held-out values as dashes between points."""
+    """Each metric of a stage over its steps; held-out values as points on a dashed line."""
     found: list[Plot] = []
     x = "step" if stage == TRAIN_RM else "iteration"
-    own = {name: (own_title(name), "before its weight") for name in reward_functions(runs)}
-    for name, (title, unit) in {**(own if stage == TRAIN_PPO else {}), **CURVES[stage]}.items():
+    functions = {
+        name: (function_title(name), "before its weight")
+        for name in (reward_functions(runs) if stage == TRAIN_PPO else ())
+    }
+    for name, (title, unit) in {**functions, **CURVES[stage]}.items():
         with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
             held = False
-            for place, run in enumerate(runs):
+            for index, run in enumerate(runs):
                 if name == "kl_coef" and run.setting("ppo.kl_target") is None:
-                    continue  # it is fixed
-                _line(axes, run.series(stage, name), _named(run, runs), place, len(runs) == 1)
-                held |= _held_out(axes, run.series(stage, f"eval_{name}"), place)
+                    continue  # the coefficient is constant
+                _line(axes, run.series(stage, name), _named(run, runs), index, len(runs) == 1)
+                held |= _held_out(axes, run.series(stage, f"eval_{name}"), index)
             if held:
                 axes.plot([], [], "o--", color=QUIET, linewidth=1, label="held out")
             if name == "accuracy":
@@ -75,17 +78,17 @@ def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:
     spans = sorted(bins, key=lambda span: bins[span])
     x, title = "tokens by which the better response is longer", "accuracy by length difference"
     with drawing("accuracy-by-length", title, found, x, "accuracy", 0.28) as axes:
-        for place, run in enumerate(run for run in runs if run.accuracy_by_length):
+        for index, run in enumerate(run for run in runs if run.accuracy_by_length):
             at = [spans.index(_span(one)) for one in run.accuracy_by_length]
             heights = [one["accuracy"] for one in run.accuracy_by_length]
             width = 0.8 / len(runs)
-            offset = (place - (len(runs) - 1) / 2) * width
+            offset = (index - (len(runs) - 1) / 2) * width
             axes.bar(
-                [place + offset for place in at],
+                [index + offset for index in at],
                 heights,
                 width,
-                color=CYCLE[place % len(CYCLE)],
-                hatch=("", "///", "...", "xxx")[place % 4],
+                color=CYCLE[index % len(CYCLE)],
+                hatch=("", "///", "...", "xxx")[index % 4],
                 alpha=0.8,
                 label=run.label,
             )
@@ -102,13 +105,13 @@ def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def normalizer_fit(runs: Sequence[RunRecord]) -> list[Plot]:
-    """What fit-function measured by location, and what it made of it."""
+    """What fit-function measured by location, and the normaliser that it fitted."""
     found: list[Plot] = []
     for kind in ("mean", "std"):
         title, y = f"{kind} by location, as fitted", f"{kind} of segment rewards"
         with drawing(f"normalizer-{kind}", title, found, "location p", y) as axes:
-            for place, run in enumerate(runs):
-                _fit(axes, run, kind, place)
+            for index, run in enumerate(runs):
+                _fit(axes, run, kind, index)
     return found
 
 
@@ -118,7 +121,7 @@ def rewards_by_location(runs: Sequence[RunRecord]) -> list[Plot]:
     for kind, when in (("value", "before"), ("reward", "after")):
         title, y = f"{when} normalisation", "mean ± std of segment rewards"
         with drawing(f"locations-{when}", title, found, "location p", y) as axes:
-            for place, run in enumerate(runs):
+            for index, run in enumerate(runs):
                 lines = run.metrics.get(TRAIN_PPO, ())
                 fifth = max(1, len(lines) // 5)
                 parts = {"last fifth": lines[-fifth:]}
@@ -126,22 +129,22 @@ def rewards_by_location(runs: Sequence[RunRecord]) -> list[Plot]:
                     parts = {"first fifth of the training": lines[:fifth], **parts}
                 for turn, (part, of) in enumerate(parts.items()):
                     label = run.label if len(runs) > 1 else part
-                    _by_location(axes, of, kind, label, place + turn)
+                    _by_location(axes, of, kind, label, index + turn)
     return found
 
 
 def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
-    """What the distance from the reference has bought."""
+    """Rewards against the KL to the reference."""
     found: list[Plot] = []
     x, names = "KL to the reference, nats a response", ["rm_score", _paid(runs), "true_reward"]
     for name in dict.fromkeys([*reward_functions(runs), *names]):
-        y = CURVES[TRAIN_PPO][name][0] if name in CURVES[TRAIN_PPO] else own_title(name)
+        y = CURVES[TRAIN_PPO][name][0] if name in CURVES[TRAIN_PPO] else function_title(name)
         title = "score" if name == "rm_score" else y
         with drawing(f"kl-{name}", f"{title} against KL", found, x, y) as axes:
-            for place, run in enumerate(runs):
+            for index, run in enumerate(runs):
                 kl, reward = _together(run, "kl", name)
                 if len(kl):
-                    colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
+                    colour, marker = CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]
                     axes.plot(kl, reward, color=colour, linewidth=0.6, alpha=0.5)
                     axes.scatter(
                         kl, reward, s=9, color=colour, marker=marker, label=_named(run, runs)
@@ -153,33 +156,33 @@ def reward_against_kl(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
-    """Lengths as multiples of those at the start, and what length earns."""
+    """Lengths as multiples of those at the start, and the reward against the length."""
     found: list[Plot] = []
     names = {"response_length": "tokens", "segments_per_response": "segments",
              "segment_length": "tokens a segment"}  # fmt: skip
     y = "multiple of the start"
     with drawing("length-drift", "length drift", found, "iteration", y) as axes:
-        for place, run in enumerate(runs):
+        for index, run in enumerate(runs):
             shown = names if len(runs) == 1 else {"response_length": f"{run.label}, tokens"}
             for turn, (name, label) in enumerate(shown.items()):
                 series = _thinned(run.series(TRAIN_PPO, name))
                 if series and series.values[0]:
                     values = series.values / series.values[0]
-                    axes.plot(series.steps, values, label=label, **look(place + turn))
+                    axes.plot(series.steps, values, label=label, **look(index + turn))
     name = _paid(runs)
     x, y = "tokens a response", CURVES[TRAIN_PPO][name][0]
     title = "score" if name == "rm_score" else y
     with drawing("length-reward", f"{title} against length", found, x, y) as axes:
-        for place, run in enumerate(runs):
+        for index, run in enumerate(runs):
             length, reward = _together(run, "response_length", name)
             if len(length):
-                colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
+                colour, marker = CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]
                 axes.scatter(length, reward, s=9, color=colour, marker=marker, label=run.label)
     return found
 
 
 def reward_functions(runs: Sequence[RunRecord]) -> list[str]:
-    """The figures of the reward functions that any run was trained by (`ppo.reward`)."""
+    """The metrics of the reward functions that any run was trained with (`ppo.reward`)."""
     names = dict.fromkeys(
         name for run in runs for line in run.metrics.get(TRAIN_PPO, ()) for name in line
     )
@@ -187,56 +190,56 @@ def reward_functions(runs: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(match[1] for match in found if match))
 
 
-def own_title(name: str) -> str:
-    """What the figure of a reward function is called."""
+def function_title(name: str) -> str:
+    """The title of a reward function's metric."""
     return f"reward {name.removeprefix('reward_')}"
 
 
 def _paid(runs: Sequence[RunRecord]) -> str:
-    """The reward that every run has: the reward model's score, or else the dense one."""
+    """The reward that all runs have: the reward model's score, or else the dense reward."""
     without = [run for run in runs if not run.series(TRAIN_PPO, "rm_score")]
     dense = any(run.series(TRAIN_PPO, "dense_reward") for run in without)
     return "dense_reward" if dense else "rm_score"
 
 
 def _named(run: RunRecord, runs: Sequence[RunRecord]) -> str:
-    """What its line is called."""
+    """The label of a run's line."""
     return run.label if len(runs) > 1 else "training"
 
 
-def _line(axes: Axes, series: Series, label: str, place: int, alone: bool) -> None:
-    """A figure of the training: as it is, and smoothed where it is long."""
+def _line(axes: Axes, series: Series, label: str, index: int, alone: bool) -> None:
+    """A metric of the training: as it is, and smoothed where it is long."""
     if not series:
         return
     shown = _thinned(series)
     if len(shown.values) < 20:
-        axes.plot(*shown, marker="." if len(shown.values) < 3 else None, label=label, **look(place))
+        axes.plot(*shown, marker="." if len(shown.values) < 3 else None, label=label, **look(index))
         return
     if alone:
         axes.plot(*shown, color=CYCLE[0], linewidth=0.7, alpha=0.35)
     smooth = uniform_filter1d(shown.values, max(3, len(shown.values) // 10), mode="nearest")
-    axes.plot(shown.steps, smooth, label=label, **look(place))
+    axes.plot(shown.steps, smooth, label=label, **look(index))
 
 
-def _held_out(axes: Axes, series: Series, place: int) -> bool:
+def _held_out(axes: Axes, series: Series, index: int) -> bool:
     if series:
-        colour, marker = CYCLE[place % len(CYCLE)], MARKERS[place % len(MARKERS)]
+        colour, marker = CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]
         axes.plot(*_thinned(series), color=colour, marker=marker, linestyle="--", linewidth=1)
     return bool(series)
 
 
 def _length_rule(axes: Axes, runs: Sequence[RunRecord]) -> None:
-    """How often the longer response is the better one."""
-    for place, run in enumerate(runs):
+    """The accuracy of preferring the longer response, as a horizontal line."""
+    for index, run in enumerate(runs):
         rule = run.series(TRAIN_RM, "eval_longer_accuracy")
         if rule:
-            colour = CYCLE[place % len(CYCLE)] if len(runs) > 1 else QUIET
-            label = "'longer wins'" if place == 0 else None
+            colour = CYCLE[index % len(CYCLE)] if len(runs) > 1 else QUIET
+            label = "'longer wins'" if index == 0 else None
             axes.axhline(rule.values[-1], color=colour, linestyle=":", linewidth=1, label=label)
 
 
-def _fit(axes: Axes, run: RunRecord, kind: str, place: int) -> None:
-    normalizer, style = run.normalizer, look(place)
+def _fit(axes: Axes, run: RunRecord, kind: str, index: int) -> None:
+    normalizer, style = run.normalizer, look(index)
     if normalizer is None:
         return
     points = np.array(run.measured).reshape(-1, 3)
@@ -248,20 +251,20 @@ def _fit(axes: Axes, run: RunRecord, kind: str, place: int) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _by_location(axes: Axes, lines: Sequence[Any], kind: str, label: str, place: int) -> None:
+def _by_location(axes: Axes, lines: Sequence[Any], kind: str, label: str, index: int) -> None:
     pooled = pool(lines, kind)
     if pooled is None:
         return
     there = pooled.segments > 0
     p, mean, std = pooled.middles[there], pooled.mean[there], pooled.std[there]
-    marker = MARKERS[place % len(MARKERS)]
-    axes.plot(p, mean, marker=marker, label=label, **look(place))
-    axes.fill_between(p, mean - std, mean + std, color=look(place)["color"], alpha=0.12, lw=0)
+    marker = MARKERS[index % len(MARKERS)]
+    axes.plot(p, mean, marker=marker, label=label, **look(index))
+    axes.fill_between(p, mean - std, mean + std, color=look(index)["color"], alpha=0.12, lw=0)
     axes.set_xlim(0, 1)
 
 
 def _together(run: RunRecord, *names: str) -> list[np.ndarray]:
-    """Figures of the iterations that have them all."""
+    """Metrics of the iterations that have all of them."""
     found = [run.series(TRAIN_PPO, name) for name in names]
     steps = [set(series.steps) for series in found]
     common = sorted(set.intersection(*steps))
@@ -289,7 +292,7 @@ def _span(one: Mapping[str, Any]) -> str:
 
 
 def _middle(one: Mapping[str, Any]) -> float:
-    """Where a bin comes in the order of the bins."""
+    """A number to sort a bin by."""
     shortest, longest = one.get("shortest"), one.get("longest")
     if is_number(shortest):
         return float(shortest)  # type: ignore[arg-type]

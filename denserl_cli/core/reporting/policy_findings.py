@@ -1,6 +1,7 @@
-"""What the figures of train-ppo warn of.
+"""Findings from the metrics of train-ppo.
 
-The constants are the thresholds. "Early" and "late" are means over the first and the last fifth.
+The constants are the thresholds. "Early" and "late" are means over the first and the last fifth of
+the iterations.
 """
 
 from __future__ import annotations
@@ -15,44 +16,44 @@ from denserl_cli.core.reporting.locations import pool
 from denserl_cli.core.reporting.record import RunRecord, Series, is_number
 
 RISE = 0.5
-"""Late minus early reward, in stds over the iterations, above which it rises: less is noise."""
+"""Late minus early reward, in stds over the iterations, above which it counts as a rise."""
 GROWTH = 1.5
-"""Late over early length, or number of segments, from which on it has grown too much; method §8."""
+"""Late over early length, or number of segments, above which it has grown too much (method §8)."""
 SHRINKAGE = 0.5
-"""Late over early length below which answers were cut."""
+"""Late over early length below which responses have become too short."""
 HIGH_KL = 100.0
-"""Nats a response beyond which a reward model is rarely right any more (Gao et al. 2022)."""
+"""Nats a response beyond which a reward model is rarely right (Gao et al. 2022)."""
 HIGH_KL_PER_TOKEN = 0.5
 LOW_KL = 0.1
 """Nats a response below which the policy has hardly moved."""
 TARGET_RANGE = (0.5, 2.0)
-"""Per-token KL over ppo.kl_target within which the adaptive controller does its work."""
+"""Per-token KL over ppo.kl_target within which the adaptive controller has reached its target."""
 ENTROPY_LEFT = 0.25
-"""Late over early entropy below which the policy says the same thing each time."""
+"""Late over early entropy below which the policy writes nearly the same each time."""
 ENTROPY_GROWTH = 2.0
 CLIPPED = (0.1, 0.5)
 """Shares of clipped token rewards: many, and most."""
 FLOORED = (0.01, 0.1)
 """Shares of segments at the normaliser's floor: some, and many."""
 OFF_CENTRE = 1.0
-"""Mean normalised reward of the first rollouts, in stds, beyond which the fit is not theirs."""
+"""Mean normalised reward of the first rollouts, in stds, beyond which the fit suits other text."""
 SPREAD_RANGE = (0.5, 2.0)
-"""Std of the normalised rewards of the first rollouts within which the fit is theirs."""
+"""Std of the normalised rewards of the first rollouts within which the fit suits them."""
 UNTERMINATED = 0.5
 FALL = 1 / 3
-"""Share of the gained true reward that is lost again."""
+"""Share of the gain in true reward that is lost again."""
 POLICY_CLIPPED = 0.3
-"""Share of tokens whose probability ratio leaves the clip range."""
+"""Share of tokens whose probability ratio is outside the clip range."""
 
 
 def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
-    """A policy that earns what it should not, where the task knows better."""
+    """A reward that rises while the true reward falls, or a true reward that was better before."""
     true = record.series(TRAIN_PPO, "true_reward")
     if len(true.values) < 2 * POINTS:
         return
     width = max(1, len(true.values) // 5)
     smooth = np.convolve(true.values, np.ones(width) / width, "valid")
-    best, place = float(smooth.max()), int(true.steps[int(smooth.argmax()) + width // 2])
+    best, at = float(smooth.max()), int(true.steps[int(smooth.argmax()) + width // 2])
     gained = best - true.early
     if true.early - true.late > true.values.std() and _rises(_reward(record)):
         yield Finding(
@@ -64,7 +65,7 @@ def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
     elif gained > 0 and best - true.late > FALL * gained:
         yield Finding(
             "warning",
-            f"The true reward was best around iteration {place} ({best:.3g}) and fell back to "
+            f"The true reward was best around iteration {at} ({best:.3g}) and fell back to "
             f"{true.late:.3g}.",
             "stop there (ppo.iterations), raise ppo.kl_coef, or take policy_best.",
         )
@@ -96,7 +97,7 @@ def length_drift(record: RunRecord) -> Iterator[Finding]:
 
 
 def segments_drift(record: RunRecord) -> Iterator[Finding]:
-    """A policy that is paid for making more segments (method §8)."""
+    """A number of segments that grows, which their summed rewards may pay for (method §8)."""
     segments = record.series(TRAIN_PPO, "segments_per_response")
     if len(segments.values) < POINTS or segments.late <= GROWTH * segments.early:
         return
@@ -115,7 +116,7 @@ def segments_drift(record: RunRecord) -> Iterator[Finding]:
 
 
 def kl_range(record: RunRecord) -> Iterator[Finding]:
-    """A policy that has gone too far, or nowhere, or whose samples are not its own."""
+    """A KL that is too high, too low, or below zero."""
     kl, per_token = record.series(TRAIN_PPO, "kl"), record.series(TRAIN_PPO, "kl_per_token")
     if len(kl.values) < POINTS:
         return
@@ -131,8 +132,8 @@ def kl_range(record: RunRecord) -> Iterator[Finding]:
     elif kl.late > HIGH_KL or (per_token and per_token.late > HIGH_KL_PER_TOKEN):
         yield Finding(
             "serious",
-            f"{said}: so far from the text that the reward model has learned from, its rewards "
-            "mean little.",
+            f"{said}: so far from the text that it was trained on, the reward model is rarely "
+            "right.",
             "raise ppo.kl_coef, set ppo.kl_target or ppo.kl_limit, lower "
             "ppo.actor_learning_rate, or take an earlier policy: policy_best.",
         )
@@ -166,7 +167,7 @@ def _kl_limits(record: RunRecord, kl: Series, per_token: Series) -> Iterator[Fin
 
 
 def entropy_change(record: RunRecord) -> Iterator[Finding]:
-    """A policy that says one thing, or anything."""
+    """An entropy that collapses or explodes."""
     entropy = record.series(TRAIN_PPO, "entropy")
     if len(entropy.values) < POINTS or entropy.early <= 0:
         return
@@ -182,14 +183,14 @@ def entropy_change(record: RunRecord) -> Iterator[Finding]:
     elif entropy.late > ENTROPY_GROWTH * entropy.early:
         yield Finding(
             "warning",
-            f"The policy's entropy rose {change}: its text dissolves.",
+            f"The policy's entropy rose {change}: its text becomes random.",
             "raise ppo.kl_coef or lower ppo.actor_learning_rate, and read the samples; with "
             "ppo.segment_total=sum, surprising text may pay.",
         )
 
 
 def clipped_rewards(record: RunRecord) -> Iterator[Finding]:
-    """Rewards that all look the same, because they are cut at the limit."""
+    """Rewards that are clipped, so that good and better ones are equal."""
     clipped = record.series(TRAIN_PPO, "clipped_rewards")
     if not clipped or clipped.late <= CLIPPED[0]:
         return
@@ -198,15 +199,15 @@ def clipped_rewards(record: RunRecord) -> Iterator[Finding]:
     yield Finding(
         "serious" if most else "warning",
         f"{'Most' if most else 'Many'} rewards are clipped: {clipped.late:.0%} of the "
-        f"token rewards are at ± {clip if is_number(clip) else 'ppo.reward_clip'}, where good and "
-        "better cannot be told apart.",
+        f"token rewards are at ± {clip if is_number(clip) else 'ppo.reward_clip'}, so good and "
+        "better are rewarded alike.",
         "fit the normaliser (normalizer.kind) on this reward model, raise ppo.reward_clip, or use "
         "ppo.interpolation=even.",
     )
 
 
 def normalizer_floor(record: RunRecord) -> Iterator[Finding]:
-    """Segments where the fitted std was too small to divide by (method §4)."""
+    """Segments where the fitted std is below its floor (method §4)."""
     floored = record.series(TRAIN_PPO, "floored_segments")
     if not floored or floored.late <= FLOORED[0]:
         return
@@ -224,7 +225,7 @@ def normalizer_fit(record: RunRecord) -> Iterator[Finding]:
     lines = record.metrics.get(TRAIN_PPO, ())
     pooled = pool(lines[: max(1, len(lines) // 5)], "reward")
     if pooled is None or record.setting("normalizer.kind") in ("none", "last"):
-        return  # neither was fitted to all segments
+        return  # neither kind is fitted to all segments
     mean, std = pooled.whole
     if abs(mean) > OFF_CENTRE or not SPREAD_RANGE[0] <= std <= SPREAD_RANGE[1]:
         yield Finding(
@@ -263,7 +264,7 @@ def no_gain(record: RunRecord) -> Iterator[Finding]:
 
 
 def rough_updates(record: RunRecord) -> Iterator[Finding]:
-    """Updates that go too far, or a critic that foresees nothing."""
+    """Updates that are too large, or a critic that does not predict the returns."""
     clipped = record.series(TRAIN_PPO, "policy_clip_fraction")
     if clipped and clipped.late > POLICY_CLIPPED:
         yield Finding(
@@ -272,13 +273,13 @@ def rough_updates(record: RunRecord) -> Iterator[Finding]:
             "too large.",
             "lower ppo.actor_learning_rate or ppo.epochs, or raise ppo.train_batch_size.",
         )
-    foreseen = record.series(TRAIN_PPO, "explained_variance")
-    if len(foreseen.values) >= 2 * POINTS and foreseen.late < 0:
+    explained = record.series(TRAIN_PPO, "explained_variance")
+    if len(explained.values) >= 2 * POINTS and explained.late < 0:
         yield Finding(
             "note",
-            f"The critic foresees nothing (explained variance {foreseen.late:.2f}): advantages are "
-            "noisy.",
-            "raise ppo.critic_learning_rate, give it a start with ppo.critic_warmup, or "
+            f"The critic does not predict the returns (explained variance {explained.late:.2f}): "
+            "advantages are noisy.",
+            "raise ppo.critic_learning_rate, train it first with ppo.critic_warmup, or set "
             "ppo.critic_init=reward_model.",
         )
 

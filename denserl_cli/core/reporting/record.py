@@ -1,4 +1,4 @@
-"""What a run folder says about itself, read without its recipe and without trust in its files."""
+"""Reads run folders for a report, without the recipe; damaged files are left out with a note."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from denserl_cli.core.recipe.stages import TRAIN_PPO, TRAIN_RM
 from denserl_cli.core.runs.run_json import RunJson
 
 _ENDLESS = 1e300
-"""From here on sums and the widths of axes overflow."""
+"""Larger numbers let sums and the widths of axes overflow."""
 Line = dict[str, Any]
-"""One logged line: `stage`, `step` and figures."""
+"""One logged line: `stage`, `step` and metrics."""
 
 
 class Series(NamedTuple):
-    """A figure over the steps that have it, (points,) each; values are finite."""
+    """A metric over the steps that have it, (points,) each; values are finite."""
 
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
@@ -50,7 +50,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """How far a stage got, and with what. versions, processes, device: empty in older runs."""
+    """What run.json says of a stage. versions, processes, device: empty in older runs."""
 
     finished: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -62,11 +62,19 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report needs of one run; what could not be read is empty, see `notes`.
+    """Everything that a report needs of one run; what could not be read is empty.
 
-    label: tells it from the others of a comparison. recipe: nested. metrics: lines by stage,
-    ascending in step. measured: what the normaliser was fitted to, rows of location, mean and std.
-    accuracy_by_length: bins of the reward model's latest evaluation.
+    Attributes:
+        label: Its name among the runs of a comparison.
+        path: Its folder.
+        recipe: Nested.
+        stages: By name.
+        metrics: Lines by stage, ascending in step.
+        samples: Lines of train-ppo.
+        normalizer: Of the reward model; None without one.
+        measured: What the normaliser was fitted to, rows of location, mean and std.
+        accuracy_by_length: Bins of the reward model's latest evaluation.
+        notes: What is missing or could not be read.
     """
 
     label: str
@@ -81,13 +89,13 @@ class RunRecord:
     notes: Sequence[str] = ()
 
     def series(self, stage: str, name: str) -> Series:
-        """A figure of a stage over its steps, where it is there and finite."""
+        """A metric of a stage over the steps that have it as a finite number."""
         points = [(line["step"], line.get(name)) for line in self.metrics.get(stage, ())]
         known = [(step, value) for step, value in points if is_number(value)]
         return Series(*np.array(known, dtype=np.float64).reshape(-1, 2).T)
 
     def setting(self, name: str) -> Any:
-        """A field of the recipe by its dotted name; None where there is none."""
+        """A field of the recipe by its dotted name; None if it is missing."""
         found: Any = self.recipe
         for part in name.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
@@ -95,16 +103,16 @@ class RunRecord:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read run folders, each under a label of its own. Raises DenserlError for one that is none."""
-    for place, folder in enumerate(folders):
-        if _real(folder) in map(_real, folders[:place]):
+    """Read run folders, each with its own label. Raises DenserlError for another folder."""
+    for count, folder in enumerate(folders):
+        if _real(folder) in map(_real, folders[:count]):
             raise DenserlError(f"{folder} is named twice", hint="name each run once")
     labels = _labels(folders)
     return [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
 def read_run(folder: Path, label: str) -> RunRecord:
-    """Read one run folder. Raises DenserlError when it is none, or its run.json is damaged."""
+    """Read one run folder. Raises DenserlError for another folder or a damaged run.json."""
     notes = list[str]()
     stages = {name: _stage(entry) for name, entry in _read_run_json(folder).stages.items()}
     lines = _read_lines(folder / "metrics.jsonl", notes) if stages else []
@@ -126,17 +134,17 @@ def read_run(folder: Path, label: str) -> RunRecord:
 
 
 def is_number(value: object) -> bool:
-    """Whether a logged value is a number that can be drawn: neither infinite nor close to it."""
+    """Whether a logged value is a number that can be drawn: finite and not close to overflow."""
     return type(value) in (int, float) and abs(value) < _ENDLESS  # type: ignore[arg-type]
 
 
 def _real(folder: Path) -> Path:
-    """The folder without links; unlike `resolve`, links that go in a circle are no error."""
+    """The folder without links; unlike `resolve`, circular links raise no error."""
     return Path(os.path.realpath(folder))
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths, from one name on, that tell the folders apart."""
+    """The shortest ends of the paths that differ between all folders."""
     parts = [_real(folder).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]
@@ -148,7 +156,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def _read_run_json(folder: Path) -> RunJson:
     file = folder / "run.json"
     if not file.is_file():
-        what = "is not a denserl run" if folder.is_dir() else "is no folder"
+        what = "is not a denserl run" if folder.is_dir() else "is not a folder"
         raise DenserlError(
             f"{folder} {what}", hint="name a run folder, such as runs/sandbox-segment"
         )
@@ -172,7 +180,7 @@ def _stage(entry: Mapping[str, Any]) -> StageRecord:
 
 
 def _read_lines(file: Path, notes: list[str]) -> list[Line]:
-    """The lines that have a stage and a step; a note counts the others."""
+    """The lines of a log that have a stage and a step; a note says how many others there are."""
     if not file.is_file():
         notes.append(f"{file.name} is missing")
         return []
@@ -196,7 +204,7 @@ def _read_lines(file: Path, notes: list[str]) -> list[Line]:
 
 
 def _in_order(lines: Sequence[Line], stage: str) -> list[Line]:
-    """A stage's lines, ascending in step; of two of the same step the later one counts."""
+    """A stage's lines, ascending in step; the last line of a step counts."""
     by_step = {line["step"]: line for line in lines if line["stage"] == stage}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -247,7 +255,7 @@ def _measured(content: Mapping[str, Any]) -> list[tuple[float, float, float]]:
 
 
 def _lengths(lines: Sequence[Line], folder: Path) -> list[dict[str, Any]]:
-    """Accuracy by length difference: train-rm's last evaluation, else that of `evaluate rm`."""
+    """Accuracy by length difference, from train-rm's last evaluation or else `evaluate rm`."""
     candidates = [line.get("eval_lengths") for line in reversed(lines)]
     candidates += [
         content["length"].get("bins")

@@ -1,4 +1,4 @@
-"""One run, or several beside each other, as what a page shows: words, tables, plots, samples."""
+"""The content of a report on one run or several: findings, tables, plots, samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OVERVIEW = (
     (TRAIN_PPO, "segments_per_response", "segments of a response"),
     (TRAIN_PPO, "terminated", "responses that end by themselves"),
 )
-"""Stage, figure, and what it is called in the overview."""
+"""Stage, metric, and its title in the overview."""
 EXPECTED = {
     TRAIN_RM: {
         "eval_accuracy": "accuracy on held-out pairs (nothing was held out, or no evaluation yet)",
@@ -38,15 +38,15 @@ EXPECTED = {
         "entropy": "policy entropy",
         "clipped_rewards": "the share of clipped rewards",
         "location_segments": "segment rewards by location",
-        "eval_kl": "figures on held-out prompts (nothing was held out, or no evaluation yet)",
+        "eval_kl": "metrics on held-out prompts (nothing was held out, or no evaluation yet)",
     },
 }
-"""Figures that a stage records today, and what a report lacks without them."""
+"""Metrics that a stage records, and what a report lacks without them."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text already."""
+    """A table of texts."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -54,16 +54,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page about one matter. words: what to look for in it."""
+    """A part of the page with plots about one subject. intro: how to read them."""
 
     title: str
-    words: str
+    intro: str
     plots: Sequence[Plot]
 
 
 @dataclass(frozen=True)
 class RunPart:
-    """What a report says about one run alone. missing: what its folder does not tell."""
+    """What a report says about one run alone. missing: what its folder does not have."""
 
     label: str
     findings: Sequence[Finding]
@@ -74,7 +74,7 @@ class RunPart:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page. differences: of the recipes, None for a single run."""
+    """The content of a report. differences: between the recipes; None for a single run."""
 
     title: str
     overview: Table
@@ -85,7 +85,7 @@ class Report:
 
 
 def make_report(runs: Sequence[RunRecord]) -> Report:
-    """Put a report together."""
+    """Make the report on one run, or on several side by side."""
     single = len(runs) == 1
     return Report(
         title=" and ".join(run.label for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
@@ -98,7 +98,7 @@ def make_report(runs: Sequence[RunRecord]) -> Report:
 
 
 def overview(runs: Sequence[RunRecord]) -> Table:
-    """How far each run got, and its main figures at the start and at the end.
+    """How far each run got, and its main metrics at the start and at the end.
 
     Where the last evaluation on held-out data lies behind the training, both are shown, with their
     steps: an interrupted run may have evaluated the untrained policy alone.
@@ -106,16 +106,18 @@ def overview(runs: Sequence[RunRecord]) -> Table:
     rows = [["recipe", *(str(run.setting("name") or "–") for run in runs)]]
     rows += [["rewards", *(_granularity(run) for run in runs)]]
     rows += [[stage, *(_status(run, stage) for run in runs)] for stage in TRAINING]
-    own = [(TRAIN_PPO, name, plots.own_title(name)) for name in plots.reward_functions(runs)]
-    for stage, name, words in (*OVERVIEW, *own):
+    functions = [
+        (TRAIN_PPO, name, plots.function_title(name)) for name in plots.reward_functions(runs)
+    ]
+    for stage, name, title in (*OVERVIEW, *functions):
         held_out = [run.series(stage, f"eval_{name}") for run in runs]
         lags = any(map(_lags, runs, [stage] * len(runs), held_out))
         if any(held_out):
             cells = [_change(run, stage, f"eval_{name}") for run in runs]
-            rows.append([f"{words}, held out", *(cell or "–" for cell in cells)])
+            rows.append([f"{title}, held out", *(cell or "–" for cell in cells)])
         cells = [_change(run, stage, name, last=lags) for run in runs]
         if any(cells) and (lags or not any(held_out)):
-            rows.append([words, *(cell or "–" for cell in cells)])
+            rows.append([title, *(cell or "–" for cell in cells)])
     return Table(["", *(run.label for run in runs)], rows)
 
 
@@ -131,7 +133,7 @@ def differences(runs: Sequence[RunRecord]) -> Table:
 
 
 def versions(runs: Sequence[RunRecord]) -> Table:
-    """What each run was made with; stages that differ are listed one by one."""
+    """Device, processes and library versions of each run, by stage where they differ."""
     facts = [
         {
             name: {"device": stage.device, "processes": stage.processes, **stage.versions}
@@ -162,19 +164,19 @@ def _part(run: RunRecord, single: bool) -> RunPart:
 
 
 def missing(run: RunRecord) -> list[str]:
-    """What the folder does not tell, in words."""
+    """What the folder does not have, in sentences for people."""
     said = list(run.notes)
     if not run.stages:
         said.append("no stage has been started")
-    for stage, figures in EXPECTED.items():
+    for stage, expected in EXPECTED.items():
         lines = run.metrics.get(stage, ())
         if stage in run.stages and not lines:
-            said.append(f"{stage}: no figures yet")
-        for name, words in figures.items():
+            said.append(f"{stage}: no metrics yet")
+        for name, description in expected.items():
             if name == "location_segments" and not run.series(TRAIN_PPO, "rm_score"):
-                continue  # no reward model has given segments anything
+                continue  # no reward model has scored segments
             if lines and not any(line.get(name) is not None for line in lines):
-                said.append(f"{stage} did not record {words}")
+                said.append(f"{stage} did not record {description}")
     if TRAIN_PPO in run.stages and not run.samples:
         said.append("no samples: train-ppo has written none (run.log_samples)")
     if any(not stage.versions for stage in run.stages.values()):
@@ -205,8 +207,8 @@ def _sections(runs: Sequence[RunRecord]) -> list[Section]:
         ),
         Section(
             "Reward against KL",
-            "What the distance from the reference has bought. Where the true reward, or a judge, "
-            "no longer follows the score, the policy has left what the reward model knows.",
+            "The reward gained at each distance from the reference. Where the score rises and the "
+            "true reward does not, the policy exploits the reward model.",
             plots.reward_against_kl(runs),
         ),
         Section(
@@ -239,13 +241,13 @@ def _status(run: RunRecord, stage: str) -> str:
 
 
 def _lags(run: RunRecord, stage: str, series: Series) -> bool:
-    """Whether a figure ends before the last step that the stage has logged."""
+    """Whether a metric ends before the last step that the stage has logged."""
     lines = run.metrics.get(stage, ())
     return bool(series) and bool(lines) and series.steps[-1] < lines[-1]["step"]
 
 
 def _change(run: RunRecord, stage: str, name: str, *, last: bool = False) -> str:
-    """A figure before and after; train-rm's at the end alone.
+    """A metric at the start and at the end; of train-rm at the end alone.
 
     last: its very last value with its step, instead of the mean over the last fifth.
     """
@@ -264,7 +266,7 @@ def _change(run: RunRecord, stage: str, name: str, *, last: bool = False) -> str
 
 
 def _by_stage(found: Mapping[str, object]) -> str:
-    """One value where all stages agree, else each of them."""
+    """One value where all stages have the same, else each stage's."""
     known = {name: str(value) for name, value in found.items() if value is not None}
     if len(set(known.values())) <= 1 and len(known) in (0, len(found)):
         return next(iter(known.values()), "–")

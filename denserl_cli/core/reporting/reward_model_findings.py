@@ -1,6 +1,6 @@
-"""What the figures of train-rm warn of.
+"""Findings from the metrics of train-rm.
 
-The constants are the thresholds. "Early" and "late" are means over the first and the last fifth.
+The constants are the thresholds. "Late" is the mean over the last fifth of the steps.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from denserl_cli.core.reporting.record import RunRecord
 ABOVE_BASELINE = 0.05
 """Accuracy that a reward model should have above a rule that looks at the length alone."""
 ABOVE_CHANCE = 0.1
-"""Distance from one half below which accuracy is a coin's."""
+"""Accuracy within this distance of one half is no better than chance."""
 FEW_PAIRS = 50
-"""Held-out pairs below which their number is told: an accuracy is chance to 7 points and more."""
+"""Fewer held-out pairs are named with their number: the accuracy's std is 7 points or more."""
 LENGTH_GAP = 0.3
-"""Accuracy lost on one side of length difference from which on a reward model goes by length."""
+"""Difference in accuracy by which response is longer, above which scores depend on length."""
 OVERFIT = 0.15
-"""Training accuracy above that on held-out pairs."""
+"""Training accuracy minus that on held-out pairs, above which a reward model overfits."""
 
 
 def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
-    """A reward model that is no better than a coin, or than looking at the length."""
+    """A reward model that is no better than chance, or than a rule about length."""
     accuracy, longer = (
         record.series(TRAIN_RM, "eval_accuracy"),
         record.series(TRAIN_RM, "eval_longer_accuracy"),
@@ -37,26 +37,26 @@ def reward_model_baseline(record: RunRecord) -> Iterator[Finding]:
     if shorter := _shorter_share(record.accuracy_by_length):
         rules["prefer the shorter response"] = shorter
     rule = max(rules, key=lambda name: rules[name], default=None)
-    told = f"The reward model is right on {got:.1%} of {_held_out(record)}"
+    result = f"The reward model is right on {got:.1%} of {_held_out(record)}"
     if got < 0.5 - ABOVE_CHANCE:
         yield Finding(
             "serious",
-            f"{told}, worse than a coin: it prefers what the pairs call the worse response.",
+            f"{result}, worse than chance: it prefers what the pairs call the worse response.",
             "see whether chosen and rejected are swapped in some of the pairs, hold out pairs of "
             "the kind that it is trained on, and hold out more of them (data.eval_pairs).",
         )
     elif got < 0.5 + ABOVE_CHANCE:
         yield Finding(
             "serious",
-            f"{told}, hardly more than a coin.",
+            f"{result}, hardly better than chance.",
             "train on more pairs or for more epochs (reward_model.epochs), raise "
             "reward_model.learning_rate, and look at the pairs: denserl segment shows them.",
         )
     elif rule is not None and got < rules[rule] + ABOVE_BASELINE:
         yield Finding(
             "serious",
-            f"{told}, and the rule '{rule}' on {rules[rule]:.1%}: it may have learned little but "
-            "length.",
+            f"{result}, and the rule '{rule}' on {rules[rule]:.1%}: it may have learned little "
+            "more than length.",
             "balance the lengths in the preference pairs, add pairs whose better response is the "
             "shorter one, and look at accuracy by length difference.",
         )
@@ -74,14 +74,15 @@ def reward_model_by_length(record: RunRecord) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"Where the better response is the {word} one the reward model is right on {low:.0%} "
-            f"of the pairs, where it is the {other} one on {high:.0%}: it goes by length.",
+            f"of the pairs, where it is the {other} one on {high:.0%}: its scores depend on "
+            "length.",
             "balance the lengths in the preference pairs; in PPO watch response_length, and set "
             "ppo.max_response_tokens with ppo.overlong_penalty.",
         )
 
 
 def reward_model_overfit(record: RunRecord) -> Iterator[Finding]:
-    """A reward model that knows its training pairs better than others."""
+    """A reward model that is better on its training pairs than on held-out ones."""
     seen, held = record.series(TRAIN_RM, "accuracy"), record.series(TRAIN_RM, "eval_accuracy")
     if len(seen.values) < POINTS or not held or seen.late <= 0.5 + ABOVE_CHANCE:
         return
@@ -89,13 +90,13 @@ def reward_model_overfit(record: RunRecord) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"The reward model is right on {seen.late:.0%} of its training pairs and on "
-            f"{held.values[-1]:.0%} of {_held_out(record)}: it has learned the former by heart.",
+            f"{held.values[-1]:.0%} of {_held_out(record)}: it overfits the training pairs.",
             "fewer reward_model.epochs, a lower reward_model.learning_rate, or more pairs.",
         )
 
 
 def _held_out(record: RunRecord) -> str:
-    """The held-out pairs in words, with their number where they are few."""
+    """The held-out pairs for a sentence, with their number where they are few."""
     pairs = sum(one["pairs"] for one in record.accuracy_by_length)
     return f"only {pairs:g} held-out pairs" if 0 < pairs < FEW_PAIRS else "the held-out pairs"
 

@@ -1,4 +1,4 @@
-"""Responses through the training, with what each of their segments earned."""
+"""Sampled responses in the course of the training, with the reward of each segment."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ import numpy as np
 from denserl_cli.core.reporting.record import Line, is_number
 
 STEPS, PROMPTS = 5, 3
-"""Most iterations and prompts that are shown of one run; a comparison shows fewer."""
+"""The most iterations and prompts shown of one run; a comparison shows fewer."""
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
-"""Control characters, which browsers and terminals swallow, to pictures of them."""
+"""From control characters, which browsers and terminals do not show, to pictures of them."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """reward: written with as many decimals as the largest one shown needs; "" where not known.
+    """A segment of a sample.
 
-    heat: the reward as a share of that, from -1 to 1.
+    Attributes:
+        text: Of its tokens.
+        tokens: Their number.
+        value: The reward model's.
+        reward: As text, with the decimals that the largest reward of the run needs; "" where it is
+            not known.
+        heat: The reward as a share of the largest one, from -1 to 1.
     """
 
     text: str
@@ -33,12 +39,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Sample:
-    """A response of an iteration. earned: the sum of its segments' rewards."""
+    """A response of an iteration. reward: the sum of its segments' rewards."""
 
     step: int
     prompt: str
     tokens: int
-    earned: float | None
+    reward: float | None
     segments: Sequence[Segment]
 
 
@@ -51,7 +57,16 @@ class Thread:
 
 
 def threads(lines: Sequence[Line], steps: int = STEPS, prompts: int = PROMPTS) -> list[Thread]:
-    """The samples to show: the same held-out prompts over the training, else some of each time."""
+    """The samples to show, in the course of the training.
+
+    Args:
+        lines: Of samples.jsonl.
+        steps: The most iterations to show.
+        prompts: The most prompts to show.
+
+    Returns:
+        A thread for each held-out prompt or, without any, for each iteration.
+    """
     held = [line for line in lines if line.get("held_out") is True]
     of = held or list(lines)
     chosen = _spread(sorted({line["step"] for line in of}), steps)
@@ -90,7 +105,7 @@ def _sample(line: Line, largest: float) -> Sample:
         step=line["step"],
         prompt=_visible(line["prompt"]),
         tokens=sum(one.tokens or 0 for one in segments),
-        earned=sum(rewards) if rewards else None,
+        reward=sum(rewards) if rewards else None,
         segments=segments,
     )
 
@@ -110,5 +125,5 @@ def _segment(one: dict[str, Any], largest: float) -> Segment:
 
 
 def _visible(text: str) -> str:
-    """The text without what no file in UTF-8 can hold, and with its control characters to see."""
+    """The text with visible control characters, and without what UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8").translate(_VISIBLE)

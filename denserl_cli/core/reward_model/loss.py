@@ -1,8 +1,8 @@
-"""The segment reward model: a scalar head at every token, segment rewards, their loss."""
+"""The score of a response from its segments' rewards, and the preference loss (method §3)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -10,17 +10,22 @@ from torch.nn.functional import logsigmoid
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.precision import at_least_float32
 
-if TYPE_CHECKING:
-    pass
-
 
 def aggregate_segments(
     token_values: Tensor, ends: Tensor, how: Literal["mean", "sum", "last"] = "mean"
 ) -> Tensor:
     """Score each sequence by the rewards of its segments, the values at their ends (method §3).
 
-    token_values: (B, T), the reward head at every token. ends: (B, T) bool. Returns (B,), at least
-    float32; a row without ends scores 0, with gradient 0. Raises DenserlError for an unknown `how`.
+    Args:
+        token_values: (B, T), the scalar head at every token.
+        ends: (B, T) bool, of the segments.
+        how: The mean or the sum of the rewards, or that of the last segment.
+
+    Returns:
+        (B,), at least float32; a row without ends scores 0, with gradient 0.
+
+    Raises:
+        DenserlError: Unknown `how`.
     """
     values = at_least_float32(token_values)
     if how == "last":
@@ -36,8 +41,13 @@ def preference_loss(
 ) -> Tensor:
     """Bradley-Terry loss -log σ(chosen - rejected - margin), mean over pairs (method §3).
 
-    chosen_score, rejected_score, margin: (pairs,). Returns a scalar, at least float32; 0 of no
-    pairs.
+    Args:
+        chosen_score: (pairs,).
+        rejected_score: (pairs,).
+        margin: (pairs,), by how much the chosen score should be higher; None: 0.
+
+    Returns:
+        A scalar, at least float32; 0 without pairs.
     """
     difference = at_least_float32(chosen_score) - rejected_score
     if margin is not None:

@@ -1,4 +1,4 @@
-"""How well a reward model orders pairs: accuracy, calibration, the effect of length."""
+"""Metrics of a reward model on preference pairs: accuracy, calibration, the effect of length."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from torch import Tensor
 from denserl_cli.core.reward_model.loss import preference_loss
 
 Metrics = dict[str, Tensor]
-"""Metrics of some pairs by their names, all 0-d: means over the pairs."""
+"""Metrics by name, 0-d each: means over the pairs."""
 
 
 def preference_metrics(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Metrics:
-    """Loss and metrics of B pairs. scores, segments: (2B,), chosen before rejected sequences."""
+    """Loss and metrics of B pairs.
+
+    Args:
+        scores: (2B,), those of the chosen responses before those of the rejected ones.
+        segments: (2B,), numbers of segments, in the same order.
+        margin: (B,), as in `preference_loss`.
+    """
     chosen, rejected = scores.chunk(2)
     return {
         "loss": preference_loss(chosen, rejected, margin),
@@ -29,14 +35,14 @@ def preference_metrics(scores: Tensor, segments: Tensor, margin: Tensor | None) 
 
 
 def to_numbers(names: Sequence[str], means: Tensor) -> dict[str, float]:
-    """Means as numbers; the mean square becomes a standard deviation."""
+    """Means as numbers by name; `reward_square` becomes `reward_std`."""
     named = dict(zip(names, means.tolist(), strict=True))
     variance = named.pop("reward_square") - named["reward_mean"] ** 2
     return {**named, "reward_std": max(variance, 0.0) ** 0.5}
 
 
 def is_number(value: object) -> bool:
-    """Whether a logged metric is a number, or null where there was none."""
+    """Whether a logged metric is a single number, or null in place of one."""
     return value is None or isinstance(value, (int, float))
 
 
@@ -52,7 +58,7 @@ LENGTH_EDGES = (1, 10, 50, 200)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the chosen response has the higher score; a tie is an error.
+    """How often the chosen response has the higher score; a tie counts as wrong.
 
     interval: Wilson's, 95 %. margin: mean of chosen - rejected.
     """
@@ -65,8 +71,8 @@ class Accuracy:
 
 
 def accuracy(differences: Floats) -> Accuracy:
-    """differences: (pairs,), chosen - rejected score, at least one."""
-    from scipy.stats import binomtest  # half a second, and training does without
+    """The accuracy on at least one pair. differences: (pairs,), chosen - rejected score."""
+    from scipy.stats import binomtest  # its import takes half a second, training does not need it
 
     right, count = int((differences > 0).sum()), len(differences)
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
@@ -81,7 +87,7 @@ def accuracy(differences: Floats) -> Accuracy:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Pairs with a confidence from low to high: its mean, and how often it was right."""
+    """Pairs with a confidence from low to high: its mean, and the share that it was right on."""
 
     low: float
     high: float
@@ -92,7 +98,10 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """error: |predicted - observed|, mean over all pairs. bins: those that are not empty."""
+    """How far the confidence of a reward model can be trusted.
+
+    error: |predicted - observed|, mean over all pairs. bins: those that are not empty.
+    """
 
     error: float
     bins: list[CalibrationBin]
@@ -101,23 +110,23 @@ class Calibration:
 def calibration(differences: Floats) -> Calibration:
     """Compare the Bradley-Terry probability of the better-scored response with the data.
 
-    The confidence in a pair is σ(|difference|) in [0.5, 1]: both orders of a pair say the same, so
-    nothing depends on which response is written first. A tie has confidence 0.5 and is half right.
+    The confidence in a pair is σ(|difference|) in [0.5, 1], so it does not depend on which response
+    is written first. A tie has confidence 0.5 and is half right.
     differences: (pairs,), chosen - rejected score.
     """
     confidence = 1 / (1 + np.exp(-np.abs(differences)))
     right = (np.sign(differences) + 1) / 2
     edges = np.linspace(0.5, 1, CALIBRATION_BINS + 1)
-    place = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, CALIBRATION_BINS - 1)
+    index = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, CALIBRATION_BINS - 1)
     bins = [
         CalibrationBin(
             low=float(edges[k]),
             high=float(edges[k + 1]),
-            pairs=int((place == k).sum()),
-            predicted=float(confidence[place == k].mean()),
-            observed=float(right[place == k].mean()),
+            pairs=int((index == k).sum()),
+            predicted=float(confidence[index == k].mean()),
+            observed=float(right[index == k].mean()),
         )
-        for k in np.unique(place)
+        for k in np.unique(index)
     ]
     error = sum(one.pairs * abs(one.predicted - one.observed) for one in bins) / len(differences)
     return Calibration(error, bins)
@@ -125,7 +134,7 @@ def calibration(differences: Floats) -> Calibration:
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Pairs whose chosen response is shortest … longest tokens longer; None: without limit."""
+    """Pairs whose chosen response is `shortest` to `longest` tokens longer; None: without limit."""
 
     shortest: int | None
     longest: int | None
@@ -136,11 +145,15 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class LengthEffect:
-    """How much a reward model goes by length.
+    """How much a reward model's scores depend on length.
 
-    longer_accuracy: of preferring the longer response on the same pairs; equal lengths are errors.
-    correlation: Pearson's, of score and length difference over both orders of each pair; None where
-    one of the two does not vary.
+    Attributes:
+        longer_accuracy: Of preferring the longer response on the same pairs; equal lengths count as
+            wrong.
+        equal_length: Pairs whose responses are of equal length.
+        correlation: Pearson's, of the differences in score and in length over both orders of each
+            pair; None where one of the two does not vary.
+        bins: Accuracy by difference in length; those that are not empty.
     """
 
     longer_accuracy: float
@@ -150,9 +163,14 @@ class LengthEffect:
 
 
 def length_effect(differences: Floats, longer: NDArray[np.int64]) -> LengthEffect:
-    """differences: (pairs,), chosen - rejected score. longer: (pairs,), the same of tokens."""
+    """The effect of length on the order of pairs.
+
+    Args:
+        differences: (pairs,), chosen - rejected score.
+        longer: (pairs,), chosen - rejected length in tokens.
+    """
     edges = [*(-edge + 1 for edge in reversed(LENGTH_EDGES)), *LENGTH_EDGES]
-    place = np.searchsorted(edges, longer, side="right")
+    index = np.searchsorted(edges, longer, side="right")
     scale = math.sqrt(float(np.square(differences).sum()) * float(np.square(longer).sum()))
     return LengthEffect(
         longer_accuracy=float((longer > 0).mean()),
@@ -162,10 +180,10 @@ def length_effect(differences: Floats, longer: NDArray[np.int64]) -> LengthEffec
             LengthBin(
                 shortest=edges[k - 1] if k else None,
                 longest=edges[k] - 1 if k < len(edges) else None,
-                pairs=int((place == k).sum()),
-                accuracy=float((differences[place == k] > 0).mean()),
-                margin=float(differences[place == k].mean()),
+                pairs=int((index == k).sum()),
+                accuracy=float((differences[index == k] > 0).mean()),
+                margin=float(differences[index == k].mean()),
             )
-            for k in np.unique(place)
+            for k in np.unique(index)
         ],
     )

@@ -60,11 +60,11 @@ HEADLINE = (
     *("loss", "accuracy", "segments_per_response"),
     *("tokens_per_second", "responses_per_second"),
 )
-"""The metrics beside the progress bar; metrics.jsonl has them all."""
+"""The metrics shown beside the progress bar; metrics.jsonl has all metrics."""
 
 
 class RewardTrainer:
-    """Holds the models and the data of one training; `train` is the algorithm."""
+    """Trains a reward model on preference pairs; `train` is the algorithm."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class RewardTrainer:
         Args:
             recipe: Whose reward model is trained.
             run: Its folder.
-            observer: Sees progress and metrics.
+            observer: Told progress and metrics.
             rows: Pairs to train on.
-            evaluation: Pairs held out.
+            evaluation: Held-out pairs.
             batches: Row numbers of each step's pairs.
-            tokenizer: Decodes samples, and texts where they decide about segments.
+            tokenizer: Decodes samples, and responses where segments depend on their text.
             pad_id: Token that fills batches up.
         """
         self.settings = recipe.reward_model
@@ -119,7 +119,7 @@ class RewardTrainer:
         self.evaluation_ends: list[Tensor] = []
 
     def train(self, start: int) -> None:
-        """Take every step from `start` on; checkpoint and evaluate on the way."""
+        """Take every step after `start`, with checkpoints and evaluations."""
         total = len(self.batches)
         self.session.observer.begin("train the reward model", total=total, done=start)
         with self.session.steps(start) as steps:
@@ -137,17 +137,25 @@ class RewardTrainer:
                     break
 
     def update(self, step: int, indices: np.ndarray) -> dict[str, Any]:
-        """One optimizer step on one global batch, in micro-batches of similar length."""
+        """One optimizer step on one global batch, in micro-batches of similar length.
+
+        Args:
+            step: Its number, from 1.
+            indices: Row numbers of the pairs.
+
+        Returns:
+            Metrics of the step.
+        """
         totals: list[Tensor] = []
         learning_rate = self.engine.learning_rate
         tokens = self.sides[:, indices].sum(0)
         parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
         mine = list(zip(shard_micro_batches(parts), rounds(parts), strict=True))
-        for turn, ((part, counts), beside) in enumerate(mine, 1):
+        for number, ((part, counts), beside) in enumerate(mine, 1):
             cut = forward_passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
             metrics = self.forward(part, cut)
             weight = len(part) * counts
-            self.engine.backward(metrics["loss"] * weight / len(indices), last=turn == len(mine))
+            self.engine.backward(metrics["loss"] * weight / len(indices), last=number == len(mine))
             totals.append(torch.stack([v.detach() for v in metrics.values()]) * weight)
         norm = math.nan
         with self.session.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
@@ -160,7 +168,12 @@ class RewardTrainer:
         }
 
     def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Metrics:
-        """Loss and metrics of one micro-batch. cut: numbers of its sequences in each pass."""
+        """Loss and metrics of one micro-batch.
+
+        Args:
+            pairs: Row numbers of its pairs.
+            cut: The numbers of its sequences in each forward pass, as `collate_sides` counts them.
+        """
         rows = [self.rows[i] for i in pairs]
         numbers = np.concatenate([pairs, pairs + len(self.rows)])
         scores, segments = [], []
@@ -174,17 +187,25 @@ class RewardTrainer:
         return preference_metrics(torch.cat(scores)[order], torch.cat(segments)[order], margin)
 
     def segment(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
-        """Segment ends of training sequences, (R, T) bool. numbers: (R,), as `collate_sides`."""
+        """Segment ends of training sequences.
+
+        Args:
+            batch: Of R sequences.
+            numbers: (R,), the numbers of the sequences, as `collate_sides` counts them.
+
+        Returns:
+            (R, T) bool.
+        """
         return self.scorer(batch).ends if self.segments is None else self.segments(batch, numbers)
 
     def scores(self, batch: SequenceBatch, ends: Tensor) -> Tensor:
-        """Score of each response, (R,). ends: (R, T), of its segments."""
+        """The score of each response, (R,). ends: (R, T) bool, of its segments."""
         values = self.engine(token_values, batch)
         return aggregate_segments(values, ends, self.settings.aggregate)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """The metrics of `forward` over the evaluation pairs, and what length has to do with it."""
+        """The metrics of `forward` on the evaluation pairs, and the effect of length."""
         if not self.evaluation:
             return {}
         model = self.engine.model
@@ -221,7 +242,7 @@ class RewardTrainer:
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:
-        """Both sides of one pair, the same through training, with their segments' values."""
+        """Both responses of one pair, always the same one, with their segments' values."""
         if not self.log_samples:
             return []
         row = (self.evaluation or self.rows)[0]
@@ -246,18 +267,18 @@ class RewardTrainer:
         return shown
 
     def tokens(self, indices: np.ndarray) -> int:
-        """Real tokens in a global batch, both sides."""
+        """Tokens of a global batch, both sides, without padding."""
         return int(self.sides[:, indices].sum())
 
     def summary(self) -> dict[str, Any]:
-        """What the finished stage reports."""
+        """The summary of the finished stage."""
         last = self.session.run.metrics(STAGE)[-1]
         evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and is_number(v)}
         return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
 
 
 def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:
-    """A batch in a form that torch.save keeps for inspection."""
+    """A batch in a form that torch.save can write for inspection."""
     names = ("prompt", "chosen", "rejected")
     ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
     return {"origin": [row.origin for row in rows], **ids}

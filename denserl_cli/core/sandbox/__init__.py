@@ -1,4 +1,4 @@
-"""The embedded task: a tokenizer, a model, data and a true reward."""
+"""The embedded task (the sandbox): a tokenizer, a model, data and a true reward."""
 
 from denserl_cli.core.sandbox.task import true_reward
 

@@ -1,4 +1,4 @@
-"""The embedded task's files: made once for a run."""
+"""The files of the embedded task: model, tokenizer and data, made once for a run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ if TYPE_CHECKING:
 
 
 def with_sandbox_files(recipe: Recipe, run: RunFolder, observer: Observer) -> Recipe:
-    """The recipe with the sandbox's model and data filled in where it names none of its own.
+    """The recipe with the sandbox's model and data filled in where it names no others.
 
-    Makes them in the run folder at first use. Raises DenserlError when the folder's sandbox was
-    made with other settings.
+    They are made in the run folder at first use.
+
+    Args:
+        recipe: As it was loaded.
+        run: Where the files are.
+        observer: Told progress.
+
+    Raises:
+        DenserlError: The folder's sandbox was made with other settings.
     """
     if recipe.sandbox is None:
         return recipe
@@ -42,15 +49,15 @@ def with_sandbox_files(recipe: Recipe, run: RunFolder, observer: Observer) -> Re
         with run.locked(observer):
             run.claim()
             make(recipe.sandbox, folder, seed=recipe.seed, observer=observer)
-    slots = SandboxFiles.of(folder)
+    files = SandboxFiles.of(folder)
     data = recipe.data
     return replace(
         recipe,
-        model=replace(recipe.model, path=recipe.model.path or str(slots.model)),
+        model=replace(recipe.model, path=recipe.model.path or str(files.model)),
         data=replace(
             data,
-            preferences=data.preferences or (Source(str(slots.preferences)),),
-            prompts=data.prompts or (Source(str(slots.prompts)),),
+            preferences=data.preferences or (Source(str(files.preferences)),),
+            prompts=data.prompts or (Source(str(files.prompts)),),
         ),
     )
 
@@ -64,7 +71,7 @@ def _read_settings(file: Path) -> object:
 
 
 class SandboxFiles(NamedTuple):
-    """Where the sandbox keeps what it made."""
+    """The paths of a sandbox's files."""
 
     model: Path
     preferences: Path
@@ -79,21 +86,21 @@ class SandboxFiles(NamedTuple):
 
 
 def make(config: SandboxConfig, folder: Path, *, seed: int, observer: Observer) -> SandboxFiles:
-    """Write model, tokenizer, preference pairs and prompts to `folder`, unless they are there."""
-    slots = SandboxFiles.of(folder)
+    """Write model, tokenizer, preference pairs and prompts to `folder`, unless it exists."""
+    files = SandboxFiles.of(folder)
     if folder.is_dir():
-        return slots
+        return files
     task = Task(config, seed)
     with replaced_folder(folder) as aside:
         settings = {"seed": seed, **asdict(config)}
-        write_text(aside / slots.settings.name, json.dumps(settings) + "\n")
-        write_model(task, aside / slots.model.name, seed=seed, observer=observer)
+        write_text(aside / files.settings.name, json.dumps(settings) + "\n")
+        write_model(task, aside / files.model.name, seed=seed, observer=observer)
         rng = np.random.default_rng([seed, 2])
         pairs = [_pair(task, rng) for _ in range(config.pairs)]
-        write_text(aside / slots.preferences.name, _jsonl(pairs))
+        write_text(aside / files.preferences.name, _jsonl(pairs))
         prompts = [{"prompt": prompt} for prompt in task.prompts]
-        write_text(aside / slots.prompts.name, _jsonl(prompts))
-    return slots
+        write_text(aside / files.prompts.name, _jsonl(prompts))
+    return files
 
 
 def _pair(task: Task, rng: np.random.Generator) -> dict[str, object]:

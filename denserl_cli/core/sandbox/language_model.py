@@ -74,10 +74,19 @@ def fit_language_model(
     seed: int = 0,
     observer: Observer | None = None,
 ) -> None:
-    """Fit a small model to (prompt ids, response ids) in place: plain next-token training.
+    """Fit a small model to sequences, in place, by next-token prediction of the responses.
 
-    The loss covers the responses. Random weights have an entropy near log V everywhere, so a model
-    made from a configuration needs this before segments mean anything (method §2).
+    Random weights have an entropy near log V everywhere, so segments mean nothing before a model
+    is fitted (method §2).
+
+    Args:
+        model: A causal language model.
+        sequences: Prompt ids and response ids of each.
+        steps: Optimizer steps.
+        batch_size: Sequences of a step.
+        learning_rate: The highest, after the warm-up.
+        seed: Of the order of the sequences.
+        observer: Told progress.
     """
     import torch
     from transformers import get_cosine_schedule_with_warmup
@@ -108,7 +117,7 @@ def fit_language_model(
 
 
 def write_model(task: Task, folder: Path, *, seed: int, observer: Observer) -> None:
-    """Make the tokenizer, fit the starting model to phrases, and save both in `folder`."""
+    """Make the tokenizer, fit the starting model to the task's phrases, and save both."""
     import torch
 
     from denserl_cli.core.chat.format import ChatFormat

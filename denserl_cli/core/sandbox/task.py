@@ -1,12 +1,12 @@
 """A controlled task whose true reward is known: its tokenizer, its model and its data.
 
-A prompt names a mood and a subject. A response strings together phrases; the first word of a phrase
-is a free choice, the words after it follow from it, so that a fitted model is surprised exactly at
-the phrase boundaries. The mood decides what each phrase is worth (the subject matters to nobody),
-and the true reward of a response is the mean worth of its phrases. With several endings, which all
-phrases share, the worth lies in beginning and ending together: each of them is worth nothing on
-average over the others. Only tokenizer, model and data are the sandbox's own: what learns from them
-are the stages that train any other model.
+A prompt names a mood and a subject. A response is a sequence of phrases. The first word of a phrase
+is a free choice and the words after it follow from it, so the entropy of a fitted model is high
+exactly at the phrase boundaries. The worth of a phrase depends on the mood (the subject has no
+effect), and the true reward of a response is the mean worth of its phrases. With several endings,
+which all phrases share, the worth depends on beginning and ending together: each of them alone is
+worth 0 on average over the others. Only tokenizer, model and data are special to the sandbox: the
+stages that train on them are those that train any other model.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SUBJECTS = (
 )
 STRAY_WORTH = -1.0
 HABIT, TASTE = 0.8, 1.0
-"""How unevenly phrases are used by all responses of a mood, and by one response beside them: std of
-the log-odds of choosing each phrase, in nats."""
+"""Std of the log-odds of choosing each phrase, in nats: the part that all responses of a mood share
+(habit), and the part that is drawn for each response (taste)."""
 
 TrueReward = Callable[[str, str], float]
 """The task's true reward of (prompt text, response text), where the task knows it."""
@@ -39,8 +39,10 @@ TrueReward = Callable[[str, str], float]
 class Task:
     """The language of the sandbox and the worth of its phrases.
 
-    worth: (moods, phrases), the true reward of a phrase; mean 0 for each mood. habit: of the same
-    shape, log-odds with which a mood's responses use the phrases, independent of their worth.
+    Attributes:
+        worth: (moods, phrases), the true reward of a phrase; mean 0 for each mood.
+        habit: (moods, phrases), log-odds with which a mood's responses use the phrases, independent
+            of their worth.
     """
 
     def __init__(self, config: SandboxConfig, seed: int) -> None:
@@ -67,7 +69,7 @@ class Task:
         return float(self.worth.max(1).mean())
 
     def compose(self, prompt: str, rng: np.random.Generator) -> str:
-        """A response with a taste of its own, up to a sixth more than the least number long."""
+        """A random response of the least number of phrases, or up to a sixth more."""
         least = self.config.response_phrases
         size = rng.integers(least, least + least // 6 + 1)
         taste = np.exp(self.habit[_mood(prompt)] + TASTE * rng.normal(size=len(self.phrases)))
@@ -107,7 +109,7 @@ def true_reward(prompts: Sequence[str], responses: Sequence[str], recipe: Recipe
     if recipe.sandbox is None:
         raise DenserlError(
             "the reward true_reward is that of the embedded task, and the recipe has no sandbox",
-            hint="name a reward of your own, or train with a sandbox",
+            hint="name your own reward function, or train with a sandbox",
         )
     task = Task(recipe.sandbox, recipe.seed)
     known = set(task.prompts)
@@ -124,16 +126,19 @@ def _mood(prompt: str) -> int:
 
 
 class Agreement(NamedTuple):
-    """How well found segment ends match the true phrase boundaries inside responses."""
+    """How well segment ends match the true phrase boundaries inside responses."""
 
     precision: float
     recall: float
 
 
 def boundary_agreement(task: Task, responses: Sequence[tuple[str, Sequence[int]]]) -> Agreement:
-    """Compare segment ends (word numbers, one word a token) with the ends of true phrases.
+    """Compare segment ends with the ends of the true phrases.
 
-    responses: text and ends of each. The last end of a response is given, so it does not count.
+    Args:
+        task: Knows the phrases.
+        responses: Text of each and its segment ends, as word numbers (one word a token). The last
+            end of a response is always right, so it does not count.
     """
     right = found = true = 0
     for text, ends in responses:

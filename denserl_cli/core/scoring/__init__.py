@@ -1,1 +1,1 @@
-"""A batch scored: segments by the reference, values by the reward model."""
+"""Scoring of responses: segments by the reference's entropy, values by the reward model."""

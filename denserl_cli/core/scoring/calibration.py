@@ -1,6 +1,6 @@
-"""`cutoff: auto`: found once for a run, on the recipe's own preference pairs, before any training.
+"""`cutoff: auto`: calibrated once for a run, on the recipe's preference pairs, before training.
 
-The number is kept in the run folder and goes, as a number, wherever a cutoff is recorded.
+The run folder keeps the number, and wherever else a cutoff is recorded it is this number.
 """
 
 from __future__ import annotations
@@ -51,12 +51,18 @@ class Calibration(NamedTuple):
 def with_calibrated_cutoff(
     recipe: Recipe, run: RunFolder, observer: Observer, record: RewardRecord | None = None
 ) -> Recipe:
-    """The recipe with its cutoff as a number, whatever it says.
+    """The recipe with its cutoff as a number, also where it says `auto`.
 
-    recipe: with the sandbox's files filled in. record: of the reward model that the command works
-    with, whose cutoff is the answer; without one it is that of the recipe's published model, or is
-    calibrated and recorded in the run folder. Raises DenserlError when the reward model's cutoff
-    was calibrated for another length, or when there are no pairs to calibrate on.
+    Args:
+        recipe: With the sandbox's files filled in.
+        run: Where a calibrated cutoff is recorded.
+        observer: Told the calibrated cutoff.
+        record: Of the reward model that the command uses, whose cutoff is taken. Without one it is
+            that of the recipe's published model, or is calibrated and recorded in the run folder.
+
+    Raises:
+        DenserlError: The reward model's cutoff was calibrated for another length, or there are no
+            pairs to calibrate on.
     """
     cut, published = recipe.segmentation, recipe.published
     if cut.cutoff != "auto":
@@ -90,8 +96,13 @@ def calibrate(
 ) -> Calibration:
     """Find the cutoff that cuts responses into segments of `length` tokens on average.
 
-    scorer: its reference gives the entropies. prompts, responses: ids of each conversation.
-    terminated: whether each response has its terminator.
+    Args:
+        scorer: Its reference gives the entropies.
+        prompts: Ids of each prompt.
+        responses: Ids of each response.
+        terminated: Whether each response has its terminator.
+        length: Mean tokens of a segment.
+        pad_id: Token that fills batches up.
     """
     shape = (len(responses), max(map(len, responses)))
     entropy, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
@@ -113,7 +124,7 @@ def calibrate(
 
 
 def sample_pairs(recipe: Recipe, limit: int, observer: Observer) -> list[Pair]:
-    """Up to `limit` usable preference pairs, drawn alike from each source of the recipe."""
+    """Up to `limit` usable preference pairs, equally many from each source of the recipe."""
     drawn = [
         replace(source, max_samples=min(4 * limit, source.max_samples or 4 * limit))
         for source in recipe.data.preferences
@@ -125,7 +136,7 @@ def sample_pairs(recipe: Recipe, limit: int, observer: Observer) -> list[Pair]:
 
 
 def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> float:
-    """The cutoff that the run folder holds for these settings, or a new one, recorded there."""
+    """The cutoff that the run folder has for these settings, or a new one, recorded there."""
     settings, found = _settings(run), _recorded(run)
     if found.get("settings") == settings:
         return found["cutoff"]
@@ -133,7 +144,7 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
     assert length is not None, "filled in when the recipe is loaded"
     if not recipe.data.preferences:
         raise DenserlError(
-            "segmentation.cutoff: auto needs preference pairs, the recipe names none",
+            "segmentation.cutoff: auto needs preference pairs, and the recipe has none",
             hint="add data.preferences, or choose a cutoff: --set segmentation.cutoff=NATS",
         )
     _, chat = load_chat(recipe)
@@ -165,7 +176,7 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
-    """What a calibrated cutoff depends on, as the user's recipe has it."""
+    """The settings of the user's recipe that a calibrated cutoff depends on."""
     asked = recipe_to_dict(run.recipe)
     data = ("preferences", "max_length", "max_prompt_length")
     return {
@@ -176,7 +187,7 @@ def _settings(run: RunFolder) -> dict[str, Any]:
 
 
 def _recorded(run: RunFolder) -> dict[str, Any]:
-    """What the run folder's file says; empty when there is none that can be read."""
+    """The content of the run folder's cutoff file; empty when it is missing or damaged."""
     try:
         found = json.loads((run.path / FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The run's reward model and scorer, loaded."""
+"""Loading of a run's reward model and scorer."""
 
 from __future__ import annotations
 
@@ -52,12 +52,13 @@ def load_reward_model(
         recipe: The recipe of the run.
         run: Where the reward model is, unless the record names published weights.
         trained: Load it to be trained.
-        observer: Told when a model of few positions has not read the whole of a conversation.
+        observer: Told when a conversation is longer than the model's positions.
         reference: The recipe's starting model where it is loaded already; adapters share its
             weights.
 
     Raises:
-        DenserlError: The model cannot be had, or cannot do what is asked of it.
+        DenserlError: The model cannot be loaded, or its head does not allow what the recipe asks
+            for.
     """
     path = record.weights or str(run.reward_model)
     whole = record.weights and not is_adapters(path)
@@ -65,8 +66,8 @@ def load_reward_model(
         if trained or record.granularity != "bandit":
             raise DenserlError(
                 f"the head of {path} is not a plain matrix product of each token's state",
-                hint="it can reward whole responses, segmentation.granularity=bandit, and start no "
-                "critic: ppo.critic_init=policy",
+                hint="it can only reward whole responses, and no critic starts from it: set "
+                "segmentation.granularity=bandit and ppo.critic_init=policy",
             )
         model = load_classifier(record, recipe.model)
         limit = positions(model)
@@ -91,16 +92,16 @@ def load_scorer(
     reference: PreTrainedModel | None = None,
     prompts: Sequence[Prompt] = (),
 ) -> Scorer:
-    """The run's reward model, if there is one, with the reference.
+    """The scorer of a run: the reference and, if there is one, the reward model.
 
     Args:
-        setup: What the command begins with.
+        setup: The resolved recipe, the reward model's record and both chat formats.
         run: The run's folder.
-        observer: Told what the reward model could not read.
-        engine: Of the stage, which says where frozen models live; None keeps them whole.
-        reference: The recipe's starting model; without it, it is loaded where segments depend on
-            it.
-        prompts: Those of rollouts, in the policy's ids, which the reward model reads in its own
+        observer: Told when a conversation is longer than the reward model's positions.
+        engine: Of the stage, says where frozen models are held; None keeps them whole.
+        reference: The recipe's starting model where it is loaded already; otherwise it is loaded if
+            segments depend on it.
+        prompts: Those of rollouts, in the policy's ids; the reward model reads them in its own
             format.
     """
     recipe, record = setup.recipe, setup.record
@@ -125,7 +126,7 @@ def load_scorer(
 def _read_prompts(
     loaded: LoadedReward, setup: RewardSetup, prompts: Sequence[Prompt], observer: Observer
 ) -> ReadValues:
-    """How the reward model reads responses to prompts, which are the policy's ids."""
+    """How the reward model reads responses to prompts that are encoded in the policy's ids."""
     if not prompts or setup.reward_chat_format is setup.chat:
         return loaded.read
     rewrite = Translation(setup.chat, setup.reward_chat_format, prompts)

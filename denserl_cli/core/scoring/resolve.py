@@ -1,8 +1,8 @@
 """Which reward model a run scores with: its own, or the published one that its recipe names.
 
-A published model lies in a read-only cache and has no record. On first use one is written into the
-run folder, with the published normaliser beside it, where a model of the run's own would have
-them: so the two are never mixed, and every later command finds them in the same place.
+A published model lies in a read-only cache and has no record. On first use its record and its
+normaliser are written into the run folder, to the files that a trained reward model would have. So
+the two are never mixed, and every later command finds the same files.
 """
 
 from __future__ import annotations
@@ -46,8 +46,13 @@ WEIGHTS_OPTION = "published.reward_model"
 class RewardSetup(NamedTuple):
     """What every command that loads models begins with.
 
-    record: of the reward model; None where none scores. reward_chat_format: how the reward model's
-    conversations are written: `chat`, unless a published model has a tokenizer of its own.
+    Attributes:
+        recipe: Resolved.
+        record: Of the reward model; None where none scores.
+        tokenizer: Of the policy.
+        chat: How the policy's conversations are written.
+        reward_chat_format: How the reward model's conversations are written: `chat`, unless a
+            published model has its own tokenizer.
     """
 
     recipe: ResolvedRecipe
@@ -65,7 +70,7 @@ def prepare(
     Args:
         recipe: As it was loaded.
         run: Where the sandbox's files, a calibrated cutoff and the reward model are.
-        observer: Told what is made or found.
+        observer: Told what is made, calibrated or recorded.
         reward_model: Whether a reward model scores: the run's own, or the published one that the
             recipe names, which is recorded in the run folder on first use.
 
@@ -115,10 +120,21 @@ def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:
 def record_published(
     record: RewardRecord, recipe: Recipe, run: RunFolder, chat: ChatFormat, observer: Observer
 ) -> RewardRecord:
-    """Write down a published reward model and its normaliser in the run folder on first use.
+    """Record a published reward model and its normaliser in the run folder on first use.
 
-    Raises DenserlError when the model cannot be had, when it was trained on responses that end with
-    another token, and when it reads other tokens but is to reward some of them.
+    Args:
+        record: Of the reward model.
+        recipe: Names the published model.
+        run: Where the record is written.
+        chat: Of the policy.
+        observer: Told that the model is used.
+
+    Returns:
+        The record, with the terminator of the responses.
+
+    Raises:
+        DenserlError: The model cannot be loaded, it was trained on responses that end with another
+            token, or it has another tokenizer but should reward parts of a response.
     """
     if record.terminator_id is not None:
         record.check_terminator(chat, record.weights or run.reward_model)
@@ -143,20 +159,20 @@ def record_published(
         if normalizer is not None:
             normalizer[0].save(run.normalizer, normalizer[1])
             what += " and its published normaliser"
-        record.save(run.reward_model)  # last: from now on the pair is adopted
+        record.save(run.reward_model)  # last: its presence says that both files are complete
     observer.notice(f"{what}; recorded in {run.reward_model}")
     return record
 
 
 def _published_record(recipe: Recipe, published: PublishedConfig) -> RewardRecord:
-    """The record of the recipe's published model: its folder's, where denserl made it."""
+    """The record of the recipe's published model: that in its folder, where denserl trained it."""
     file = _published_file(published, RECORD)
     if file is None:
         return RewardRecord.published(recipe)
     made = RewardRecord.load(file.parent)
     if made.weights:
         raise DenserlError(
-            f"{published.reward_model} holds no reward model, it only names one",
+            f"{published.reward_model} has no weights, only the name of another reward model",
             hint=f"name that one: --set {WEIGHTS_OPTION}={made.weights}",
         )
     _check_made_for(published, {"granularity": made.granularity, "cutoff": made.cutoff}, file)
@@ -192,24 +208,24 @@ def _published_file(published: PublishedConfig, name: str) -> Path | None:
         found = cached_file(
             path, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
-        if found is None:  # nothing is recorded for a model that is not there
+        if found is None:  # an error for a model that does not exist, before it is recorded
             AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     return None if found is None else Path(found)
 
 
 def _check_made_for(published: PublishedConfig, made: dict[str, Any], file: Path) -> None:
-    """Raise DenserlError when the recipe says something else of a published pair than its files."""
+    """Raise DenserlError when the recipe contradicts the files beside a published reward model."""
     wrong = [
         f"published.{name} is {getattr(published, name)}, {file} says {made.get(name)}"
         for name in ("granularity", "cutoff")
         if made.get(name) != getattr(published, name)
     ]
     if wrong:
-        raise DenserlError("; ".join(wrong), hint="write what the file says into the recipe")
+        raise DenserlError("; ".join(wrong), hint="change the recipe to what the file says")
 
 
 def _check_unchanged(record: RewardRecord, recipe: Recipe, run: RunFolder) -> None:
-    """Raise DenserlError when the recipe's published pair is not the one that the run adopted."""
+    """Raise DenserlError when the recipe's published model is not the one that the run recorded."""
     published = recipe.published
     hint = f"name another folder with --out, or remove {run.reward_model}"
     named = (published.reward_model, published.revision) if published else (None, None)
@@ -222,10 +238,10 @@ def _check_unchanged(record: RewardRecord, recipe: Recipe, run: RunFolder) -> No
     assert published is not None
     if published.normalizer is None or not run.normalizer.exists():
         return
-    adopted = LocationNormalizer.load(run.normalizer)
+    recorded = LocationNormalizer.load(run.normalizer)
     about = json.loads(run.normalizer.read_text(encoding="utf-8")).get("record", {})
-    now = LocationNormalizer(**asdict(published.normalizer), min_std=adopted.min_std)
-    if about.get("source") == f"published with {record.weights}" and now != adopted:
+    now = LocationNormalizer(**asdict(published.normalizer), min_std=recorded.min_std)
+    if about.get("source") == f"published with {record.weights}" and now != recorded:
         raise DenserlError(
             f"{run.normalizer} has other coefficients than the recipe's published.normalizer",
             hint=hint,
@@ -235,7 +251,7 @@ def _check_unchanged(record: RewardRecord, recipe: Recipe, run: RunFolder) -> No
 def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None:
     """The normaliser that PPO uses; None for kind none.
 
-    Raises DenserlError when it is missing, or was fitted for something else than the recipe says.
+    Raises DenserlError when it is missing, or was fitted for other settings than the recipe's.
     """
     if recipe.normalizer.kind == "none":
         return None
@@ -250,7 +266,7 @@ def load_normalizer(recipe: Recipe, run: RunFolder) -> LocationNormalizer | None
         "kind": recipe.normalizer.kind,
         **recipe.segmentation.deciding(),
     }
-    record.setdefault("cut", "entropy")  # published and imported ones do not say it
+    record.setdefault("cut", "entropy")  # published and imported ones do not record it
     wrong = [f"{k} {record.get(k)} instead of {v}" for k, v in asked.items() if record.get(k) != v]
     floor = recipe.normalizer.min_std
     if floor is not None and floor != normalizer.min_std:

@@ -1,4 +1,4 @@
-"""The frozen reference and the reward model, run over responses: the one way to get segments."""
+"""The frozen reference and the reward model, run over responses: where all segments come from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.resolved import ResolvedSegmentation
 
 ReadValues = Callable[[Any, "SequenceBatch"], Tensor]
-"""Reads a reward model: from it and a batch to values, (R, T), that count at segment ends."""
+"""Reads a reward model: takes it and a batch, returns values, (R, T), used at segment ends."""
 
 
 class ScoredBatch(NamedTuple):
-    """What reference and reward model say about responses; (R, T) each, zero where masked.
+    """What reference and reward model computed on R responses.
 
-    ends: of the segments. entropy: the reference's, after each token. reference_logprobs: of each
-    token. token_values: the reward model's. The last three are None where they were not computed.
+    All are (R, T), zero where masked; all but `ends` are None where they were not computed.
+
+    Attributes:
+        ends: bool, of the segments.
+        entropy: Nats, of the reference after each token.
+        reference_logprobs: Nats, of each token.
+        token_values: The reward model's at each token.
     """
 
     ends: Tensor
@@ -40,7 +45,7 @@ class ScoredBatch(NamedTuple):
 
 
 class Scorer:
-    """Segments responses with the reference and, when there is one, values them with the RM."""
+    """Segments responses with the reference and, if there is one, runs the reward model on them."""
 
     def __init__(
         self,
@@ -51,21 +56,21 @@ class Scorer:
         read: ReadValues = token_values,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Keep the models.
+        """Set up a scorer.
 
         Args:
             segmentation: Where responses are cut.
             reference: Needed where segments depend on its entropies.
-            reward_model: None where nobody asks for values.
+            reward_model: None where values are not needed.
             read: How the reward model's value at each token is read.
-            tokenizer: Needed where the text decides about the segments.
+            tokenizer: Needed where segments depend on the text.
         """
         self.cut = Cutter(segmentation, tokenizer)
         self.reference, self.reward_model, self.read = reference, reward_model, read
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Hold the models' weights where they are used, for as many batches as there are inside."""
+        """Hold the models' weights on their devices for all batches inside."""
         with ExitStack() as stack:
             for model in (self.reference, self.reward_model):
                 if model is not None:
@@ -84,7 +89,7 @@ class Scorer:
 
         Args:
             batch: Of R sequences.
-            terminated: (R,) bool, whether each response ended by itself; default all.
+            terminated: (R,) bool, whether each response ended by itself; None: all did.
             temperature: Of the log-probabilities; entropies are those at 1.
         """
         logprobs = entropy = values = None
@@ -97,7 +102,7 @@ class Scorer:
 
 
 def check_finite(score: float, origin: str) -> None:
-    """Raise DenserlError for a score that is not a number. origin: what was scored."""
+    """Raise DenserlError, naming `origin`, for a score that is not finite."""
     if not math.isfinite(score):
         raise DenserlError(
             f"{origin}: the reward model's score is {score}",

@@ -1,7 +1,8 @@
-"""Segments of training responses on disk: the reference reads each response once, over all runs.
+"""Segments of training responses on disk: the reference reads each response once for all runs.
 
-A response's segments are those of the batch in which it was first read. The name of the file says
-all that this batch and its numbers follow from, so a run gets the same bytes with and without it.
+A response's segments are those of the batch in which it was first read. The file's name is a hash
+of everything that this batch and its numbers depend on, so a run's results are the same bytes with
+and without the cache.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
     from denserl_cli.core.scoring.scorer import Scorer
 
 _CHECKSUM = 4
-"""Bytes behind the bits of a response."""
+"""Bytes of the checksum that follows the bits of a response."""
 
 
 class SegmentCache:
-    """Finds the segments of numbered sequences, and keeps them.
+    """Segments of numbered sequences: read from the file, or else computed and written to it.
 
-    A record is one bit a response token and a checksum, at a place that follows from the lengths:
-    what was never written, or half written by a job that was killed, is not known.
+    A record is one bit for each response token and a checksum, at an offset that follows from the
+    lengths. A record that was never written, or only in part by a killed job, is computed again.
     """
 
     def __init__(
@@ -51,7 +52,14 @@ class SegmentCache:
         file: Path,
         observer: Observer,
     ) -> None:
-        """lengths: (N,) of the responses. file: made where it is not there."""
+        """Open the file, or create it.
+
+        Args:
+            scorer: Computes segments that are not in the file.
+            lengths: (N,), tokens of each response.
+            file: Of the cache.
+            observer: Told when the file cannot be used.
+        """
         self.scorer, self.lengths, self.observer = scorer, lengths, observer
         self.starts = np.concatenate([[0], ((lengths + 7) // 8 + _CHECKSUM).cumsum()])
         self.file: FileIO | None = None
@@ -62,9 +70,16 @@ class SegmentCache:
             self._give_up(error)
 
     def __call__(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
-        """The segment ends of a batch, (R, T) bool. numbers: (R,), of its sequences.
+        """The segment ends of a batch.
 
-        Where the reference is sharded all processes ask it, or none does.
+        Where one process needs the reference all call it: it may be sharded.
+
+        Args:
+            batch: Of R sequences.
+            numbers: (R,), the numbers of the sequences.
+
+        Returns:
+            (R, T) bool.
         """
         device = batch.response_mask.device
         kept = [self._read(int(number)) for number in numbers]
@@ -121,10 +136,18 @@ def _checksum(bits: bytes) -> bytes:
 def open_cache(
     rows: PairRows, recipe: Recipe, scorer: Scorer, observer: Observer
 ) -> SegmentCache | None:
-    """The cache of the pairs that train a recipe's reward model.
+    """The cache for the pairs that a recipe's reward model is trained on.
 
-    None where nothing tells the reference from another one of its name. The first process decides
-    for all, or some would wait for the others in vain.
+    The first process decides for all, because all must make the same collective calls.
+
+    Args:
+        rows: The pairs.
+        recipe: Whose reward model is trained.
+        scorer: Computes segments that are not in the cache.
+        observer: Told when the cache cannot be used.
+
+    Returns:
+        The cache; None where the reference's weights cannot be identified.
     """
     key = broadcast_object(_key(rows, recipe) if is_main_process() else None)
     if key is None:
@@ -152,7 +175,7 @@ def _key(rows: PairRows, recipe: Recipe) -> str | None:
 
 
 def _of_segmenting() -> dict[str, Any]:
-    """What the numbers behind a segment depend on beside models and settings."""
+    """What a segment depends on beside models and settings: code, versions and hardware."""
     import torch
 
     return {

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 
 
 class SegmentRewards(NamedTuple):
-    """Flat arrays over all segments: location (k+1)/K, raw reward, whether it is the last one."""
+    """Arrays over all segments, (segments,) each.
+
+    location: (k+1)/K. reward: the reward model's value. last: whether it is its response's last.
+    """
 
     location: np.ndarray
     reward: np.ndarray
@@ -51,7 +54,7 @@ class SegmentRewards(NamedTuple):
 
 
 def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    """Fit the normaliser of a run's reward model and leave it beside the model."""
+    """Fit the normaliser of a run's reward model and save it beside the model."""
     setup = prepare(recipe, run, observer, reward_model=True)
     resolved, chat, settings = setup.recipe, setup.reward_chat_format, setup.recipe.normalizer
     rows, skipped = draw_pairs(resolved, chat, settings.pairs, settings.seed, observer)
@@ -79,7 +82,15 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
 def segment_rewards(
     rows: Sequence[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
 ) -> SegmentRewards:
-    """Location and raw reward of every segment of both responses of every pair."""
+    """Location and raw reward of every segment of both responses of every pair.
+
+    Args:
+        rows: The pairs.
+        scorer: Has the reward model.
+        batch_size: Pairs that are scored together.
+        pad_id: Token that fills batches up.
+        observer: Told progress.
+    """
     lengths = side_lengths(pair_lengths(rows))
     found: list[np.ndarray] = []
     observer.begin("score responses", total=len(lengths))
@@ -101,7 +112,7 @@ def segment_rewards(
 
 
 def fit(kind: str, rewards: SegmentRewards) -> tuple[LocationNormalizer, dict[str, Any]]:
-    """Fit a normaliser of a kind; returns it with what is worth recording about the fit."""
+    """Fit a normaliser of a kind (`normalizer.kind`); returns it and the record of the fit."""
     table = location_table(rewards.location, rewards.reward)
     record: dict[str, Any] = {
         "kind": kind,
@@ -120,7 +131,7 @@ def fit(kind: str, rewards: SegmentRewards) -> tuple[LocationNormalizer, dict[st
 
 
 def plot(path: Path, rewards: SegmentRewards, normalizer: LocationNormalizer) -> None:
-    """Mean and std of the rewards by location, as measured and as fitted, to a PNG file."""
+    """Plot mean and std of the rewards by location, measured and fitted, to a PNG file."""
     from matplotlib.figure import Figure
 
     table = location_table(rewards.location, rewards.reward)

@@ -1,7 +1,8 @@
 """import-normalizer: coefficients that the authors' code wrote become a run's normaliser.
 
-Their file is nested JSON: model, data set, cutoff and, below, four numbers in the order of method
-§4's table. Its cutoffs 0 and 1000 are the granularities token and bandit (method §2).
+Their file is nested JSON with the keys model, data set and cutoff, and then four numbers in the
+order of method §4's table. The cutoffs 0 and 1000 are the granularities token and bandit (method
+§2).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Entry(NamedTuple):
 
     def under(self, key: str) -> bool:
         """Whether the key, or neighbouring keys joined by dots, are part of the path."""
-        places = range(len(self.path))
-        return any(".".join(self.path[i : j + 1]) == key for i in places for j in places[i:])
+        depths = range(len(self.path))
+        return any(".".join(self.path[i : j + 1]) == key for i in depths for j in depths[i:])
 
     def fits(self, record: RewardRecord) -> bool:
         """Whether the entry is for the reward model's granularity and cutoff."""
@@ -59,9 +60,17 @@ def import_normalizer(
 ) -> None:
     """Make an entry of a coefficient file the normaliser of the run's reward model.
 
-    keys: parts of the entry's path, for when several entries fit. Raises DenserlError when the run
-    has no reward model, when no single sound entry fits it, and when the run has a normaliser
-    already, unless the mode is `fresh`.
+    Args:
+        recipe: As it was loaded.
+        run: Has the reward model.
+        file: The coefficient file.
+        keys: Parts of the entry's path, needed when several entries fit.
+        mode: `fresh` replaces a normaliser that the run has.
+        observer: Told the result.
+
+    Raises:
+        DenserlError: The run has no reward model, the file has no entry for it or several, the
+            entry is damaged, or the run has a normaliser already.
     """
     entries, record = read_entries(file), reward_record(recipe, run)
     kind = "global" if record.granularity == "bandit" else "location"
@@ -90,13 +99,13 @@ def import_normalizer(
     normalizer.save(run.normalizer, about)
     run.finished(FIT_FUNCTION, about)
     rows = [[name, getattr(normalizer, name)] for name in normalizer.__dataclass_fields__]
-    observer.table("normaliser", ["figure", "value"], [*rows, ["source", about["source"]]])
+    observer.table("normaliser", ["metric", "value"], [*rows, ["source", about["source"]]])
 
 
 def read_entries(file: Path) -> list[Entry]:
-    """The leaves of a nested JSON mapping. Raises DenserlError for what is none."""
+    """The leaves of a nested JSON mapping. Raises DenserlError for any other file."""
     try:
-        # as float, no integer is too large to test
+        # integers as float: none is too large to test
         tree = json.loads(file.read_text(encoding="utf-8-sig"), parse_int=float)
         entries = list(_leaves(tree, ()))
     except OSError as error:
@@ -104,14 +113,24 @@ def read_entries(file: Path) -> list[Entry]:
     except (ValueError, RecursionError) as error:
         raise DenserlError(f"{file} is not JSON: {error}", hint=_EXPECTED) from error
     if not isinstance(tree, dict) or not entries:
-        raise DenserlError(f"{file} is no mapping with coefficients", hint=_EXPECTED)
+        raise DenserlError(f"{file} is not a mapping with coefficients", hint=_EXPECTED)
     return entries
 
 
 def choose(
     entries: Sequence[Entry], keys: Sequence[str], record: RewardRecord, file: Path
 ) -> Entry:
-    """The one entry under all keys that fits a reward model; DenserlError unless there is one."""
+    """The one entry that fits a reward model.
+
+    Args:
+        entries: Of the file.
+        keys: Parts of the path that it must have.
+        record: Of the reward model.
+        file: For errors.
+
+    Raises:
+        DenserlError: There is none, or several.
+    """
     cutoff = "" if record.cutoff is None else f" with cutoff {record.cutoff:g}"
     wanted = f"{record.granularity}{cutoff}"
     for key in keys:
@@ -136,29 +155,39 @@ def choose(
 def to_normalizer(
     entry: Entry, file: Path, granularity: str, min_std: float | None
 ) -> LocationNormalizer:
-    """The normaliser of an entry. Raises DenserlError unless it is four numbers that make one."""
-    place, values = f"{file}: {entry}", entry.value
+    """The normaliser of an entry.
+
+    Args:
+        entry: Of the file.
+        file: For errors.
+        granularity: Of the reward model; bandit uses the two coefficients at location 1 alone.
+        min_std: Floor of the std; None is the default.
+
+    Raises:
+        DenserlError: The entry is not four finite numbers with a positive std.
+    """
+    where, values = f"{file}: {entry}", entry.value
     if not isinstance(values, list) or [type(value) for value in values] != [float] * 4:
         raise DenserlError(
-            f"{place} must be a list of four numbers, not {json.dumps(values)[:80]}", hint=_EXPECTED
+            f"{where} must be a list of four numbers, not {json.dumps(values)[:80]}", hint=_EXPECTED
         )
     if not all(map(math.isfinite, values)):
-        raise DenserlError(f"{place} holds a number that is not finite: {values}")
+        raise DenserlError(f"{where} has a number that is not finite: {values}")
     w_mean, w_std, b_mean, b_std = values
     if b_std <= 0:
         raise DenserlError(
-            f"{place}: the standard deviation at the end of a response (its fourth number) is "
+            f"{where}: the standard deviation at the end of a response (its fourth number) is "
             f"{b_std:g}, and must be positive",
             hint=_EXPECTED,
         )
-    if granularity == "bandit":  # at its one location log p = 0
+    if granularity == "bandit":  # its one location is 1, where log p = 0
         w_mean = w_std = 0.0
     return LocationNormalizer(w_mean, w_std, b_mean, b_std, min_std)
 
 
 _EXPECTED = (
-    'expected {"model": {"data set": {"1.75": [w_mean, w_std, b_mean, b_std]}}}, nested as deep '
-    "as you like"
+    'expected {"model": {"data set": {"1.75": [w_mean, w_std, b_mean, b_std]}}}, nested to any '
+    "depth"
 )
 
 

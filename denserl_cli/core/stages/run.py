@@ -1,4 +1,4 @@
-"""A stage of a resolved recipe run in its run folder."""
+"""Runs a stage or an evaluation of a recipe in its run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ from denserl_cli.core.system.signals import ignore_signals_from_now, stoppable
 def evaluate(
     stage: str, recipe: Recipe, folder: Path, observer: Observer, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Evaluate the reward model or the policy of a run; options: those of the evaluation itself."""
+    """Evaluate the reward model or the policy of a run.
+
+    Args:
+        stage: evaluate-rm or evaluate-policy.
+        recipe: Of the run.
+        folder: Of the run.
+        observer: Told progress and results.
+        options: Keyword arguments of the evaluation.
+
+    Returns:
+        The results.
+    """
     quiet_libraries()
     from denserl_cli.core.runs.failures import memory_advice
 
@@ -32,11 +43,19 @@ def evaluate(
 
 
 def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Observer) -> None:
-    """Run one stage of a recipe in its run folder; says so and returns when it is finished.
+    """Run one stage of a recipe in its run folder; a finished one only gives a notice.
+
+    Args:
+        stage: Its name.
+        recipe: As it was loaded.
+        folder: Of the run.
+        mode: Start, resume or do the stage again.
+        observer: Told progress and results.
 
     Raises:
-        DenserlError: another job works in the folder, or something else that the user can mend.
-        Interrupted: a signal ended it; the exit code is that of a requeue (75) only where this
+        DenserlError: Another job works in the folder, or the stage fails for a reason that the user
+            can correct.
+        Interrupted: A signal ended it; the exit code is that of a requeue (75) only where this
             attempt has written a checkpoint.
     """
     run = RunFolder(folder, recipe)
@@ -56,7 +75,7 @@ def run_stage(stage: str, recipe: Recipe, folder: Path, mode: Mode, observer: Ob
         from denserl_cli.core.runs.failures import memory_advice
 
         try:
-            quantization(recipe)  # refused before anything is made or loaded
+            quantization(recipe)  # raises before anything is made or loaded
             with memory_advice(stage, recipe):
                 stage_function(stage)(recipe, run, mode, observer)
             ignore_signals_from_now()
@@ -73,13 +92,14 @@ def stage_function(stage: str) -> Callable[[Recipe, RunFolder, Mode, Observer], 
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and chatter out of ours; their errors still show."""
+    """Switch off the libraries' progress bars and messages, except their errors."""
     import transformers
 
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it is a second to import
-    # of names that torch has changed and DeepSpeed has not
+    # a variable, because importing datasets takes a second
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # DeepSpeed uses names that torch has deprecated
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # it logs to stdout, where results go, and sets its level itself when something imports it
+    # DeepSpeed logs to stdout, where results go, and sets its level when it is imported
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""train-ppo as a command runs it: load what the recipe names, train, leave the policy."""
+"""The stage train-ppo: load what the recipe names, train the policy, save it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    """Train the policy of a recipe on its reward model and leave it in the run folder."""
+    """Train the policy of a recipe and save it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
     setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
     resolved, tokenizer = setup.recipe, setup.tokenizer
@@ -104,11 +104,11 @@ def _models(
     plan: PromptPlan,
     prompts: Sequence[Prompt],
 ) -> tuple[Collector, Updater]:
-    """Policy and critic with their engines, beside the frozen models of the scorer."""
+    """A collector with policy, critic and scorer, and an updater of policy and critic."""
     recipe, record, chat = setup.recipe, setup.record, setup.chat
     ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(plan.prompts))
     reference = load_reference(recipe)
-    # the frozen models first, or whole ones would wait beside the trained ones
+    # the frozen models first: they are sharded or offloaded before the trained ones need memory
     scorer = load_scorer(
         setup, run, observer, engine=ppo.engine, reference=reference, prompts=prompts
     )
@@ -141,7 +141,7 @@ def _models(
 
 
 def _stop_generation(policy: Any, chat: ChatFormat) -> None:
-    """Let plain `generate` end at the stop ids; settings that cannot be saved go."""
+    """Make the policy's `generate` end at the stop ids; drop settings that cannot be saved."""
     from transformers import GenerationConfig
 
     stops, old = list(chat.stop_ids), policy.generation_config

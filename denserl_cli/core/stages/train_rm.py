@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
-    """Train the reward model of a recipe and leave it in the run folder."""
+    """Train the reward model of a recipe and save it in the run folder."""
     check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
     setup = prepare(recipe, run, observer, reward_model=False)
     resolved, tokenizer, chat = setup.recipe, setup.tokenizer, setup.chat

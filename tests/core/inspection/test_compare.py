@@ -67,7 +67,7 @@ def test_cutoffs_runs_and_models_can_be_compared_with(scored: Path):
 
 @pytest.mark.parametrize("name", ["-1", "nan", "inf"])
 def test_a_number_that_is_no_cutoff(name: str, tmp_path: Path):
-    with pytest.raises(DenserlError, match="is no cutoff"):
+    with pytest.raises(DenserlError, match="cannot be a cutoff"):
         Other.named(name, tiny.recipe(), tmp_path)
 
 

@@ -88,7 +88,7 @@ def test_without_a_cutoff_the_segments_of_the_recipe_stand():
     token = Cut.of(tiny.recipe("segmentation={granularity: token, cutoff: null}"), None)
     response = token(trace([9.0, 0.0, 9.0, 0.0]))
     assert [(s.start, s.end) for s in response.segments] == [(0, 1), (2, 3)]
-    assert token.words == "every token"
+    assert token.description == "every token"
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_statistics_choose_cutoffs_that_give_short_and_long_segments():
     rng = np.random.default_rng(0)
     traces = [trace(rng.exponential(1.0, 200).tolist()) for _ in range(20)]
     found = statistics(cut(1.0), traces)
-    means = [one.figures()["length_mean"] for one in found]
+    means = [one.metrics()["length_mean"] for one in found]
     assert means == sorted(means) and means[0] < 2.5 and means[-1] > 14
     assert 1.0 in [one.cutoff for one in found]
 
 
 def test_statistics_need_entropies():
     blind = replace(trace([1.0, 1.0]), entropy=None)
-    with pytest.raises(DenserlError, match="no entropies"):
+    with pytest.raises(DenserlError, match="needs entropies"):
         statistics(cut(), [blind], [1.0])
 
 

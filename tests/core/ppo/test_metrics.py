@@ -42,9 +42,9 @@ def two() -> Rollout:
     )
 
 
-def test_figures(two: Rollout):
-    figures = {name: value.item() for name, value in rollout_metrics(two, "mean").items()}
-    assert figures == pytest.approx(
+def test_rollout_metrics(two: Rollout):
+    metrics = {name: value.item() for name, value in rollout_metrics(two, "mean").items()}
+    assert metrics == pytest.approx(
         {
             "rm_score": (3 - 1) / 2,
             "rm_score_std": 2.0,
@@ -59,16 +59,16 @@ def test_figures(two: Rollout):
     )
 
 
-def reward(two: Rollout, earned: torch.Tensor, normalizer: Any, *settings: str) -> dict[str, Any]:
+def reward(two: Rollout, rewards: torch.Tensor, normalizer: Any, *settings: str) -> dict[str, Any]:
     clip = tiny.recipe(*settings).ppo.reward_clip
-    made = reward_metrics(two, earned, clip, normalizer)
+    made = reward_metrics(two, rewards, clip, normalizer)
     return {name: value.tolist() for name, value in made.items()}
 
 
-def test_reward_figures(two: Rollout):
-    earned = torch.tensor([[10.0, -10.0, 0.0], [9.9, 0.0, 0.0]])
+def test_reward_metrics(two: Rollout):
+    rewards = torch.tensor([[10.0, -10.0, 0.0], [9.9, 0.0, 0.0]])
     floored = LocationNormalizer(0.0, 4.0, 1.0, 3.0, min_std=0.5)  # std(0.5) = 0.23, std(1) = 3
-    found = reward(two, earned, floored)
+    found = reward(two, rewards, floored)
     assert found["dense_reward"] == pytest.approx(9.9 / 2)
     assert found["clipped_rewards"] == pytest.approx(2 / 3)  # of the tokens with a reward
     assert found["floored_segments"] == pytest.approx(1 / 3)
@@ -78,7 +78,7 @@ def test_reward_figures(two: Rollout):
     assert found["location_reward_mean"][4::5] == pytest.approx([1 / 0.5, (3 - 2) / 3 / 2])
     assert found["location_reward_std"][4::5] == pytest.approx([0.0, 5 / 3 / 2])
     assert math.isnan(found["location_value_mean"][0])
-    assert "floored_segments" not in reward(two, earned, None)
+    assert "floored_segments" not in reward(two, rewards, None)
 
 
 def test_a_clipped_reward_on_the_terminator_counts(two: Rollout):
@@ -113,8 +113,8 @@ class Letters:
 
 
 def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
-    earned = torch.tensor([[0.5, 0.25, -7.0], [-1.5, 0.0, 0.0]])
-    assert samples(two, earned, Letters(), ["one", "two"], 5) == [
+    rewards = torch.tensor([[0.5, 0.25, -7.0], [-1.5, 0.0, 0.0]])
+    assert samples(two, rewards, Letters(), ["one", "two"], 5) == [
         {
             "prompt": "one",
             "segments": [
@@ -124,20 +124,20 @@ def test_samples_show_segments_with_their_value_and_reward(two: Rollout):
         },
         {"prompt": "two", "segments": [{"text": "C", "tokens": 1, "value": -1.0, "reward": -1.5}]},
     ]
-    first = samples(two, earned, Letters(), ["one", "two"], 1)
+    first = samples(two, rewards, Letters(), ["one", "two"], 1)
     assert [shown["prompt"] for shown in first] == ["one"]
-    apart = samples(two, earned, Letters(), ["one", "two"], 5, every=2)
+    apart = samples(two, rewards, Letters(), ["one", "two"], 5, every=2)
     assert [shown["prompt"] for shown in apart] == ["one"]
 
 
-def test_the_rewards_of_a_samples_segments_are_all_that_the_response_earned(two: Rollout):
-    earned = torch.tensor([[0.0, 0.0, 3.0], [2.0, 0.0, 0.0]])  # a number for each response
-    shown = samples(two, earned, Letters(), ["one", "two"], 2)
+def test_the_rewards_of_a_samples_segments_add_up_to_the_responses(two: Rollout):
+    rewards = torch.tensor([[0.0, 0.0, 3.0], [2.0, 0.0, 0.0]])  # a number for each response
+    shown = samples(two, rewards, Letters(), ["one", "two"], 2)
     assert [sum(part["reward"] for part in one["segments"]) for one in shown] == [3.0, 2.0]
 
 
 def test_the_reward_of_a_segment_is_the_sum_over_its_tokens(two: Rollout):
     whole = two._replace(ends=torch.tensor([[False, False, True], [True, False, False]]))
-    earned = torch.tensor([[0.5, 0.25, -7.0], [-1.5, 0.0, 0.0]])
-    (shown, _) = samples(whole, earned, Letters(), ["one", "two"], 2)
+    rewards = torch.tensor([[0.5, 0.25, -7.0], [-1.5, 0.0, 0.0]])
+    (shown, _) = samples(whole, rewards, Letters(), ["one", "two"], 2)
     assert shown["segments"] == [{"text": "AB\x00", "tokens": 3, "value": 100.0, "reward": -6.25}]

@@ -64,7 +64,7 @@ def two() -> Rollout:
 
 
 def own(monkeypatch, *functions, weights=(), **ppo):
-    """RewardFunctions of plain functions in a module that is there for the while."""
+    """RewardFunctions of plain functions, in a module that exists for one test."""
     module = SimpleNamespace(**{f.__name__: f for f in functions})
     monkeypatch.setitem(sys.modules, "given", module)
     weights = weights or [1.0] * len(functions)
@@ -86,19 +86,19 @@ def test_each_kind_of_reward_reaches_its_tokens(two, monkeypatch):
     def tokens(token_ids):
         return [np.array([1.0, 2, 3, 4]), [5.0]]
 
-    earned = own(monkeypatch, whole)(PROMPTS, two)
-    assert earned.tokens.tolist() == [[0, 0, 0, 3], [1, 0, 0, 0]]
-    assert earned.totals["reward_whole"].tolist() == [3, 1]
-    earned = own(monkeypatch, pieces)(PROMPTS, two)
-    assert earned.tokens.tolist() == [[1, 1, 4, 0], [1, 0, 0, 0]]
-    earned = own(monkeypatch, pieces, segment_total="mean", interpolation="repeat")(PROMPTS, two)
-    assert earned.tokens.tolist() == [[1, 1, 2, 0], [1, 0, 0, 0]]
-    assert earned.totals["reward_pieces"].tolist() == [3, 1]
-    earned = own(monkeypatch, tokens)(PROMPTS, two)
-    assert earned.tokens.tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
-    earned = own(monkeypatch, whole, tokens, weights=(10.0, -1.0))(PROMPTS, two)
-    assert earned.tokens.tolist() == [[-1, -2, -3, 26], [5, 0, 0, 0]]
-    assert earned.totals["reward_tokens"].tolist() == [10, 5]
+    rewards = own(monkeypatch, whole)(PROMPTS, two)
+    assert rewards.tokens.tolist() == [[0, 0, 0, 3], [1, 0, 0, 0]]
+    assert rewards.totals["reward_whole"].tolist() == [3, 1]
+    rewards = own(monkeypatch, pieces)(PROMPTS, two)
+    assert rewards.tokens.tolist() == [[1, 1, 4, 0], [1, 0, 0, 0]]
+    rewards = own(monkeypatch, pieces, segment_total="mean", interpolation="repeat")(PROMPTS, two)
+    assert rewards.tokens.tolist() == [[1, 1, 2, 0], [1, 0, 0, 0]]
+    assert rewards.totals["reward_pieces"].tolist() == [3, 1]
+    rewards = own(monkeypatch, tokens)(PROMPTS, two)
+    assert rewards.tokens.tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
+    rewards = own(monkeypatch, whole, tokens, weights=(10.0, -1.0))(PROMPTS, two)
+    assert rewards.tokens.tolist() == [[-1, -2, -3, 26], [5, 0, 0, 0]]
+    assert rewards.totals["reward_tokens"].tolist() == [10, 5]
 
 
 def test_a_function_has_what_it_asks_for(two, monkeypatch):

@@ -132,7 +132,7 @@ def test_the_micro_batch_size_does_not_change_the_weights(reduce: str, rollout: 
 
 
 @pytest.mark.parametrize("reduce", ["sequence", "token"])
-def test_the_figures_do_not_depend_on_the_micro_batches(reduce: str, rollout: Rollout):
+def test_the_metrics_do_not_depend_on_the_micro_batches(reduce: str, rollout: Rollout):
     advantages, returns = numbers(rollout)
     whole, parts = updater(loss_reduce=reduce), updater(loss_reduce=reduce, micro_batch_size=2)
     one, other = (u.step(rollout, advantages, returns, ALL, True) for u in (whole, parts))
@@ -174,7 +174,7 @@ def test_every_epoch_sees_every_response_once_in_an_order_of_its_own(rollout: Ro
     assert seen[:6] not in epochs
 
 
-def test_the_figures_are_means_over_the_steps_and_the_rates_of_the_start(rollout: Rollout):
+def test_the_metrics_are_means_over_the_steps_and_the_rates_of_the_start(rollout: Rollout):
     update = updater(train_batch_size=3, micro_batch_size=3)
     losses: list[float] = []
     step = update.step

@@ -16,27 +16,27 @@ MakeRecord = Callable[..., RunRecord]
 PPO, RM = "train-ppo", "train-rm"
 
 
-def lines(stage: str, **figures: Sequence[Any]) -> list[dict[str, Any]]:
-    """A line for each step, with the figures that have a value for it."""
-    steps = range(1, 1 + max(map(len, figures.values())))
+def lines(stage: str, **metrics: Sequence[Any]) -> list[dict[str, Any]]:
+    """A line for each step, with the metrics that have a value for it."""
+    steps = range(1, 1 + max(map(len, metrics.values())))
     return [
         {"stage": stage, "step": step}
-        | {name: values[step - 1] for name, values in figures.items() if step <= len(values)}
+        | {name: values[step - 1] for name, values in metrics.items() if step <= len(values)}
         for step in steps
     ]
 
 
 @pytest.fixture
 def ppo() -> MakeRecord:
-    """Makes the record of a train-ppo with these figures; `setting=` are fields of its recipe."""
+    """Makes the record of a train-ppo with these metrics; `setting=` are fields of its recipe."""
 
-    def make(setting: dict[str, Any] | None = None, **figures: Sequence[Any]) -> RunRecord:
+    def make(setting: dict[str, Any] | None = None, **metrics: Sequence[Any]) -> RunRecord:
         return RunRecord(
             "run",
             Path("run"),
             recipe={"ppo": setting or {}},
             stages={PPO: StageRecord(finished=True, versions={"torch": "1"})},
-            metrics={PPO: lines(PPO, **figures)},
+            metrics={PPO: lines(PPO, **metrics)},
         )
 
     return make

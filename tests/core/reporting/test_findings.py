@@ -1,4 +1,4 @@
-"""What the figures warn of, on numbers made by hand."""
+"""Findings from metrics made by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grown(factor: float, start: float = 100.0) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("figures", "severity", "words"),
+    ("metrics", "severity", "words"),
     [
         ({"response_length": grown(1.6), "dense_reward": RISING}, "serious",
          "The reward rises while the length explodes: responses went from 100 to 160 tokens."),
@@ -54,10 +54,10 @@ def grown(factor: float, start: float = 100.0) -> list[float]:
         (dict(zip(LOCATED, ([[4]], [[0.0]], [[0.1]]), strict=True)), "warning", "std 0.10"),
     ],
 )  # fmt: skip
-def test_a_warning_has_words_and_advice(
-    ppo: MakeRecord, figures: dict[str, Any], severity: str, words: str
+def test_a_warning_has_a_text_and_advice(
+    ppo: MakeRecord, metrics: dict[str, Any], severity: str, words: str
 ):
-    (one,) = findings(ppo(**figures))
+    (one,) = findings(ppo(**metrics))
     assert one.severity == severity and words.lower() in one.what.lower()
     assert len(one.advice) > 20
 
@@ -78,7 +78,7 @@ def test_a_good_run_has_none(ppo: MakeRecord):
 
 
 @pytest.mark.parametrize("values", [[], [None] * 6, ["x"] * 6, [True] * 6, [float("nan")] * 6])
-def test_figures_that_are_no_numbers_say_nothing(ppo: MakeRecord, values: list[Any]):
+def test_metrics_that_are_not_numbers_give_no_finding(ppo: MakeRecord, values: list[Any]):
     names = ("kl", "entropy", "response_length", "dense_reward", "clipped_rewards", "true_reward",
              "location_segments")  # fmt: skip
     assert found(ppo(**dict.fromkeys(names, values or [None]))) == []
@@ -128,24 +128,24 @@ def test_a_reward_model_is_held_against_length_and_chance():
     barely = found(reward_model([], eval_accuracy=0.72, eval_longer_accuracy=0.7))
     assert barely[0][0] == "serious" and "'prefer the longer response' on 70.0%" in barely[0][1]
     assert found(reward_model([], eval_accuracy=0.76, eval_longer_accuracy=0.7)) == []
-    assert "than a coin" in found(reward_model([], eval_accuracy=0.55))[0][1]
+    assert "than chance" in found(reward_model([], eval_accuracy=0.55))[0][1]
     shorter = [(None, -1, 75, 0.75), (0, 0, 5, 0.75), (1, None, 20, 0.75)]
     words = found(reward_model(shorter, eval_accuracy=0.75, eval_longer_accuracy=0.2))[0][1]
     assert "'prefer the shorter response' on 75.0%" in words
 
 
-def test_a_reward_model_that_is_worse_than_a_coin_has_learned_nothing_by_heart():
+def test_a_reward_model_that_is_worse_than_chance_does_not_overfit():
     few = [(0, 0, 10, 0.2)]
     ((severity, words),) = found(reward_model(few, seen=0.44, eval_accuracy=0.2))
     assert severity == "serious"
-    assert "right on 20.0% of only 10 held-out pairs, worse than a coin" in words
+    assert "right on 20.0% of only 10 held-out pairs, worse than chance" in words
     many = found(reward_model([(0, 0, 60, 0.2)], seen=0.44, eval_accuracy=0.2))
-    assert "of the held-out pairs, worse than a coin" in many[0][1]
+    assert "of the held-out pairs, worse than chance" in many[0][1]
     both = [words for _, words in found(reward_model(few, seen=0.9, eval_accuracy=0.2))]
-    assert len(both) == 2 and "by heart" in both[1]
+    assert len(both) == 2 and "overfits" in both[1]
 
 
-def test_a_reward_model_that_goes_by_length_is_told():
+def test_a_reward_model_whose_scores_depend_on_length():
     bins = [(None, -10, 10, 0.2), (-9, -1, 30, 0.4), (0, 0, 9, 0.0), (1, None, 50, 0.9)]
     ((severity, words),) = found(reward_model(bins, eval_accuracy=0.8))
     assert severity == "warning"
@@ -153,8 +153,8 @@ def test_a_reward_model_that_goes_by_length_is_told():
     assert found(reward_model([(None, -1, 10, 0.7), (1, None, 9, 0.8)], eval_accuracy=0.8)) == []
 
 
-def test_a_reward_model_that_has_learned_by_heart_is_told():
-    assert "by heart" in found(reward_model([], eval_accuracy=0.62))[0][1]
+def test_a_reward_model_that_overfits():
+    assert "overfits" in found(reward_model([], eval_accuracy=0.62))[0][1]
 
 
 def test_an_unfinished_stage_is_a_note(ppo: MakeRecord):

@@ -46,7 +46,7 @@ def test_a_damaged_metrics_file_is_a_note(run_folder: Path, content: bytes):
     said = " ".join(missing(run))
     for name in ("metrics.jsonl", "samples.jsonl", "recipe.yaml", "normalizer.json"):
         assert name in said
-    assert "no figures yet" in said
+    assert "no metrics yet" in said
 
 
 def test_one_torn_line_costs_that_line(run_folder: Path):
@@ -84,7 +84,7 @@ def test_evaluate_rm_makes_up_for_missing_bins(run_folder: Path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(DenserlError, match="is not a denserl run"):
         read_runs([tmp_path])
-    with pytest.raises(DenserlError, match="is no folder"):
+    with pytest.raises(DenserlError, match="is not a folder"):
         read_runs([tmp_path / "none"])
     for content in ("", "[]", '{"recipe": 3, "stages": {}}', '{"recipe": "a", "stages": []}'):
         (tmp_path / "run.json").write_text(content)
@@ -108,7 +108,7 @@ def test_runs_get_the_shortest_names_that_tell_them_apart(tmp_path: Path):
 def test_a_link_to_itself_is_no_folder(tmp_path: Path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(DenserlError, match="is no folder"):
+    with pytest.raises(DenserlError, match="is not a folder"):
         read_runs([loop, write_run(tmp_path / "run", iterations=1)])
 
 

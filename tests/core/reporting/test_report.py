@@ -74,11 +74,11 @@ def test_an_interrupted_run_does_not_show_the_untrained_policy_as_its_result(ppo
     assert rows["true reward, held out"] == "0.284 → 0.5" and "true reward" not in rows
 
 
-def test_a_run_of_reward_functions_has_their_figures(ppo: MakeRecord):
-    figures = {"dense_reward": [1.0, 2.0], "kl": [0.0, 1.0], "eval_kl": [0.0, 1.0],
+def test_a_run_of_reward_functions_has_their_metrics(ppo: MakeRecord):
+    metrics = {"dense_reward": [1.0, 2.0], "kl": [0.0, 1.0], "eval_kl": [0.0, 1.0],
                "reward_brevity": [3.0, 4.0], "eval_reward_brevity": [5.0, 6.0],
                "response_length": [8, 9], "reward_../x": [1.0, 2.0]}  # fmt: skip
-    run = ppo(**figures, entropy=[1.0, 1.0], clipped_rewards=[0.0, 0.0])
+    run = ppo(**metrics, entropy=[1.0, 1.0], clipped_rewards=[0.0, 0.0])
     made = make_report([run])
     assert ["reward brevity, held out", "5 → 6"] in [list(row) for row in made.overview.rows]
     names = [plot.name for plot in plots(made)]
@@ -163,7 +163,7 @@ def test_samples_follow_the_held_out_prompts(run_folder: Path):
     assert (first.heading, second.heading) == ("say <b>hi</b>", "another | prompt")
     assert [sample.step for sample in first.samples] == [0, 12]
     sample = first.samples[0]
-    assert (sample.tokens, sample.earned) == (8, 0.25)
+    assert (sample.tokens, sample.reward) == (8, 0.25)
     assert [one.reward for one in sample.segments] == ["+0.50", "−0.25", ""]
     assert [one.heat for one in sample.segments] == [1.0, -0.5, None]
     assert "␀" in sample.segments[1].text and sample.segments[2].text == "lone ? half"

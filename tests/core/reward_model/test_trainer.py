@@ -47,7 +47,7 @@ def weights(folder: Path) -> bytes:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """Logged figures of every step, but for the time they took."""
+    """The logged metrics of every step, without its times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
@@ -246,7 +246,7 @@ def test_a_process_that_gets_a_signal_resumes_to_the_same_bytes(
 
 
 def gradients(made: RewardTrainer, order: np.ndarray, monkeypatch) -> tuple[dict, torch.Tensor]:
-    """Figures of one update and the whole gradient that it took its step with."""
+    """Metrics of one update and the whole gradient of its step."""
     found = []
     real = made.engine.check
 
@@ -269,8 +269,8 @@ def test_accumulated_micro_batches_are_the_whole_batch(
         for size in (8, 4, 1)
     ]
     (whole, gradient), *others = found
-    for figures, other in others:
-        assert figures == pytest.approx(whole, rel=1e-4, abs=1e-6)
+    for metrics, other in others:
+        assert metrics == pytest.approx(whole, rel=1e-4, abs=1e-6)
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -282,8 +282,8 @@ def test_passes_of_similar_length_are_the_whole_batch(
         monkeypatch.setattr(batches, "PASS_TOKENS", {"cpu": cost, "cuda": cost})
         found.append(gradients(trainer(asked, tmp_path), np.arange(8), monkeypatch))
     (whole, gradient), *others = found
-    for figures, other in others:
-        assert figures == pytest.approx(whole, rel=1e-4, abs=1e-6)
+    for metrics, other in others:
+        assert metrics == pytest.approx(whole, rel=1e-4, abs=1e-6)
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -344,11 +344,11 @@ def test_other_granularities_need_no_reference(recipe: MakeRecipe, tmp_path: Pat
         assert made.scorer.reference is None
         rows = made.rows[:8]
         count = np.mean([len(r) - 1 for row in rows for r in (row.chosen, row.rejected)])
-        figures = made.update(1, np.arange(8))
-        assert figures["segments_per_response"] == pytest.approx(segments or count)
+        metrics = made.update(1, np.arange(8))
+        assert metrics["segments_per_response"] == pytest.approx(segments or count)
 
 
-def test_the_figures_are_those_of_the_scores(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
+def test_the_metrics_are_those_of_the_scores(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
     made = trainer(recipe("reward_model.micro_batch_size=8"), tmp_path)
     places = {row.origin: place for place, row in enumerate(made.rows[:8])}
 
@@ -364,12 +364,12 @@ def test_the_figures_are_those_of_the_scores(recipe: MakeRecipe, tmp_path: Path,
     monkeypatch.setattr(batches, "PASS_TOKENS", {"cpu": 1, "cuda": 1})
     monkeypatch.setattr(reward_training, "collate_sides", collate)
     monkeypatch.setattr(reward_training, "token_values", fixed)
-    figures = made.update(1, np.arange(8))  # chosen score 0..7, rejected 8..15
+    metrics = made.update(1, np.arange(8))  # chosen score 0..7, rejected 8..15
     assert len(shown) > 1  # passes
-    assert figures["loss"] == pytest.approx(np.log1p(np.exp(8)))  # -log sigmoid(-8)
-    assert figures["accuracy"] == 0
-    assert figures["reward_mean"] == pytest.approx(7.5)
-    assert figures["reward_std"] == pytest.approx(np.arange(16).std())
+    assert metrics["loss"] == pytest.approx(np.log1p(np.exp(8)))  # -log sigmoid(-8)
+    assert metrics["accuracy"] == 0
+    assert metrics["reward_mean"] == pytest.approx(7.5)
+    assert metrics["reward_std"] == pytest.approx(np.arange(16).std())
 
 
 def test_a_margin_raises_the_loss(recipe: MakeRecipe, tmp_path: Path):
@@ -517,9 +517,9 @@ def nan_at(step: int, real: Callable) -> Callable:
     calls = iter(range(10**6))
 
     def forward(self: RewardTrainer, *batch: Any) -> dict[str, torch.Tensor]:
-        figures = real(self, *batch)
+        metrics = real(self, *batch)
         bad = next(calls) // 2 == step - 1
-        return {**figures, "loss": figures["loss"] * (float("nan") if bad else 1.0)}
+        return {**metrics, "loss": metrics["loss"] * (float("nan") if bad else 1.0)}
 
     return forward
 

@@ -90,7 +90,7 @@ def test_ppo_starts_from_a_published_pair(recipe: MakeRecipe, weights: Path, tmp
         run_stage("train-rm", asked, folder, "start", recorder)
 
 
-def test_the_runs_own_pair_wins(recipe: MakeRecipe, weights: Path, run_with_model: Path):
+def test_the_runs_own_reward_model_wins(recipe: MakeRecipe, weights: Path, run_with_model: Path):
     asked = recipe(pair(weights))
     run = run_of(asked, run_with_model)
     assert reward_record(asked, run).weights is None
@@ -180,7 +180,7 @@ def test_a_normaliser_of_other_segments_is_refused(
         load_normalizer(asked, run_of(asked, folder))
 
 
-def test_training_an_own_model_moves_the_adopted_one_aside(
+def test_training_a_reward_model_moves_the_published_one_aside(
     recipe: MakeRecipe, weights: Path, tmp_path: Path
 ):
     folder, asked = tmp_path / "run", recipe(pair(weights), "reward_model.epochs=0.2")
@@ -232,7 +232,7 @@ def test_a_folder_of_denserl_knows_better_than_the_recipe(
     with pytest.raises(DenserlError, match=r"responses end with token 5, .* with 3"):
         opened(recipe(published(made)), run)
     (made / "denserl.json").write_text(json.dumps({**record, "weights": "some/where"}))
-    with pytest.raises(DenserlError, match="only names one") as caught:
+    with pytest.raises(DenserlError, match="only the name of another") as caught:
         opened(recipe(published(made)), run)
     assert caught.value.hint and "published.reward_model=some/where" in caught.value.hint
     (made / "denserl.json").write_text("{")
@@ -265,7 +265,7 @@ def test_a_published_model_without_head_is_no_random_reward(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_without_head_is_not_adopted_by_an_evaluation(
+def test_an_evaluation_does_not_record_a_model_without_head(
     recipe: MakeRecipe, weights: Path, tmp_path: Path
 ):
     file = weights / "model.safetensors"
@@ -277,7 +277,7 @@ def test_a_model_without_head_is_not_adopted_by_an_evaluation(
     assert not (run / "reward_model").exists()
 
 
-def test_a_tokenizer_of_its_own_rewards_no_segments(
+def test_a_model_with_another_tokenizer_cannot_reward_segments(
     recipe: MakeRecipe, weights: Path, tmp_path: Path
 ):
     file = weights / "tokenizer.json"
