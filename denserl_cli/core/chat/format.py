@@ -1,41 +1,63 @@
 """Conversations become token ids: one prompt and response format everywhere (method §3).
 
-Template pieces are tokenised with their control tokens, contents as plain text. A prompt ends with
-the header of the next assistant turn; a response is an answer's content and one terminator.
+The ids of a conversation are those of the tokenizer's own `apply_chat_template`. Where a content
+has the text of a control token in it, the template's pieces are tokenised with control tokens and
+contents as plain text. A prompt ends where the content of the answer begins; a response is an
+answer's content and one terminator.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from denserl_cli.core.chat.template import Message, Skeleton, Template, plain_ids, plain_turns
+from denserl_cli.core.chat.answers import PROMPTS, AnswerFormat, prompt_skeletons
+from denserl_cli.core.chat.control import ControlTokens, special_ids, token_id
+from denserl_cli.core.chat.pairs import (
+    Encoded,
+    EncodedPair,
+    check_limits,
+    join_pair,
+    truncate_pair,
+)
+from denserl_cli.core.chat.template import (
+    Message,
+    Skeleton,
+    Template,
+    Turns,
+    marked_ids,
+    plain_ids,
+    plain_turns,
+    roles_of,
+)
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Layout = list[list[int] | str]
-"""A text on its way to ids: template pieces are ids already, contents are still strings."""
 
-_PROMPTS: tuple[tuple[str, ...], ...] = (
-    ("user",),
-    ("system", "user"),
-    ("user", "assistant", "user"),
-)
-"""Prompts whose ending is looked at when a format is made."""
+class Part(NamedTuple):
+    """A piece of text on its way to ids. plain: control tokens in it are words like any other."""
+
+    text: str
+    plain: bool = False
 
 
-class EncodedPair(NamedTuple):
-    """One prompt and its two responses; each response ends with the terminator."""
+class Layout(NamedTuple):
+    """A prompt or a response on its way to ids.
 
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+    context: what stands before a response and belongs to the prompt; the first part begins with
+    it. ending: ids after the last part.
+    """
+
+    parts: tuple[Part, ...]
+    context: str = ""
+    ending: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +65,18 @@ class ChatFormat:
     """How one tokenizer writes conversations; made once by `ChatFormat.of`."""
 
     template: Template
-    terminator_id: int
-    """The token that ends an assistant turn."""
+    answer: AnswerFormat
+    """What stands around the content of an answer."""
     stop_ids: tuple[int, ...]
     """Tokens that end a sampled response: the terminator, the tokenizer's eos, further ones."""
     pad_id: int
     """Fills batches; may equal a stop id, for masks come from lengths and never from ids."""
-    unwritable: tuple[str, ...]
-    """Control tokens that this tokenizer yields even where they are typed as plain text."""
+    control: ControlTokens
+    """Tokens that no content may yield."""
+    by_pieces: bool = True
+    """Whether pieces that are tokenised alone give the ids of the whole."""
+    to_the_end: ClassVar[bool] = False
+    """Whether a response has all that the template writes after an answer."""
 
     @classmethod
     def of(
@@ -61,72 +87,91 @@ class ChatFormat:
         template_arguments: Mapping[str, Any] | None = None,
         prompt_ending: str | None = None,
     ) -> ChatFormat:
-        """Read a tokenizer's chat template.
+        """Read a tokenizer's chat template and hold it against `apply_chat_template`.
 
-        terminator: token that ends an assistant turn; None takes the first special token that the
-        template writes after an answer. stop_tokens: more tokens that end a sampled response.
-        template_arguments: variables for the template. prompt_ending: text that prompts must end
-        with.
+        Args:
+            tokenizer: with a chat template.
+            terminator: token that ends an assistant turn; None takes the first special token that
+                the template writes after an answer.
+            stop_tokens: more tokens that end a sampled response.
+            template_arguments: variables for the template.
+            prompt_ending: text that prompts must end with.
 
-        Raises DenserlError without a chat template, without a terminator, for an unknown token, for
-        an argument that the template does not read, and for prompts that end in another way.
+        Raises:
+            DenserlError: no usable chat template, no terminator, an unknown token, an argument that
+                the template does not read, prompts that end in another way or contradict the whole
+                conversation, other ids than the tokenizer's own.
         """
         template = Template(tokenizer, template_arguments or {})
         _check_arguments(template, template_arguments or {})
+        answer = AnswerFormat.of(template, terminator, to_the_end=cls.to_the_end)
         if prompt_ending is not None:
-            _check_ending(template, prompt_ending)
-        special = _special_ids(tokenizer)
-        if terminator is None:
-            terminator_id = _derive_terminator(template, special)
-        else:
-            terminator_id = _token_id(tokenizer, terminator, "chat.terminator")
+            _check_ending(template, answer, prompt_ending)
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        further = [_token_id(tokenizer, token, "chat.stop_tokens") for token in stop_tokens]
-        stops = dict.fromkeys(i for i in (terminator_id, eos, *further) if i is not None)
-        control = special | set(stops) | _markers(template)
-        return cls(
+        further = [token_id(tokenizer, token, "chat.stop_tokens") for token in stop_tokens]
+        stops = dict.fromkeys(i for i in (answer.terminator_id, eos, *further) if i is not None)
+        made = cls(
             template=template,
-            terminator_id=terminator_id,
+            answer=answer,
             stop_ids=tuple(stops),
-            pad_id=next(i for i in (pad, eos, terminator_id) if i is not None),
-            unwritable=_unwritable(tokenizer, sorted(control)),
+            pad_id=next(i for i in (pad, eos, answer.terminator_id) if i is not None),
+            control=ControlTokens.of(tokenizer, {*stops, *answer.written_ids(template)}),
         )
+        return _checked(made)
+
+    @property
+    def terminator_id(self) -> int:
+        """The token that ends an assistant turn."""
+        return self.answer.terminator_id
 
     def token_ids(self) -> set[int]:
         """Every id that a prompt, a response or the padding of a batch may hold."""
         tokenizer = self.template.tokenizer
-        ordinary = set(tokenizer.get_vocab().values()) - _special_ids(tokenizer)
-        return {*ordinary, *_written_ids(self.template), *self.stop_ids, self.pad_id}
+        ordinary = set(tokenizer.get_vocab().values()) - special_ids(tokenizer)
+        written = self.answer.written_ids(self.template)
+        return {*ordinary, *written, *self.stop_ids, self.pad_id}
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation up to and including the header of the next assistant turn.
+        """Ids of a conversation up to the content of the next answer.
 
         A trailing assistant turn is the answer to the prompt and left out. Raises DenserlError when
         the template refuses the conversation or rewrites a content.
         """
-        return self.tokenize([self.prompt_layout(messages)])[0]
+        return self.tokenize([self.prompt_layout(messages)])[0].ids
 
     def encode_response(self, content: str) -> list[int]:
-        """Ids of an answer and the terminator, which is the only control token among them."""
-        return self.tokenize([self.response_layout(content)])[0]
+        """Ids of an answer to a short question and the terminator, the only one among them."""
+        return self.tokenize([self.response_layout(content)])[0].ids
+
+    def encode_answer(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Ids of the prompt and of the answer that ends a conversation."""
+        prompt, response = self.tokenize(self.answer_layouts(messages))
+        return prompt.ids[: len(prompt.ids) - response.overlap], response.ids
 
     def prompt_layout(self, messages: Sequence[Message]) -> Layout:
         """What `encode_prompt` tokenises."""
-        if messages and messages[-1].get("role") == "assistant":
-            messages = messages[:-1]
-        if not messages:
+        turns = plain_turns(messages)
+        if turns and turns[-1]["role"] == "assistant":
+            turns = turns[:-1]
+        if not turns:
             raise DenserlError("no prompt before the answer")
-        skeleton, contents = self.template.fill(messages, generation_prompt=True)
-        layout: Layout = [skeleton.piece_ids[0]]
-        for content, piece in zip(contents, skeleton.piece_ids[1:], strict=True):
-            layout += [self._writable(content), piece]
-        return layout
+        skeleton, contents = self._prompt(turns)
+        return Layout(self._parts(skeleton, contents))
 
     def response_layout(self, content: str) -> Layout:
         """What `encode_response` tokenises."""
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]
-        skeleton, contents = self.template.fill(turns, generation_prompt=False)
-        return [self._writable(contents[skeleton.place(1)]), [self.terminator_id]]
+        turns = [{"role": role, "content": "?"} for role in self.answer.roles]
+        return self._response(turns, content, *self._prompt(turns))
+
+    def answer_layouts(self, messages: Sequence[Message]) -> tuple[Layout, Layout]:
+        """What `encode_answer` tokenises."""
+        *turns, last = plain_turns(messages) or [{"role": "", "content": ""}]
+        if last["role"] != "assistant":
+            raise DenserlError("the conversation does not end in an assistant turn")
+        if not turns:
+            raise DenserlError("no prompt before the answer")
+        written = self._prompt(turns)
+        return Layout(self._parts(*written)), self._response(turns, last["content"], *written)
 
     def pair_layouts(
         self, chosen: Sequence[Message], rejected: Sequence[Message]
@@ -139,35 +184,103 @@ class ChatFormat:
         sides = plain_turns(chosen), plain_turns(rejected)
         if any(not side or side[-1]["role"] != "assistant" for side in sides):
             raise DenserlError("a side of the pair does not end in an assistant turn")
-        if sides[0][:-1] != sides[1][:-1]:
+        turns = sides[0][:-1]
+        if turns != sides[1][:-1]:
             raise DenserlError("prompts differ within the pair")
-        first, second = (self.response_layout(side[-1]["content"]) for side in sides)
-        return self.prompt_layout(sides[0]), first, second
+        if not turns:
+            raise DenserlError("no prompt before the answer")
+        written = self._prompt(turns)
+        first, second = (self._response(turns, side[-1]["content"], *written) for side in sides)
+        return Layout(self._parts(*written)), first, second
 
-    def tokenize(self, layouts: Sequence[Layout]) -> list[list[int]]:
+    def tokenize(self, layouts: Sequence[Layout]) -> list[Encoded]:
         """Ids of many layouts at once, which uses all cores."""
-        texts = [part for layout in layouts for part in layout if isinstance(part, str)]
-        encoded = iter(plain_ids(self.template.tokenizer, texts))
-        return [
-            [i for part in layout for i in (next(encoded) if isinstance(part, str) else part)]
-            for layout in layouts
-        ]
+        tokenizer = self.template.tokenizer
+        parts = [part for layout in layouts for part in layout.parts]
+        parts += [Part(layout.context) for layout in layouts if layout.context]
+        ids: dict[Part, list[int]] = {}
+        for plain, encode in ((True, plain_ids), (False, marked_ids)):
+            some = list(dict.fromkeys(part for part in parts if part.plain == plain))
+            ids |= zip(some, encode(tokenizer, [part.text for part in some]), strict=True)
+        encoded = []
+        for layout in layouts:
+            found = [i for part in layout.parts for i in ids[part]]
+            known = ids[Part(layout.context)] if layout.context else []
+            kept = len(commonprefix([known, found]))
+            encoded.append(Encoded([*found[kept:], *layout.ending], len(known) - kept))
+        return encoded
 
-    def _writable(self, content: str) -> str:
-        for token in self.unwritable:
+    def _prompt(self, turns: Turns) -> tuple[Skeleton, list[str]]:
+        """A prompt's pieces and contents; the last piece ends where the answer begins."""
+        skeleton, contents = self.template.fill(turns, generation_prompt=True)
+        answer, last = self.answer, skeleton.pieces[-1]
+        before = self.template.beginning(roles_of(turns))
+        if before != answer.beginning + answer.lead or not (last + answer.beginning).endswith(
+            answer.anchor
+        ):
+            raise DenserlError(
+                "the chat template begins the answer to such a conversation in another way",
+                hint=f"with {last + before!r} and not with {answer.beginning + answer.lead!r}",
+            )
+        return skeleton._replace(pieces=(*skeleton.pieces[:-1], last + answer.beginning)), contents
+
+    def _response(
+        self, turns: Turns, content: str, skeleton: Skeleton, contents: Sequence[str]
+    ) -> Layout:
+        """The answer to a prompt."""
+        turns = [*turns, {"role": "assistant", "content": content}]
+        _, written = self.template.fill(turns, generation_prompt=False)
+        if written[:-1] != contents:
+            raise DenserlError(
+                "the chat template writes the prompt in another way when the answer follows"
+            )
+        return self._answer(written[-1], skeleton.joined(contents))
+
+    def _answer(self, content: str, prompt: str) -> Layout:
+        """An answer's content after the text of a prompt."""
+        answer = self.answer
+        if self._has_control(content):
+            parts = (Part(content, plain=True), Part(answer.closing))
+            return Layout(parts, ending=answer.ending)
+        context = answer.anchor or prompt
+        text = context + answer.lead + content + answer.closing
+        return Layout((Part(text),), context, answer.ending)
+
+    def _parts(self, skeleton: Skeleton, contents: Sequence[str]) -> tuple[Part, ...]:
+        if not any([self._has_control(content) for content in contents]):
+            return (Part(skeleton.joined(contents)),)
+        inner = [Part(content, plain=True) for content in contents]
+        pieces = [Part(piece) for piece in skeleton.pieces]
+        pairs = zip(pieces, inner, strict=False)
+        return (*(part for pair in pairs for part in pair), pieces[-1])
+
+    def _has_control(self, content: str) -> bool:
+        """Whether a content has the text of a control token in it.
+
+        Raises DenserlError when this tokenizer cannot write it as plain text.
+        """
+        found = self.control.pattern.search(content)
+        if found is None:
+            return False
+        for token in self.control.unwritable:
             if token in content:
                 raise DenserlError(f"this tokenizer cannot write {token} as plain text")
-        return content
+        if not self.by_pieces:
+            raise DenserlError(
+                f"this tokenizer cannot write {found[0]} as plain text without tokens that the "
+                "chat template does not write"
+            )
+        return True
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation up to and including the header of the next assistant turn (method §3).
+    """Ids of a conversation up to the content of the next assistant turn (method §3).
 
     messages: mappings with `role` and `content`; a trailing assistant turn is the answer to the
     prompt and left out. Raises DenserlError when the tokenizer has no usable chat template, or when
     the template refuses the conversation.
     """
-    return _format_of(tokenizer, str(tokenizer.chat_template)).encode_prompt(messages)
+    return _format_of(tokenizer, _template_of(tokenizer)).encode_prompt(messages)
 
 
 def encode_pair(
@@ -180,39 +293,24 @@ def encode_pair(
 ) -> EncodedPair:
     """Ids of a preference pair, truncated as method §3 has it; responses end with the terminator.
 
-    chosen, rejected: message lists with one and the same prompt, each ending in an assistant turn.
-    max_length: tokens of prompt and longer response. max_prompt_length: tokens the prompt keeps
-    when they exceed it. Raises DenserlError for pairs and limits that make no sense.
+    Args:
+        tokenizer: with a chat template.
+        chosen: messages that end in an assistant turn.
+        rejected: the same prompt with another answer.
+        max_length: tokens of prompt and longer response.
+        max_prompt_length: tokens that the prompt keeps when they exceed it.
+
+    Raises:
+        DenserlError: pairs and limits that make no sense, conversations that the template refuses.
     """
     check_limits(max_length, max_prompt_length)
-    chat = _format_of(tokenizer, str(tokenizer.chat_template))
-    pair = EncodedPair(*chat.tokenize(chat.pair_layouts(chosen, rejected)))
+    chat = _format_of(tokenizer, _template_of(tokenizer))
+    pair = join_pair(*chat.tokenize(chat.pair_layouts(chosen, rejected)))
     return truncate_pair(pair, max_length, max_prompt_length, chat.terminator_id)
 
 
-def check_limits(max_length: int, max_prompt_length: int) -> None:
-    """Raise DenserlError when a prompt could leave no room for a response."""
-    if not 0 < max_prompt_length < max_length:
-        raise DenserlError(
-            f"max_prompt_length {max_prompt_length} must be positive and below max_length "
-            f"{max_length}, or a prompt leaves no room for its response",
-            hint="lower data.max_prompt_length or raise data.max_length",
-        )
-
-
-def truncate_pair(
-    pair: EncodedPair, max_length: int, max_prompt_length: int, terminator_id: int
-) -> EncodedPair:
-    """Cut the prompt on the left, then both responses on the right, to `max_length` tokens.
-
-    A response that is cut ends with the terminator again (method §3).
-    """
-    prompt, *responses = pair
-    if len(prompt) + max(map(len, responses)) > max_length:
-        prompt = prompt[-max_prompt_length:]
-    room = max_length - len(prompt)
-    cut = [r if len(r) <= room else [*r[: room - 1], terminator_id] for r in responses]
-    return EncodedPair(prompt, *cut)
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(getattr(tokenizer, "chat_template", None))
 
 
 @lru_cache(maxsize=8)
@@ -233,10 +331,10 @@ def _check_arguments(template: Template, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _check_ending(template: Template, ending: str) -> None:
+def _check_ending(template: Template, answer: AnswerFormat, ending: str) -> None:
     """Raise DenserlError unless prompts, of the kinds that the template takes, end as they must."""
-    for roles, skeleton in _prompt_skeletons(template).items():
-        last = skeleton.pieces[-1]
+    for roles, skeleton in prompt_skeletons(template).items():
+        last = skeleton.pieces[-1] + answer.beginning
         if not last.endswith(ending):
             raise DenserlError(
                 f"chat.prompt_ending: a prompt of {', '.join(roles)} ends with {last!r}, not with "
@@ -245,57 +343,41 @@ def _check_ending(template: Template, ending: str) -> None:
             )
 
 
-def _prompt_skeletons(template: Template) -> dict[tuple[str, ...], Skeleton]:
-    """The usual kinds of prompt, as far as the template takes them."""
-    found = {}
-    for roles in _PROMPTS:
-        with suppress(DenserlError):  # such as a template without system messages
-            found[roles] = template.skeleton(roles, True)
-    return found
+_ORDINARY = ("What is 2 + 2?", "Four.", "Two\n\nparagraphs, naïve 你好 🙂", "Why so?")
+_EDGES = (" led by a blank", "\nled by a line break.", "ends with some \n", "(one)", "a  b\n\n")
+"""Contents without control tokens, ordinary ones and others that tokenizers are known to trip on."""
 
 
-def _written_ids(template: Template) -> set[int]:
-    """Ids that the template itself writes into prompts."""
-    skeletons = _prompt_skeletons(template).values()
-    return {i for skeleton in skeletons for ids in skeleton.piece_ids for i in ids}
+def _checked(chat: ChatFormat) -> ChatFormat:
+    """The format, once its ids are those of the tokenizer's own `apply_chat_template`."""
+    if not _is_exact(chat, (*_ORDINARY, *_EDGES)):
+        chat = replace(chat, answer=chat.answer._replace(anchor=""))
+        if not _is_exact(chat, (*_ORDINARY, *_EDGES)):
+            raise DenserlError(
+                f"{chat.template.tokenizer.name_or_path}: apply_chat_template gives other ids than "
+                "the tokenizer gives for the text that it writes",
+                hint="name another tokenizer in model.tokenizer",
+            )
+    anything = ControlTokens(re.compile(""), ())
+    return replace(chat, by_pieces=_is_exact(replace(chat, control=anything), _ORDINARY))
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return special | set(tokenizer.all_special_ids)
-
-
-def _markers(template: Template) -> set[int]:
-    """Added tokens that the template writes: control tokens of the format, flagged or not."""
-    added = template.tokenizer.added_tokens_decoder
-    return {i for i in _written_ids(template) if i in added and added[i].content.strip()}
-
-
-def _derive_terminator(template: Template, special: set[int]) -> int:
-    """The first special token after an answer."""
-    skeleton = template.skeleton(("user", "assistant"), False)
-    for token_id in skeleton.piece_ids[skeleton.place(1) + 1]:
-        if token_id in special:
-            return token_id
-    raise DenserlError(
-        f"the chat template of {template.tokenizer.name_or_path} ends no answer with a special "
-        "token",
-        hint="name the token that ends an assistant turn in chat.terminator",
-    )
-
-
-def _token_id(tokenizer: PreTrainedTokenizerBase, token: str, where: str) -> int:
-    token_id = tokenizer.convert_tokens_to_ids(token)
-    if not isinstance(token_id, int) or tokenizer.convert_ids_to_tokens(token_id) != token:
-        raise DenserlError(
-            f"{where}: the tokenizer {tokenizer.name_or_path} has no token {token!r}",
-            hint="name a token of its vocabulary",
-        )
-    return token_id
-
-
-def _unwritable(tokenizer: PreTrainedTokenizerBase, control_ids: Sequence[int]) -> tuple[str, ...]:
-    """Control tokens that come out even of text that is tokenised as plain text."""
-    tokens = tokenizer.convert_ids_to_tokens(list(control_ids))
-    typed = plain_ids(tokenizer, [f"a {token} b" for token in tokens])
-    return tuple(t for i, t, ids in zip(control_ids, tokens, typed, strict=True) if i in ids)
+def _is_exact(chat: ChatFormat, contents: Sequence[str]) -> bool:
+    """Whether conversations of these contents have the ids that the tokenizer gives them."""
+    for roles in PROMPTS:
+        for shift in range(len(contents)):
+            texts = [contents[(shift + n) % len(contents)] for n in range(len(roles) + 1)]
+            names = (*roles, "assistant")
+            turns = [{"role": r, "content": c} for r, c in zip(names, texts, strict=True)]
+            try:
+                prompt, response = chat.encode_answer(turns)
+            except DenserlError:  # such a row is refused
+                continue
+            found = [*prompt, *response][: -len(chat.answer.ending) or None]
+            if chat.template.ids(turns, False)[: len(found)] != found:
+                return False
+            if not chat.answer.beginning and chat.encode_prompt(turns) != chat.template.ids(
+                turns[:-1], True
+            ):
+                return False
+    return True

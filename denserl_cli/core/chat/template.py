@@ -1,8 +1,8 @@
-"""A chat template, seen as fixed pieces around the contents of the messages.
+"""A chat template, seen as fixed pieces of text around the contents of the messages.
 
 The template is rendered once for each sequence of roles, with placeholders for contents. What lies
-between the placeholders are the template's pieces; their ids are kept. A conversation then costs
-the tokenisation of its contents, which are plain text and never control tokens (method §3).
+between the placeholders are the template's pieces, so it is known where each content of a rendered
+conversation stands, and what the template itself has written (method §3).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
@@ -46,16 +47,15 @@ class Slot(NamedTuple):
         return content.rstrip() if self.trim_right else content
 
 
+class Contradiction(DenserlError):
+    """A template whose prompts go on otherwise than its whole conversations."""
+
+
 class Skeleton(NamedTuple):
     """A rendered template without its contents: piece 0, slot 0, piece 1, ..., last piece."""
 
     pieces: tuple[str, ...]
-    piece_ids: tuple[list[int], ...]
     slots: tuple[Slot, ...]
-
-    def place(self, message: int) -> int:
-        """Which slot holds a message; the piece after it has the next higher number."""
-        return [slot.message for slot in self.slots].index(message)
 
     def joined(self, contents: Sequence[str]) -> str:
         """The text with these contents in the slots."""
@@ -80,24 +80,23 @@ class Template:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
+        self.given = dict(arguments)
         self.arguments = {**_ARGUMENTS, **arguments}
         source = _source(tokenizer)
         self.variables = _variables(tokenizer, source)
         """Names that the template reads and `arguments` may set."""
         self.source = _fixed_day() + source if "strftime_now" in source else source
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
+        self._beginnings: dict[tuple[str, ...], str] = {}
 
-    def fill(
-        self, messages: Sequence[Message], *, generation_prompt: bool
-    ) -> tuple[Skeleton, list[str]]:
-        """The skeleton for these messages, and the contents of its slots as the template trims.
+    def fill(self, turns: Turns, *, generation_prompt: bool) -> tuple[Skeleton, list[str]]:
+        """The skeleton for these turns, and the contents of its slots as the template trims them.
 
         Raises DenserlError when the template refuses the conversation, leaves messages out, or
         changes more of a content than the white space at its ends. Earlier answers may lose their
         beginning: templates leave the thoughts of earlier turns out.
         """
-        turns = plain_turns(messages)
-        skeleton = self.skeleton(tuple(turn["role"] for turn in turns), generation_prompt)
+        skeleton = self.skeleton(roles_of(turns), generation_prompt)
         contents = [slot.trim(turns[slot.message]["content"]) for slot in skeleton.slots]
         text = self.render(turns, generation_prompt)
         if skeleton.joined(contents) != text:
@@ -140,20 +139,42 @@ class Template:
             self._skeletons[key] = self._cut(*key)
         return self._skeletons[key]
 
-    def render(self, turns: Turns, generation_prompt: bool) -> str:
+    def beginning(self, roles: tuple[str, ...]) -> str:
+        """What the template writes between a prompt with these roles and the answer's content.
+
+        Raises Contradiction when the prompt is not what a whole conversation has before the answer.
+        """
+        if roles not in self._beginnings:
+            prompt, whole = self.skeleton(roles, True), self.skeleton((*roles, "assistant"), False)
+            last = prompt.pieces[-1]
+            alike = whole.slots[:-1] == prompt.slots and whole.pieces[:-2] == prompt.pieces[:-1]
+            if not (alike and whole.pieces[-2].startswith(last)):
+                raise _contradiction(prompt, whole, roles)
+            self._beginnings[roles] = whole.pieces[-2].removeprefix(last)
+        return self._beginnings[roles]
+
+    def render(self, turns: Sequence[Message], generation_prompt: bool, **more: Any) -> str:
         """The text of a conversation. Raises DenserlError with the template's own complaint."""
+        text = self._applied(turns, generation_prompt, tokenize=False, **more)
+        assert isinstance(text, str)
+        return text
+
+    def ids(self, turns: Sequence[Message], generation_prompt: bool) -> list[int]:
+        """The ids that the tokenizer itself gives a conversation. Raises as `render` does."""
+        found = self._applied(turns, generation_prompt, tokenize=True, return_dict=False)
+        return list(found)
+
+    def _applied(self, turns: Sequence[Message], generation_prompt: bool, **more: Any) -> Any:
         try:
-            text = self.tokenizer.apply_chat_template(
-                turns,
+            return self.tokenizer.apply_chat_template(
+                list(turns),
                 chat_template=self.source,
-                tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self.arguments,
+                **more,
             )
         except (TemplateError, TypeError, ValueError) as error:  # the last two: of its arguments
             raise DenserlError(f"the chat template refuses the conversation: {error}") from error
-        assert isinstance(text, str)
-        return text
 
     def _cut(self, roles: tuple[str, ...], generation_prompt: bool) -> Skeleton:
         """Render placeholders and cut the text at them.
@@ -175,8 +196,21 @@ class Template:
             pieces.append(piece.removesuffix(_PADDING))
             text = text.removeprefix(_PADDING)
         pieces.append(text)
-        ids = tuple(self.tokenizer.encode(piece, add_special_tokens=False) for piece in pieces)
-        return Skeleton(tuple(pieces), ids, tuple(slots))
+        return Skeleton(tuple(pieces), tuple(slots))
+
+
+def _contradiction(prompt: Skeleton, whole: Skeleton, roles: tuple[str, ...]) -> Contradiction:
+    """Both texts, from a little before the place where they part."""
+    names = [*(f"<{role}'s content>" for role in roles), "<answer>"]
+    asked, said = (
+        skeleton.joined([names[slot.message] for slot in skeleton.slots])
+        for skeleton in (prompt, whole)
+    )
+    start = max(0, len(commonprefix([asked, said])) - 40)
+    return Contradiction(
+        f"the chat template contradicts itself: a prompt of {', '.join(roles)} goes on "
+        f"{asked[start : start + 160]!r}, the whole conversation {said[start : start + 160]!r}"
+    )
 
 
 def _marks(count: int) -> list[str]:
@@ -227,10 +261,16 @@ def _fixed_day() -> str:
     return "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}\n"
 
 
+def roles_of(turns: Turns) -> tuple[str, ...]:
+    """Who speaks, in order."""
+    return tuple(turn["role"] for turn in turns)
+
+
 def plain_turns(messages: Sequence[Message]) -> Turns:
     """Role and content alone: a template must not branch on a data set's other keys.
 
-    Raises DenserlError when one of the two is missing or no Unicode text.
+    An empty system message is none. Raises DenserlError when role or content is missing or no
+    Unicode text.
     """
     turns = []
     for message in messages:
@@ -241,8 +281,19 @@ def plain_turns(messages: Sequence[Message]) -> Turns:
             content.encode()
         except UnicodeEncodeError as error:
             raise DenserlError(f"a content is no Unicode text: {error}") from error
-        turns.append({"role": role, "content": content})
+        if content or role != "system":
+            turns.append({"role": role, "content": content})
     return turns
+
+
+def marked_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenise texts as `apply_chat_template` does; one call for all cores."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+    )
+    return encoded["input_ids"]
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -1,0 +1,61 @@
+"""A prompt and its two responses: put together, and cut to their limits (method §3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from denserl_cli.core.errors import DenserlError
+
+
+class EncodedPair(NamedTuple):
+    """One prompt and its two responses; each response ends with the terminator."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class Encoded(NamedTuple):
+    """Ids of a prompt or a response.
+
+    overlap: how many of the prompt's last ids a response replaces, where its first characters and
+    the template's last ones before it make one token, as a line break after ChatML's does.
+    """
+
+    ids: list[int]
+    overlap: int = 0
+
+
+def join_pair(prompt: Encoded, chosen: Encoded, rejected: Encoded) -> EncodedPair:
+    """Prompt and responses that follow each other exactly; what one replaces, both have."""
+    shared = len(prompt.ids) - max(chosen.overlap, rejected.overlap)
+    first, second = (
+        [*prompt.ids[shared : len(prompt.ids) - one.overlap], *one.ids]
+        for one in (chosen, rejected)
+    )
+    return EncodedPair(prompt.ids[:shared], first, second)
+
+
+def check_limits(max_length: int, max_prompt_length: int) -> None:
+    """Raise DenserlError when a prompt could leave no room for a response."""
+    if not 0 < max_prompt_length < max_length:
+        raise DenserlError(
+            f"max_prompt_length {max_prompt_length} must be positive and below max_length "
+            f"{max_length}, or a prompt leaves no room for its response",
+            hint="lower data.max_prompt_length or raise data.max_length",
+        )
+
+
+def truncate_pair(
+    pair: EncodedPair, max_length: int, max_prompt_length: int, terminator_id: int
+) -> EncodedPair:
+    """Cut the prompt on the left, then both responses on the right, to `max_length` tokens.
+
+    A response that is cut ends with the terminator again (method §3).
+    """
+    prompt, *responses = pair
+    if len(prompt) + max(map(len, responses)) > max_length:
+        prompt = prompt[-max_prompt_length:]
+    room = max_length - len(prompt)
+    cut = [r if len(r) <= room else [*r[: room - 1], terminator_id] for r in responses]
+    return EncodedPair(prompt, *cut)
