@@ -148,7 +148,7 @@ class AnswerGenerator:
                 problems.append(f"{question.origin}: {error.message}")
         refuse(problems, "mend the question, or name another tokenizer in model.tokenizer")
         encoded = self.chat.tokenize(layouts)
-        return {q.id: ids for q, ids in zip(self.job.questions, encoded, strict=True)}
+        return {q.id: one.ids for q, one in zip(self.job.questions, encoded, strict=True)}
 
     def _prompt(self, question: Question, replies: Sequence[str]) -> np.ndarray | None:
         """Ids of the conversation so far, cut on the left where it leaves no room for an answer.

@@ -241,8 +241,8 @@ def _divided(template: Template, roles: Roles, gap: str, closing: str) -> tuple[
             return beginning, lead, anchor
     raise DenserlError(
         f"the chat template of {template.tokenizer.name_or_path} ends its prompts with "
-        f"{skeleton.pieces[-1][-40:]!r}, the end of which makes one token with the first word of "
-        "an answer",
+        f"{skeleton.pieces[-1][-40:]!r}, the end of which this tokenizer writes in other tokens "
+        "when an answer follows",
         hint="give the tokenizer a template without white space at the end of its generation "
         "prompt (tokenizer.chat_template, then save_pretrained) and name it in model.tokenizer",
     )

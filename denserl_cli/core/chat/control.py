@@ -1,4 +1,4 @@
-"""Control tokens of a chat format: which there are, and how contents that look like them are read."""
+"""Control tokens of a chat format, which no content of a message may yield."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from denserl_cli.core.chat.answers import PROMPTS, AnswerFormat, prompt_skeletons
@@ -30,6 +29,7 @@ from denserl_cli.core.chat.template import (
     Skeleton,
     Template,
     Turns,
+    common_length,
     marked_ids,
     plain_ids,
     plain_turns,
@@ -206,7 +206,7 @@ class ChatFormat:
         for layout in layouts:
             found = [i for part in layout.parts for i in ids[part]]
             known = ids[Part(layout.context)] if layout.context else []
-            kept = len(commonprefix([known, found]))
+            kept = common_length(known, found)
             encoded.append(Encoded([*found[kept:], *layout.ending], len(known) - kept))
         return encoded
 
@@ -343,9 +343,9 @@ def _check_ending(template: Template, answer: AnswerFormat, ending: str) -> None
             )
 
 
-_ORDINARY = ("What is 2 + 2?", "Four.", "Two\n\nparagraphs, naïve 你好 🙂", "Why so?")
-_EDGES = (" led by a blank", "\nled by a line break.", "ends with some \n", "(one)", "a  b\n\n")
-"""Contents without control tokens, ordinary ones and others that tokenizers are known to trip on."""
+_ORDINARY = ("What is 2 + 2", "Four", "Two\n\nparagraphs, naïve 你好 🙂", "Why so")
+_EDGES = ("Four.", " led by a blank", "\nby a line break.", "ends with some \n", "(one)", "a  b\n\n")
+"""Contents without control tokens: ordinary ones, and others that tokenizers may trip on."""
 
 
 def _checked(chat: ChatFormat) -> ChatFormat:

@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
@@ -167,7 +166,7 @@ class Template:
     def _applied(self, turns: Sequence[Message], generation_prompt: bool, **more: Any) -> Any:
         try:
             return self.tokenizer.apply_chat_template(
-                list(turns),
+                [dict(turn) for turn in turns],
                 chat_template=self.source,
                 add_generation_prompt=generation_prompt,
                 **self.arguments,
@@ -206,11 +205,17 @@ def _contradiction(prompt: Skeleton, whole: Skeleton, roles: tuple[str, ...]) ->
         skeleton.joined([names[slot.message] for slot in skeleton.slots])
         for skeleton in (prompt, whole)
     )
-    start = max(0, len(commonprefix([asked, said])) - 40)
+    start = max(0, common_length(asked, said) - 40)
     return Contradiction(
         f"the chat template contradicts itself: a prompt of {', '.join(roles)} goes on "
         f"{asked[start : start + 160]!r}, the whole conversation {said[start : start + 160]!r}"
     )
+
+
+def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many of their first items two sequences share."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _marks(count: int) -> list[str]:

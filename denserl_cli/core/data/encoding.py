@@ -9,13 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from denserl_cli.core.chat.format import (
-    ChatFormat,
-    EncodedPair,
-    Layout,
-    check_limits,
-    truncate_pair,
-)
+from denserl_cli.core.chat.format import ChatFormat, Layout
+from denserl_cli.core.chat.pairs import Encoded, check_limits, join_pair, truncate_pair
 from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, digest
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
@@ -80,9 +75,12 @@ class PairEncoding:
         check_limits(self.max_length, self.max_prompt_length)
         chat = self.chat
         for pair, ids in _encoded(chat, pairs, lambda p: chat.pair_layouts(p.chosen, p.rejected)):
-            yield ids if isinstance(ids, Skipped) else self._cut(pair, EncodedPair(*ids))
+            yield ids if isinstance(ids, Skipped) else self._cut(pair, *ids)
 
-    def _cut(self, pair: Pair, whole: EncodedPair) -> EncodedPairRow | Skipped:
+    def _cut(
+        self, pair: Pair, prompt_alone: Encoded, *responses: Encoded
+    ) -> EncodedPairRow | Skipped:
+        whole = join_pair(prompt_alone, *responses)
         cut = truncate_pair(whole, self.max_length, self.max_prompt_length, self.chat.terminator_id)
         if cut.chosen_ids == cut.rejected_ids:
             detail = "after the template's trimming and the cut to max_length"
@@ -91,7 +89,7 @@ class PairEncoding:
         return EncodedPairRow(
             *(prompt, chosen, rejected, pair.margin),
             origin=pair.origin,
-            group=digest(whole.prompt_ids),
+            group=digest(prompt_alone.ids),
             subset=pair.subset,
             truncated=cut != whole,
         )
@@ -123,8 +121,9 @@ class PromptEncoding:
             if isinstance(ids, Skipped):
                 yield ids
                 continue
-            kept = np.array(ids[0][-limit:], np.int32)
-            yield replace(prompt, ids=kept, truncated=len(ids[0]) > limit)
+            whole = ids[0].ids
+            kept = np.array(whole[-limit:], np.int32)
+            yield replace(prompt, ids=kept, truncated=len(whole) > limit)
 
 
 def encode_pairs(

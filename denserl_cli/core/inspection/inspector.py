@@ -153,9 +153,7 @@ class Inspector:
     def encode(self, answer: Answer) -> EncodedAnswer:
         """Token ids within the limits. Raises DenserlError where the chat template refuses."""
         data = self.recipe.data
-        *prompt, last = answer.messages
-        response = self.chat.encode_response(last["content"])
-        ids = self.chat.encode_prompt(prompt)
+        ids, response = self.chat.encode_answer(answer.messages)
         truncated = len(ids) + len(response) > data.max_length
         if truncated:
             ids = ids[-data.max_prompt_length :]

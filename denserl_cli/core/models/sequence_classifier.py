@@ -8,7 +8,6 @@ response's last token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.chat.format import ChatFormat, Layout
-from denserl_cli.core.chat.template import Slot, Template
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.encoding import PromptEncoding
@@ -39,18 +37,20 @@ Rewrite = Callable[[Ids, Ids], Ids]
 """From the ids of a prompt and its response to the conversation in the reward model's ids."""
 
 
-@dataclass(frozen=True, eq=False)
 class WholeFormat(ChatFormat):
     """A chat format that writes everything after a response, as a template does, not one token."""
 
-    slot: Slot
-    """Says what the template trims off an answer."""
-    closing: list[int]
-    """Everything that the template writes after an answer."""
+    to_the_end = True
 
     def response_layout(self, content: str) -> Layout:
-        """What `encode_response` tokenises; the content may be any text."""
-        return [self.slot.trim(content), self.closing]
+        """What `encode_response` tokenises; any text will do, for policies write anything."""
+        answered = (*self.answer.roles, "assistant")
+        slot = self.template.skeleton(answered, False).slots[-1]
+        skeleton, contents = self._prompt([{"role": r, "content": "?"} for r in answered[:-1]])
+        return self._answer(slot.trim(content), skeleton.joined(contents))
+
+    def _has_control(self, content: str) -> bool:
+        return self.control.pattern.search(content) is not None
 
 
 def as_it_is(prompt: Ids, response: Ids) -> Ids:
@@ -181,7 +181,8 @@ class Translation:
         tokenizer = self.chat.template.tokenizer
         text = str(tokenizer.decode(response, clean_up_tokenization_spaces=False))
         own = self.prompts[prompt.astype(np.int32).tobytes()]
-        return np.concatenate([own, self.reward_chat_format.encode_response(text)])
+        answer = self.reward_chat_format.tokenize([self.reward_chat_format.response_layout(text)])[0]
+        return np.concatenate([own[: len(own) - answer.overlap], answer.ids])
 
 
 def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:
@@ -224,12 +225,7 @@ def own_format(record: RewardRecord, chat: ChatFormat) -> ChatFormat | None:
             f"the tokenizer of the reward model {record.weights} has no chat template",
             hint="save one into its folder: set tokenizer.chat_template, then save_pretrained",
         )
-    skeleton = Template(own, {}).skeleton(("user", "assistant"), False)
-    place = skeleton.place(1)
-    closing = list(skeleton.piece_ids[place + 1])
-    end = own.convert_ids_to_tokens(closing[-1]) if closing else own.eos_token or own.sep_token
-    made = ChatFormat.of(own, terminator=None if end is None else str(end))
-    return WholeFormat(**vars(made), slot=skeleton.slots[place], closing=closing)
+    return WholeFormat.of(own)
 
 
 def has_plain_head(path: str, revision: str | None = None) -> bool:
