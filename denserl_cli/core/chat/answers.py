@@ -10,14 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from denserl_cli.core.chat.control import special_ids, token_id
 from denserl_cli.core.chat.template import Contradiction, Skeleton, Template, marked_ids
 from denserl_cli.core.errors import DenserlError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Roles = tuple[str, ...]
 
@@ -111,7 +108,8 @@ def _shortest_prompt(template: Template) -> Roles:
 
 def _explained(template: Template, error: DenserlError) -> DenserlError:
     """Why a template cannot write a plain question and its answer, and what to do about it."""
-    name, message = template.tokenizer.name_or_path, error.message
+    name = template.tokenizer.name_or_path
+    message = error.message.replace("the chat template", f"the chat template of {name}", 1)
     undefined = re.search(r"'(\w+)' is undefined", message)
     if undefined and undefined[1] in template.variables:
         variable = undefined[1]
@@ -130,7 +128,7 @@ def _explained(template: Template, error: DenserlError) -> DenserlError:
             text = template.render(messages, True, **arguments)
             if "?" in text and text != _rendered(template, question):
                 return DenserlError(f"the chat template of {name} needs {needed}", _ANOTHER)
-    return DenserlError(f"{name}: {message}", _ANOTHER)
+    return DenserlError(message, _ANOTHER)
 
 
 _TOOL = {
@@ -179,20 +177,18 @@ def _closing(
     ids = marked_ids(tokenizer, [after])[0]
     special = special_ids(tokenizer)
     written = [i for i in ids if i in special]
-    following = _following(template, roles)
     if to_the_end:
         for last in (*ids[-1:], tokenizer.eos_token_id, tokenizer.sep_token_id):
             if last is not None:
                 return after, last
-        raise _no_terminator(tokenizer, following, special)
+        raise _no_terminator(template, roles)
     if terminator is None:
         if not written:
-            raise _no_terminator(tokenizer, following, special)
+            raise _no_terminator(template, roles)
         terminator = str(tokenizer.convert_ids_to_tokens(written[0]))
     found = token_id(tokenizer, terminator, "chat.terminator")
-    for text in (after, following):
-        if terminator in text:
-            return text[: text.index(terminator) + len(terminator)], found
+    if terminator in after:
+        return after[: after.index(terminator) + len(terminator)], found
     if written:
         ends = str(tokenizer.convert_ids_to_tokens(written[0]))
         raise DenserlError(
@@ -204,23 +200,16 @@ def _closing(
     return "", found
 
 
-def _following(template: Template, roles: Roles) -> str:
-    """What stands between an answer and the next question."""
-    with suppress(DenserlError):
-        skeleton = template.skeleton((*roles, "assistant", "user"), False)
-        place = [slot.message for slot in skeleton.slots].index(len(roles))
-        return skeleton.pieces[place + 1]
-    return ""
-
-
-def _no_terminator(
-    tokenizer: PreTrainedTokenizerBase, following: str, special: set[int]
-) -> DenserlError:
+def _no_terminator(template: Template, roles: Roles) -> DenserlError:
+    """What could end an answer is what begins the next question."""
+    tokenizer, special = template.tokenizer, special_ids(template.tokenizer)
     hint = "name the token that ends an assistant turn in chat.terminator"
-    marks = [i for i in marked_ids(tokenizer, [following])[0] if i in special]
-    if marks:
-        token = tokenizer.convert_ids_to_tokens(marks[0])
-        hint += f", such as {str(token)!r}, which begins the next turn"
+    with suppress(DenserlError):
+        between = template.skeleton((*roles, "assistant", "user"), False).pieces[-2]
+        marks = [i for i in marked_ids(tokenizer, [between])[0] if i in special]
+        if marks:
+            token = str(tokenizer.convert_ids_to_tokens(marks[0]))
+            hint += f", such as {token!r}, which begins the next turn"
     return DenserlError(
         f"the chat template of {tokenizer.name_or_path} ends no answer with a special token", hint
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -369,15 +370,21 @@ def _is_exact(chat: ChatFormat, contents: Sequence[str]) -> bool:
             texts = [contents[(shift + n) % len(contents)] for n in range(len(roles) + 1)]
             names = (*roles, "assistant")
             turns = [{"role": r, "content": c} for r, c in zip(names, texts, strict=True)]
-            try:
-                prompt, response = chat.encode_answer(turns)
-            except DenserlError:  # such a row is refused
-                continue
-            found = [*prompt, *response][: -len(chat.answer.ending) or None]
-            if chat.template.ids(turns, False)[: len(found)] != found:
-                return False
-            if not chat.answer.beginning and chat.encode_prompt(turns) != chat.template.ids(
-                turns[:-1], True
-            ):
-                return False
+            with suppress(DenserlError):  # such a row is refused
+                if not _has_ids_of_template(chat, turns):
+                    return False
     return True
+
+
+def _has_ids_of_template(chat: ChatFormat, turns: Turns) -> bool:
+    prompt, response = chat.encode_answer(turns)
+    found, template = [*prompt, *response], chat.template
+    if chat.answer.ending:  # the template ends no answer
+        after = template.skeleton(roles_of(turns), False).pieces[-1]
+        text = template.render(turns, False).removesuffix(after)
+        whole = [*marked_ids(template.tokenizer, [text])[0], *chat.answer.ending]
+    else:
+        whole = template.ids(turns, False)[: len(found)]
+    asked = template.ids(turns[:-1], True)
+    alone = chat.encode_prompt(turns)
+    return found == whole and (alone == asked or bool(chat.answer.beginning))

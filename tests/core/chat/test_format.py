@@ -80,8 +80,9 @@ def test_a_tokenizer_that_cannot_write_a_control_token_as_text_says_so() -> None
 def test_contents_may_be_moved_by_the_template() -> None:
     template = (
         "{% if messages[0].role == 'system' %}<user>{{ messages[1].content }} under "
-        "{{ messages[0].content }}<end>{% else %}{% for m in messages %}{{ m.content }}<end>"
-        "{% endfor %}{% endif %}{% if add_generation_prompt %}<bot>{% endif %}"
+        "{{ messages[0].content }}<end>{% for m in messages[2:] %}<bot>{{ m.content }}<end>"
+        "{% endfor %}{% else %}{% for m in messages %}{{ '<bot>' if loop.index is even }}"
+        "{{ m.content }}<end>{% endfor %}{% endif %}{% if add_generation_prompt %}<bot>{% endif %}"
     )
     messages = [system("rule"), user("hi")]
     assert encode_prompt(byte_tokenizer(template), messages) == ids("<user>hi under rule<end><bot>")
@@ -134,12 +135,20 @@ def test_the_terminator_comes_from_the_template_or_the_recipe() -> None:
     assert ChatFormat.of(byte_tokenizer()).terminator_id == ids("<end>")[0]
     tail = PLAIN.replace("<end>", ".<eos><end>")
     assert ChatFormat.of(byte_tokenizer(tail)).terminator_id == ids("<eos>")[0]
-    assert ChatFormat.of(byte_tokenizer(tail), terminator="<end>").encode_response("a") == ids(
-        "a<end>"
-    )
+    # what the template writes between the content and the terminator belongs to the response
+    assert ChatFormat.of(byte_tokenizer(tail)).encode_response("a") == ids("a.<eos>")
+    later = ChatFormat.of(byte_tokenizer(tail), terminator="<end>")
+    assert later.encode_response("a") == ids("a.<eos><end>")
+    with pytest.raises(DenserlError, match="ends answers with '<eos>', not with '<user>'"):
+        ChatFormat.of(byte_tokenizer(tail), terminator="<user>")
+    # a template that ends no answer: the next turn's marker, or a token that it never writes
+    open_ended = byte_tokenizer(PLAIN.replace("<end>", ""))
+    for token in ("<user>", "<eos>"):
+        assert ChatFormat.of(open_ended, token).encode_response("a")[-1] == ids(token)[0]
     with pytest.raises(DenserlError) as caught:
         ChatFormat.of(byte_tokenizer(PLAIN.replace("<end>", "")))
-    assert caught.value.hint is not None and "chat.terminator" in caught.value.hint
+    assert caught.value.hint is not None
+    assert "in chat.terminator, such as '<user>', which begins the next turn" in caught.value.hint
 
 
 def test_stop_ids_are_the_terminator_then_eos_then_further_tokens_each_once() -> None:
@@ -192,6 +201,10 @@ def test_many_layouts_at_once_give_the_same_ids_as_one_by_one() -> None:
     chat = ChatFormat.of(byte_tokenizer())
     layouts = [chat.prompt_layout([user("a"), bot("b"), user("c")]), chat.response_layout("de")]
     assert chat.tokenize(layouts) == [chat.tokenize([one])[0] for one in layouts]
+    assert [one.ids for one in chat.tokenize(layouts)] == [
+        ids("<user>a<end>\n<bot>b<end>\n<user>c<end>\n<bot>"),
+        ids("de<end>"),
+    ]
     assert chat.tokenize([]) == []
 
 
@@ -279,9 +292,11 @@ def test_pairs_of_real_tokenizers_hold_one_terminator_and_one_prompt(
             len(response) - 1
         ]
         assert not set(response[:-1]) & set(real.all_special_ids)
-    trims = "| trim" in real.chat_template or "|trim" in real.chat_template
     text = real.decode(encoded.chosen_ids[:-1], clean_up_tokenization_spaces=False)
-    assert text == (answer.strip() if trims else answer)
+    if "trim" in real.chat_template:
+        assert text == answer.strip()
+    else:  # Phi-3's markers swallow the white space after them, as in apply_chat_template
+        assert text == answer.lstrip()
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS[:3])
@@ -305,7 +320,7 @@ def test_published_terminators(
 ) -> None:
     chat = ChatFormat.of(load(shared / "tokenizers" / name))
     assert (chat.terminator_id, chat.stop_ids, chat.pad_id) == (terminator, stops, pad)
-    assert chat.unwritable == ()
+    assert chat.control.unwritable == () and chat.by_pieces
 
 
 def test_published_stop_ids_of_llama31(shared: Path) -> None:
@@ -323,10 +338,9 @@ def test_real_pairs_read_as_the_whole_template_text(
             json.loads(line)["chosen"] for _, line in zip(range(60), file, strict=False)
         ]
     for messages in conversations:
-        if any(message["content"][:1].isspace() for message in messages):
-            continue  # Phi-3's markers swallow white space that belongs to the content
         whole = real.encode(
             real.apply_chat_template(messages, tokenize=False), add_special_tokens=False
         )
-        ours = chat.encode_prompt(messages) + chat.encode_response(messages[-1]["content"])
+        prompt, response = chat.encode_answer(messages)
+        ours = prompt + response
         assert whole[: len(ours)] == ours

@@ -1,4 +1,4 @@
-"""Phi-3's ids as the authors' code makes them: 18 of 23 cases are ours, five hold a defect."""
+"""Phi-3's ids as the authors' code makes them: 18 of 23 cases are ours, five differ and why."""
 
 import json
 from collections.abc import Callable
@@ -25,16 +25,18 @@ def without_headers_in_answers(side: Side) -> Side:
 
 
 # The recorded ids come from the text of the whole template, read with control tokens (`whole_text`)
-# after what is named here was done to the conversation. Ours come from pieces and plain contents.
+# after what is named here was done to the conversation. In ours no content has control tokens.
 DEFECTS: dict[str, tuple[str, Callable[[Side], Side]]] = {
-    "special_text_1": ("the marker swallows the white space that a prompt begins with", as_it_is),
     "special_text_4": ("<|endoftext|> typed in an answer becomes the control token", as_it_is),
     "special_text_5": (
-        "the marker swallows white space, and a header typed in an answer is deleted (defect 13)",
+        "a header typed in an answer is deleted (defect 13)",
         without_headers_in_answers,
     ),
     "special_text_prompt": ("control tokens typed in a prompt become control tokens", as_it_is),
 }
+LED_BY_BLANKS = "special_text_3"
+"""Recorded with an answer that was tokenised alone, and so kept the blanks before its first word
+that Phi-3's marker swallows wherever its own template is tokenised."""
 EMPTY = "truncate_prompt_equal_budget"
 """Recorded with max_prompt_length = max_length, which leaves no answer (defect 14)."""
 
@@ -72,7 +74,7 @@ def whole_text(tokenizer: PreTrainedTokenizerBase, side: Side) -> list[int]:
 
 
 def test_pairs_match_the_recorded_ids(phi3: PreTrainedTokenizerBase, cases: dict) -> None:
-    alike = set(cases) - set(DEFECTS) - {EMPTY}
+    alike = set(cases) - set(DEFECTS) - {LED_BY_BLANKS, EMPTY}
     assert len(cases) == 23 and len(alike) == 18
     for tag in alike:
         case, pair = cases[tag], ours(phi3, cases[tag])
@@ -94,7 +96,20 @@ def test_what_differs_has_a_known_reason(
     # what they lose, ours keep
     for side, response in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
         assert phi3.decode(response[:-1]) == case[side][-1]["content"]
-    assert case["chosen"][0]["content"] in phi3.decode(pair.prompt_ids)
+    assert case["chosen"][0]["content"].lstrip() in phi3.decode(pair.prompt_ids)
+
+
+def test_blanks_before_an_answer_are_those_of_the_template(
+    phi3: PreTrainedTokenizerBase, cases: dict
+) -> None:
+    case, pair = cases[LED_BY_BLANKS], ours(phi3, cases[LED_BY_BLANKS])
+    assert pair.prompt_ids + pair.chosen_ids == whole_text(phi3, case["chosen"])
+    assert pair.prompt_ids + pair.rejected_ids == case["rejected_input_ids"]
+    recorded = case["chosen_input_ids"]
+    kept = len(pair.prompt_ids)
+    assert recorded[:kept] == pair.prompt_ids
+    assert phi3.decode(recorded[kept:-1]) == case["chosen"][-1]["content"]
+    assert phi3.decode(pair.chosen_ids[:-1]) == case["chosen"][-1]["content"].lstrip()
 
 
 def test_a_budget_that_leaves_no_answer_is_refused(
@@ -117,7 +132,7 @@ def test_prompts_match_the_recorded_ids(phi3: PreTrainedTokenizerBase, recorded:
         for row, ids, mask in zip(asked, batch["input_ids"], batch["attention_mask"], strict=True):
             theirs = [i for i, kept in zip(ids, mask, strict=True) if kept]
             # an answer's defect is none of its prompt's
-            if row["tag"] not in set(DEFECTS) - {"special_text_4"}:
+            if row["tag"] != "special_text_prompt":
                 assert encode_prompt(phi3, row["chosen"])[-batch["prompt_max_len"] :] == theirs
                 matched += 1
-    assert matched == 40
+    assert matched == 44
