@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from denserl_cli.core.chat.format import ChatFormat, EncodedPair, truncate_pair
+from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.chat.pairs import EncodedPair, truncate_pair
+from denserl_cli.core.chat.template import plain_turns
 from denserl_cli.core.data.conversations import Pair, Prompt
 from denserl_cli.core.data.encoding import encode_pairs, encode_prompts
 from tests.core.fake_tokenizers import (
@@ -73,27 +75,44 @@ def test_contents_never_yield_control_tokens_and_the_terminator_is_last(chat: Ch
         response = chat.encode_response(content(rng))
         assert [i for i in response if i in control] == [chat.terminator_id] == response[-1:]
         turns = conversation(rng)
-        empty = [{**turn, "content": ""} for turn in turns]
-        typed, bare = chat.encode_prompt(turns), chat.encode_prompt(empty)
+        short = [{**turn, "content": turn["content"] and "x"} for turn in turns]
+        typed, bare = chat.encode_prompt(turns), chat.encode_prompt(short)
         assert [i for i in typed if i in control] == [i for i in bare if i in control]
 
 
-def test_ids_read_back_as_the_text_that_the_template_writes(chat: ChatFormat) -> None:
+def test_what_is_tokenised_is_the_text_that_the_template_writes(chat: ChatFormat) -> None:
     rng = random.Random(2)
-    tokenizer, _ = tokens_in(chat)
     for _ in range(40):
-        turns = conversation(rng)
+        turns = plain_turns(conversation(rng))
         layout = chat.prompt_layout(turns)
-        skeleton, contents = chat.template.fill(turns, generation_prompt=True)
-        assert skeleton.joined(contents) == chat.template.render(turns, True)
-        assert layout == [
-            part
-            for pair in zip(skeleton.piece_ids, [*contents, None], strict=True)
-            for part in pair
-            if part is not None
-        ]
-        for text, ids in zip(contents, chat.tokenize([[text] for text in contents]), strict=True):
-            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+        text = chat.template.render(turns, True) + chat.answer.beginning
+        assert "".join(part.text for part in layout.parts) == text
+        # what a user typed is plain text wherever it has a control token in it
+        typed = [turn["content"] for turn in turns if has_control(chat, turn["content"])]
+        assert sum(part.plain for part in layout.parts) == (len(turns) if typed else 0)
+
+
+def test_without_control_tokens_ids_are_those_of_apply_chat_template(chat: ChatFormat) -> None:
+    rng = random.Random(6)
+    compared = 0
+    for _ in range(120):
+        turns = [*conversation(rng), {"role": "assistant", "content": content(rng)}]
+        if any(has_control(chat, turn["content"]) for turn in turns):
+            continue
+        prompt, response = chat.encode_answer(turns)
+        whole = chat.template.ids(plain_turns(turns), False)
+        assert [*prompt, *response] == whole[: len(prompt) + len(response)]
+        assert response[-1] == chat.terminator_id
+        assert prompt == chat.encode_prompt(turns)[: len(prompt)]
+        if not chat.answer.beginning:
+            asked = chat.template.ids(plain_turns(turns[:-1]), True)
+            assert chat.encode_prompt(turns) == asked
+        compared += 1
+    assert compared > 30
+
+
+def has_control(chat: ChatFormat, content: str) -> bool:
+    return chat.control.pattern.search(content) is not None
 
 
 def test_what_a_byte_tokenizer_decodes_is_the_rendered_text() -> None:
@@ -103,7 +122,8 @@ def test_what_a_byte_tokenizer_decodes_is_the_rendered_text() -> None:
         for _ in range(40):
             turns, answer = conversation(rng), content(rng)
             decoded = chat.template.tokenizer.decode(chat.encode_prompt(turns))
-            assert decoded == chat.template.render(turns, True)
+            turns = plain_turns(turns)
+            assert decoded == chat.template.render(turns, True) + chat.answer.beginning
             whole = [*turns, {"role": "assistant", "content": answer}]
             response = chat.template.tokenizer.decode(chat.encode_response(answer))
             assert response in chat.template.render(whole, False)

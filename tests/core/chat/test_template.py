@@ -41,11 +41,17 @@ def test_thinking_is_switched_off_in_the_prompt_and_leaves_the_answer_alone() ->
     assert tokenizer.encode(whole)[: len(together)] == together
 
 
-def test_thinking_prompts_end_with_the_header() -> None:
+def test_an_empty_thought_that_the_template_writes_belongs_to_the_prompt() -> None:
     tokenizer = thinking_tokenizer()
-    loud = ChatFormat.of(tokenizer, prompt_ending="<bot>")
-    assert loud.encode_prompt([user("hi")]) == tokenizer.encode("<user>hi<end>\n<bot>")
-    assert loud.encode_response("yo") == tokenizer.encode("yo<end>")
+    loud = ChatFormat.of(tokenizer, prompt_ending="<bot>" + EMPTY_THOUGHT)
+    assert (loud.answer.beginning, loud.answer.lead) == (EMPTY_THOUGHT, "")
+    quiet = ChatFormat.of(tokenizer, template_arguments=QUIET)
+    assert (quiet.answer.beginning, quiet.answer.lead) == ("", "")
+    for turns in ([user("hi")], [user("hi"), bot("yo"), user("why?")]):
+        assert loud.encode_prompt(turns) == quiet.encode_prompt(turns)
+        whole = tokenizer.apply_chat_template([*turns, bot("so")], return_dict=False)
+        prompt, response = loud.encode_answer([*turns, bot("so")])
+        assert [*prompt, *response, *tokenizer.encode("\n")] == whole
 
 
 def test_earlier_answers_lose_their_thoughts_and_nothing_else() -> None:
@@ -59,7 +65,7 @@ def test_earlier_answers_lose_their_thoughts_and_nothing_else() -> None:
     assert expected.count(chat.terminator_id) == 3
     # the pair's prompt is the same one
     sides = [[*thoughtful, bot(answer)] for answer in ("x", "y")]
-    assert chat.tokenize(chat.pair_layouts(*sides))[0] == expected
+    assert chat.tokenize(chat.pair_layouts(*sides))[0].ids == expected
 
 
 def test_thoughts_in_the_last_answer_are_refused_clearly() -> None:
@@ -83,9 +89,10 @@ def test_the_user_keeps_what_only_looks_like_thoughts() -> None:
 
 def test_markers_that_the_template_writes_are_control_tokens_flagged_or_not() -> None:
     tokenizer = thinking_tokenizer()
-    assert ChatFormat.of(tokenizer).unwritable == ()  # with thinking on it writes none of them
     quiet = ChatFormat.of(tokenizer, template_arguments=QUIET)
-    assert quiet.unwritable == ("<think>", "</think>")
+    assert quiet.control.unwritable == ("<think>", "</think>")
+    tokenizer.chat_template = PLAIN  # which writes none of them
+    assert ChatFormat.of(tokenizer).control.unwritable == ()
     with pytest.raises(DenserlError, match="cannot write <think> as plain text"):
         quiet.encode_prompt([user("what is <think>?")])
 
@@ -116,17 +123,18 @@ def test_messages_that_change_each_other_are_refused() -> None:
 # what prompts end with
 
 
-@pytest.mark.parametrize("ending", ["<bot>\n", "<end>", "<bot>" + EMPTY_THOUGHT])
+@pytest.mark.parametrize("ending", ["<bot>\n", "<end>", "<bot>"])
 def test_prompts_that_end_in_another_way_are_refused(ending: str) -> None:
     with pytest.raises(DenserlError, match=r"chat\.prompt_ending: a prompt of user ends with") as e:
         ChatFormat.of(thinking_tokenizer(), prompt_ending=ending)
-    assert repr("<end>\n<bot>") in e.value.message and repr(ending) in e.value.message
+    assert repr("<end>\n<bot>" + EMPTY_THOUGHT) in e.value.message
+    assert repr(ending) in e.value.message
 
 
 def test_every_kind_of_prompt_must_end_that_way() -> None:
-    moved = PLAIN + "{% if messages[0].role == 'system' %}!{% endif %}"
+    moved = PLAIN.replace("<bot>{% endif %}", "{{ '!' if messages[0].role == 'system' }}<bot>{% endif %}")
     with pytest.raises(DenserlError, match="a prompt of system, user ends"):
-        ChatFormat.of(byte_tokenizer(moved), prompt_ending="<bot>")
+        ChatFormat.of(byte_tokenizer(moved), prompt_ending="\n<bot>")
     refused = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + PLAIN
     ChatFormat.of(byte_tokenizer(refused), prompt_ending="<bot>")
 
@@ -162,9 +170,8 @@ def test_what_denserl_itself_passes_is_no_argument(name: str) -> None:
 
 def test_an_argument_of_the_wrong_kind_is_a_message() -> None:
     template = "{{ 'On ' + day }}" + PLAIN
-    chat = ChatFormat.of(byte_tokenizer(template), "<end>", template_arguments={"day": 3})
     with pytest.raises(DenserlError, match="refuses the conversation: can only concatenate str"):
-        chat.encode_prompt([user("q")])
+        ChatFormat.of(byte_tokenizer(template), template_arguments={"day": 3})
 
 
 def test_templates_may_mark_generations_and_break_out_of_loops() -> None:
@@ -205,7 +212,7 @@ def test_real_prompts_read_the_same_on_any_day(shared: Path, name: str) -> None:
 def test_a_template_that_asks_for_the_day_gets_always_the_same() -> None:
     asks = (
         "{%- if strftime_now is defined -%}{{ strftime_now('%d %b %Y') }}{%- endif -%}"
-        "{% for m in messages %} {{ strftime_now('%A, %Y-%m-%d') }}{% endfor %}" + PLAIN
+        "{{ ' ' + strftime_now('%A, %Y-%m-%d') }}" + PLAIN
     )
     tokenizer = byte_tokenizer(asks)
     loose = tokenizer.apply_chat_template([user("q")], tokenize=False)
