@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from denserl_cli.core.planning.dry_run import plan_lines
+from denserl_cli.core.planning.dry_run import chat_lines, plan_lines
 from denserl_cli.core.planning.workload import check_batches
 from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.recipe.stages import StageName
@@ -85,6 +85,7 @@ def dry_run_text(
         f"stage: {stage} ({mode})",
         f"run folder: {folder.absolute()}",
         *plan_lines(stage, recipe, processes.world_size),
+        *chat_lines(recipe),
         f"command: {command}",
     ]
     if processes.hostfile:

@@ -120,6 +120,15 @@ class ChatFormat:
         )
         return _checked(made)
 
+    def __str__(self) -> str:
+        """How prompts end and answers follow, in a line."""
+        ending = self.template.skeleton(self.answer.roles, True).pieces[-1]
+        line = f"prompts end with {ending + self.answer.beginning!r}"
+        if self.answer.beginning:
+            line += f", of which the template writes {self.answer.beginning!r} with answers alone"
+        terminator = self.template.tokenizer.convert_ids_to_tokens(self.terminator_id)
+        return f"{line}; answers end with {terminator!r}"
+
     @property
     def terminator_id(self) -> int:
         """The token that ends an assistant turn."""
@@ -345,7 +354,14 @@ def _check_ending(template: Template, answer: AnswerFormat, ending: str) -> None
 
 
 _ORDINARY = ("What is 2 + 2", "Four", "Two\n\nparagraphs, naïve 你好 🙂", "Why so")
-_EDGES = ("Four.", " led by a blank", "\nby a line break.", "ends with some \n", "(one)", "a  b\n\n")
+_EDGES = (
+    "Four.",
+    " led by a blank",
+    "\nby a line break.",
+    "ends with some \n",
+    "(one)",
+    "a  b\n\n",
+)
 """Contents without control tokens: ordinary ones, and others that tokenizers may trip on."""
 
 

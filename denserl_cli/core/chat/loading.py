@@ -1,19 +1,19 @@
-"""Whether a tokenizer fits a checkpoint; read from the configuration, before any weights."""
+"""A recipe's tokenizer and chat format, and whether they fit a checkpoint, before any weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.schema import Recipe
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from denserl_cli.core.chat.format import ChatFormat
-    from denserl_cli.core.recipe.schema import ModelConfig
+    from denserl_cli.core.observer import Observer
+    from denserl_cli.core.recipe.schema import ModelConfig, Recipe
 
 
 def check_vocabulary(
@@ -42,21 +42,38 @@ def check_vocabulary(
         )
 
 
-def load_chat(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
+def load_chat(
+    recipe: Recipe, observer: Observer | None = None
+) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
     """The recipe's tokenizer and how it writes conversations.
 
-    Raises DenserlError when the tokenizer does not fit the recipe or the model.
+    observer: told what the template writes before every answer. Raises DenserlError when the
+    tokenizer does not fit the recipe or the model.
     """
     tokenizer = load_tokenizer(recipe.model)
-    chat = ChatFormat.of(
-        tokenizer,
-        terminator=recipe.chat.terminator,
-        stop_tokens=recipe.chat.stop_tokens,
-        template_arguments=recipe.chat.template_arguments,
-        prompt_ending=recipe.chat.prompt_ending,
-    )
+    chat = _chat_of(recipe, tokenizer)
     check_vocabulary(chat, recipe.model.path, recipe.model.revision)
+    if observer is not None and chat.answer.beginning:
+        observer.notice(f"chat format: {chat}")
     return tokenizer, chat
+
+
+def chat_on_disk(recipe: Recipe) -> ChatFormat | None:
+    """The recipe's chat format where its tokenizer is here already; nothing is downloaded.
+
+    Raises DenserlError when the tokenizer does not fit the recipe.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    path = recipe.model.tokenizer or recipe.model.path
+    revision = recipe.model.revision if path == recipe.model.path else None
+    if not path:
+        return None
+    config = Path(path, "tokenizer_config.json")
+    if not Path(path).is_dir():
+        found = try_to_load_from_cache(path, config.name, revision=revision)
+        config = Path(found) if isinstance(found, str) else config
+    return _chat_of(recipe, load_tokenizer(recipe.model)) if config.exists() else None
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -67,3 +84,13 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):
         revision = model.revision if path == model.path else None
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def _chat_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    return ChatFormat.of(
+        tokenizer,
+        terminator=recipe.chat.terminator,
+        stop_tokens=recipe.chat.stop_tokens,
+        template_arguments=recipe.chat.template_arguments,
+        prompt_ending=recipe.chat.prompt_ending,
+    )

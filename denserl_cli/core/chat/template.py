@@ -230,8 +230,16 @@ def _keeps(content: str, written: str) -> bool:
 
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template's text. Raises DenserlError when there is none to choose."""
-    name = tokenizer.name_or_path
-    if not tokenizer.chat_template:
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__):
+        raise DenserlError(
+            f"the tokenizer {name} is a MistralCommonBackend, which writes conversations by code "
+            "of its own and has no chat template",
+            hint="transformers makes it wherever mistral-common is installed and tekken.json is "
+            "found: uninstall mistral-common, or name in model.tokenizer a copy of the folder that "
+            "has tokenizer.json and chat_template.jinja, but no tekken.json",
+        )
+    if not getattr(tokenizer, "chat_template", None):
         raise DenserlError(
             f"the tokenizer {name} has no chat template",
             hint="name the tokenizer of a chat model in model.tokenizer",

@@ -42,6 +42,8 @@ class RewardRecord:
     quantile: float | None = None
     segment_length: float | None = None
     cut_seed: int | None = None
+    answer_beginning: str | None = None
+    """What prompts ended with beyond the template's generation prompt; null: not recorded."""
 
     def save(self, folder: Path) -> None:
         """Write the record into a reward model's folder."""
@@ -58,6 +60,7 @@ class RewardRecord:
             tokenizer=recipe.model.tokenizer,
             terminator_id=chat.terminator_id,
             template_arguments=dict(recipe.chat.template_arguments),
+            answer_beginning=chat.answer.beginning,
         )
 
     @classmethod
@@ -131,9 +134,20 @@ class RewardRecord:
                 hint="change the recipe back, or train a reward model for it in another folder",
             )
 
-    def check_terminator(self, chat: ChatFormat, folder: Path | str) -> None:
-        """Raise DenserlError, naming `folder`, when responses end with another token."""
-        if chat.terminator_id != self.terminator_id:
+    def check_format(self, chat: ChatFormat, folder: Path | str) -> None:
+        """Raise DenserlError when responses begin or end in another way than in training.
+
+        What was not recorded is not compared.
+        """
+        begins, began = chat.answer.beginning, self.answer_beginning
+        if began is not None and begins != began:
+            raise DenserlError(
+                f"prompts end with {begins!r} before an answer, those that the reward model in "
+                f"{folder} was trained on with {began!r}",
+                hint="change model.tokenizer or chat.template_arguments back, or train another "
+                "reward model",
+            )
+        if self.terminator_id is not None and chat.terminator_id != self.terminator_id:
             raise DenserlError(
                 f"responses end with token {chat.terminator_id}, those that the reward model in "
                 f"{folder} was trained on with {self.terminator_id}",

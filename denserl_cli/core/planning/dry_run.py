@@ -6,6 +6,7 @@ imported.
 
 from __future__ import annotations
 
+from denserl_cli.core.chat.loading import chat_on_disk
 from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, workload
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.fields import value_of
@@ -23,6 +24,15 @@ def plan_lines(stage: str, recipe: Recipe, processes: int = 1) -> list[str]:
     work = workload(stage, recipe, processes)
     lines = {TRAIN_RM: _reward_model, FIT_FUNCTION: _fit, TRAIN_PPO: _ppo}[stage](recipe, work)
     return [_model(recipe), *lines, *_published_batches(stage, recipe, processes)]
+
+
+def chat_lines(recipe: Recipe) -> list[str]:
+    """How conversations are written, where the tokenizer is on this machine.
+
+    Raises DenserlError for a tokenizer that cannot write them.
+    """
+    chat = chat_on_disk(recipe)
+    return [] if chat is None else [f"chat format: {chat}"]
 
 
 def _model(recipe: Recipe) -> str:

@@ -84,7 +84,7 @@ def prepare(
             with_calibrated_cutoff(with_files, run, observer, record),
             knows_true_reward=recipe.sandbox is not None and not recipe.data.prompts,
         )
-        tokenizer, chat = load_chat(resolved)
+        tokenizer, chat = load_chat(resolved, observer)
         if record is None:
             return RewardSetup(resolved, None, tokenizer, chat, chat)
         reward_chat_format = own_format(record, chat) or chat
@@ -122,22 +122,10 @@ def record_published(
 ) -> RewardRecord:
     """Record a published reward model and its normaliser in the run folder on first use.
 
-    Args:
-        record: Of the reward model.
-        recipe: Names the published model.
-        run: Where the record is written.
-        chat: Of the policy.
-        observer: Told that the model is used.
-
-    Returns:
-        The record, with the terminator of the responses.
-
-    Raises:
-        DenserlError: The model cannot be loaded, it was trained on responses that end with another
-            token, or it has another tokenizer but should reward parts of a response.
+    Raises DenserlError when the model cannot be had, when it was trained on responses that begin or
+    end in another way, and when it reads other tokens but is to reward some of them.
     """
-    if record.terminator_id is not None:
-        record.check_terminator(chat, record.weights or run.reward_model)
+    record.check_format(chat, record.weights or run.reward_model)
     if (run.reward_model / RECORD).exists():
         return record
     published = recipe.published
@@ -152,7 +140,9 @@ def record_published(
             "bandit",
         )
     normalizer = _published_normalizer(recipe, published)
-    record = replace(record, terminator_id=chat.terminator_id)
+    record = replace(
+        record, terminator_id=chat.terminator_id, answer_beginning=chat.answer.beginning
+    )
     what = f"using the published reward model {published.reward_model}"
     with run.locked(observer):
         run.claim()

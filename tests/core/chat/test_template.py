@@ -132,7 +132,8 @@ def test_prompts_that_end_in_another_way_are_refused(ending: str) -> None:
 
 
 def test_every_kind_of_prompt_must_end_that_way() -> None:
-    moved = PLAIN.replace("<bot>{% endif %}", "{{ '!' if messages[0].role == 'system' }}<bot>{% endif %}")
+    moved = PLAIN.replace("<bot>{% endif %}", "{{ mark }}<bot>{% endif %}")
+    moved = moved.replace("mark", "'!' if messages[0].role == 'system'")
     with pytest.raises(DenserlError, match="a prompt of system, user ends"):
         ChatFormat.of(byte_tokenizer(moved), prompt_ending="\n<bot>")
     refused = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + PLAIN
