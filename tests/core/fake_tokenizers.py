@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIALS = ["<pad>", "<user>", "<system>", "<bot>", "<end>", "<eos>"]
@@ -81,3 +81,35 @@ def ids(text: str) -> list[int]:
 
 
 BYTES = {c: byte_tokenizer().encode(c)[0] for c in map(chr, range(128))}
+
+WORDS = "What is Four Yes No the I A you [INST] [/INST] USER: ASSISTANT:".split()
+
+
+def blank_tokenizer(template: str, prefix: str = "first", **more: str) -> PreTrainedTokenizerFast:
+    """Words with the blank before them, as SentencePiece has them; other characters by bytes.
+
+    prefix: where a blank is put before a text. first: at its beginning alone (Mistral); always:
+    before every piece between special tokens; legacy: the same by a normaliser (Llama 2).
+    """
+    pieces = [f"<0x{i:02X}>" for i in range(256)] + ["▁", *map(chr, range(33, 127))]
+    merges = []
+    for word in WORDS:
+        built = "▁"
+        for letter in word:
+            merges += [(built, letter)] if (built, letter) not in merges else []
+            built += letter
+            pieces += [built] if built not in pieces else []
+    specials = ["<unk>", "<s>", "</s>"]
+    vocabulary = {piece: index for index, piece in enumerate([*specials, *pieces])}
+    backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    if prefix == "legacy":
+        blanks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        backend.normalizer = normalizers.Sequence(blanks)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_special_tokens(specials)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **more}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **tokens)

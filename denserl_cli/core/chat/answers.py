@@ -8,12 +8,17 @@ answer is left to the answer, for no prompt can end with a part of a token.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from denserl_cli.core.chat.control import special_ids, token_id
-from denserl_cli.core.chat.template import Contradiction, Skeleton, Template, marked_ids
+from denserl_cli.core.chat.template import (
+    Contradiction,
+    Skeleton,
+    Template,
+    marked_ids,
+    name_of,
+)
 from denserl_cli.core.errors import DenserlError
 
 Roles = tuple[str, ...]
@@ -108,7 +113,7 @@ def _shortest_prompt(template: Template) -> Roles:
 
 def _explained(template: Template, error: DenserlError) -> DenserlError:
     """Why a template cannot write a plain question and its answer, and what to do about it."""
-    name = template.tokenizer.name_or_path
+    name = name_of(template.tokenizer)
     message = error.message.replace("the chat template", f"the chat template of {name}", 1)
     undefined = re.search(r"'(\w+)' is undefined", message)
     if undefined and undefined[1] in template.variables:
@@ -118,16 +123,20 @@ def _explained(template: Template, error: DenserlError) -> DenserlError:
             f"set it in the recipe, chat.template_arguments: {{{variable}: …}}, or name another "
             "tokenizer in model.tokenizer",
         )
-    question: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
-    for needed, messages, arguments in (
-        ("tools", question, {"tools": [_TOOL]}),
-        ("documents", question, {"documents": [{"title": "?", "text": "?"}]}),
-        ("contents that are lists of parts", [_in_parts(question[0])], {}),
-    ):
+    mark = "denserl?"
+    parts: Any = [{"type": "text", "text": mark}]
+    needs: dict[str, tuple[Any, dict[str, Any]]] = {
+        "": (mark, {}),
+        "tools": (mark, {"tools": [_TOOL]}),
+        "documents": (mark, {"documents": [{"title": "a", "text": "b"}]}),
+        "contents that are lists of parts, not text": (parts, {}),
+    }
+    for needed, (content, arguments) in needs.items():
         with suppress(DenserlError):
-            text = template.render(messages, True, **arguments)
-            if "?" in text and text != _rendered(template, question):
-                return DenserlError(f"the chat template of {name} needs {needed}", _ANOTHER)
+            text = template.render([{"role": "user", "content": content}], True, **arguments)
+            if mark in text:  # in plain text already: the fault is another one
+                wanted = DenserlError(f"the chat template of {name} needs {needed}", _ANOTHER)
+                return wanted if needed else DenserlError(message, _ANOTHER)
     return DenserlError(message, _ANOTHER)
 
 
@@ -139,17 +148,6 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {}, "required": []},
     },
 }
-
-
-def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {**message, "content": [{"type": "text", "text": message["content"]}]}
-
-
-def _rendered(template: Template, messages: Sequence[dict[str, Any]]) -> str | None:
-    try:
-        return template.render(messages, True)
-    except DenserlError:
-        return None
 
 
 def _way_out(template: Template, roles: Roles) -> str:
@@ -192,7 +190,7 @@ def _closing(
     if written:
         ends = str(tokenizer.convert_ids_to_tokens(written[0]))
         raise DenserlError(
-            f"chat.terminator: the chat template of {tokenizer.name_or_path} ends answers with "
+            f"chat.terminator: the chat template of {name_of(tokenizer)} ends answers with "
             f"{ends!r}, not with {terminator!r}",
             hint="leave chat.terminator out; tokens that end sampled answers, too, are named in "
             "chat.stop_tokens",
@@ -211,7 +209,7 @@ def _no_terminator(template: Template, roles: Roles) -> DenserlError:
             token = str(tokenizer.convert_ids_to_tokens(marks[0]))
             hint += f", such as {token!r}, which begins the next turn"
     return DenserlError(
-        f"the chat template of {tokenizer.name_or_path} ends no answer with a special token", hint
+        f"the chat template of {name_of(tokenizer)} ends no answer with a special token", hint
     )
 
 
@@ -229,7 +227,7 @@ def _divided(template: Template, roles: Roles, gap: str, closing: str) -> tuple[
         if all(ids[: len(known)] == known for ids in said):
             return beginning, lead, anchor
     raise DenserlError(
-        f"the chat template of {template.tokenizer.name_or_path} ends its prompts with "
+        f"the chat template of {name_of(template.tokenizer)} ends its prompts with "
         f"{skeleton.pieces[-1][-40:]!r}, the end of which this tokenizer writes in other tokens "
         "when an answer follows",
         hint="give the tokenizer a template without white space at the end of its generation "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from denserl_cli.core.chat.template import plain_ids
+from denserl_cli.core.chat.template import name_of, plain_ids
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str, where: str) -> int:
     found = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
         raise DenserlError(
-            f"{where}: the tokenizer {tokenizer.name_or_path} has no token {token!r}",
+            f"{where}: the tokenizer {name_of(tokenizer)} has no token {token!r}",
             hint="name a token of its vocabulary",
         )
     return found

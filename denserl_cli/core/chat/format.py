@@ -32,6 +32,7 @@ from denserl_cli.core.chat.template import (
     Turns,
     common_length,
     marked_ids,
+    name_of,
     plain_ids,
     plain_turns,
     roles_of,
@@ -335,7 +336,7 @@ def _check_arguments(template: Template, arguments: Mapping[str, Any]) -> None:
         if name not in template.variables:
             near = get_close_matches(name, template.variables, 1)
             raise DenserlError(
-                f"chat.template_arguments: the chat template of {template.tokenizer.name_or_path} "
+                f"chat.template_arguments: the chat template of {name_of(template.tokenizer)} "
                 f"reads no variable {name!r}{f', did you mean {near[0]!r}?' if near else ''}",
                 hint="leave it out, or name the tokenizer whose template has it in model.tokenizer",
             )
@@ -371,7 +372,7 @@ def _checked(chat: ChatFormat) -> ChatFormat:
         chat = replace(chat, answer=chat.answer._replace(anchor=""))
         if not _is_exact(chat, (*_ORDINARY, *_EDGES)):
             raise DenserlError(
-                f"{chat.template.tokenizer.name_or_path}: apply_chat_template gives other ids than "
+                f"{name_of(chat.template.tokenizer)}: apply_chat_template gives other ids than "
                 "the tokenizer gives for the text that it writes",
                 hint="name another tokenizer in model.tokenizer",
             )

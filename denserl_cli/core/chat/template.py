@@ -200,7 +200,7 @@ class Template:
 
 def _contradiction(prompt: Skeleton, whole: Skeleton, roles: tuple[str, ...]) -> Contradiction:
     """Both texts, from a little before the place where they part."""
-    names = [*(f"<{role}'s content>" for role in roles), "<answer>"]
+    names = [*(f"<content of {role}>" for role in roles), "<answer>"]
     asked, said = (
         skeleton.joined([names[slot.message] for slot in skeleton.slots])
         for skeleton in (prompt, whole)
@@ -228,9 +228,14 @@ def _keeps(content: str, written: str) -> bool:
     return written in content and written.strip() == content.strip()
 
 
+def name_of(tokenizer: Any) -> str:
+    """A tokenizer's folder or hub name, or what it is."""
+    return tokenizer.name_or_path or type(tokenizer).__name__
+
+
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template's text. Raises DenserlError when there is none to choose."""
-    name = tokenizer.name_or_path or type(tokenizer).__name__
+    name = name_of(tokenizer)
     if any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__):
         raise DenserlError(
             f"the tokenizer {name} is a MistralCommonBackend, which writes conversations by code "
@@ -261,7 +266,7 @@ def _variables(tokenizer: PreTrainedTokenizerBase, source: str) -> set[str]:
         names = meta.find_undeclared_variables(environment.parse(untracked))
     except TemplateError as error:
         raise DenserlError(
-            f"the chat template of {tokenizer.name_or_path} is broken: {error}",
+            f"the chat template of {name_of(tokenizer)} is broken: {error}",
             hint="name another tokenizer in model.tokenizer",
         ) from error
     taken = inspect.signature(tokenizer.apply_chat_template).parameters
