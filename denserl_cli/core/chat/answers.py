@@ -82,6 +82,17 @@ class AnswerFormat(NamedTuple):
         beginning, lead, anchor = _divided(template, roles, gap, closing)
         return cls(roles, beginning, lead, closing, ending, anchor, terminator_id)
 
+    def check_ending(self, template: Template, ending: str) -> None:
+        """Raise DenserlError unless prompts, of the kinds that the template takes, end as they must."""
+        for roles, skeleton in prompt_skeletons(template).items():
+            last = skeleton.pieces[-1] + self.beginning
+            if not last.endswith(ending):
+                raise DenserlError(
+                    f"chat.prompt_ending: a prompt of {', '.join(roles)} ends with {last!r}, not with "
+                    f"{ending!r}",
+                    hint="set chat.template_arguments so that it does, or mend chat.prompt_ending",
+                )
+
     def written_ids(self, template: Template) -> set[int]:
         """Ids that the template itself writes."""
         texts = [piece for one in prompt_skeletons(template).values() for piece in one.pieces]

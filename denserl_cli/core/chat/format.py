@@ -12,14 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from denserl_cli.core.chat.answers import PROMPTS, AnswerFormat, prompt_skeletons
+from denserl_cli.core.chat.answers import PROMPTS, AnswerFormat
 from denserl_cli.core.chat.control import ControlTokens, special_ids, token_id
+from denserl_cli.core.chat.layouts import Encoded, Layout, Part, tokenize
 from denserl_cli.core.chat.pairs import (
-    Encoded,
     EncodedPair,
     check_limits,
     join_pair,
@@ -30,10 +29,8 @@ from denserl_cli.core.chat.template import (
     Skeleton,
     Template,
     Turns,
-    common_length,
     marked_ids,
     name_of,
-    plain_ids,
     plain_turns,
     roles_of,
 )
@@ -41,25 +38,6 @@ from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class Part(NamedTuple):
-    """A piece of text on its way to ids. plain: control tokens in it are words like any other."""
-
-    text: str
-    plain: bool = False
-
-
-class Layout(NamedTuple):
-    """A prompt or a response on its way to ids.
-
-    context: what stands before a response and belongs to the prompt; the first part begins with
-    it. ending: ids after the last part.
-    """
-
-    parts: tuple[Part, ...]
-    context: str = ""
-    ending: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +83,9 @@ class ChatFormat:
                 conversation, other ids than the tokenizer's own.
         """
         template = Template(tokenizer, template_arguments or {})
-        _check_arguments(template, template_arguments or {})
         answer = AnswerFormat.of(template, terminator, to_the_end=cls.to_the_end)
         if prompt_ending is not None:
-            _check_ending(template, answer, prompt_ending)
+            answer.check_ending(template, prompt_ending)
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         further = [token_id(tokenizer, token, "chat.stop_tokens") for token in stop_tokens]
         stops = dict.fromkeys(i for i in (answer.terminator_id, eos, *further) if i is not None)
@@ -206,20 +183,7 @@ class ChatFormat:
 
     def tokenize(self, layouts: Sequence[Layout]) -> list[Encoded]:
         """Ids of many layouts at once, which uses all cores."""
-        tokenizer = self.template.tokenizer
-        parts = [part for layout in layouts for part in layout.parts]
-        parts += [Part(layout.context) for layout in layouts if layout.context]
-        ids: dict[Part, list[int]] = {}
-        for plain, encode in ((True, plain_ids), (False, marked_ids)):
-            some = list(dict.fromkeys(part for part in parts if part.plain == plain))
-            ids |= zip(some, encode(tokenizer, [part.text for part in some]), strict=True)
-        encoded = []
-        for layout in layouts:
-            found = [i for part in layout.parts for i in ids[part]]
-            known = ids[Part(layout.context)] if layout.context else []
-            kept = common_length(known, found)
-            encoded.append(Encoded([*found[kept:], *layout.ending], len(known) - kept))
-        return encoded
+        return tokenize(self.template.tokenizer, layouts)
 
     def _prompt(self, turns: Turns) -> tuple[Skeleton, list[str]]:
         """A prompt's pieces and contents; the last piece ends where the answer begins."""
@@ -330,30 +294,6 @@ def _format_of(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatFormat:
     return ChatFormat.of(tokenizer)
 
 
-def _check_arguments(template: Template, arguments: Mapping[str, Any]) -> None:
-    """Raise DenserlError for arguments that would change nothing: most likely a slip."""
-    for name in arguments:
-        if name not in template.variables:
-            near = get_close_matches(name, template.variables, 1)
-            raise DenserlError(
-                f"chat.template_arguments: the chat template of {name_of(template.tokenizer)} "
-                f"reads no variable {name!r}{f', did you mean {near[0]!r}?' if near else ''}",
-                hint="leave it out, or name the tokenizer whose template has it in model.tokenizer",
-            )
-
-
-def _check_ending(template: Template, answer: AnswerFormat, ending: str) -> None:
-    """Raise DenserlError unless prompts, of the kinds that the template takes, end as they must."""
-    for roles, skeleton in prompt_skeletons(template).items():
-        last = skeleton.pieces[-1] + answer.beginning
-        if not last.endswith(ending):
-            raise DenserlError(
-                f"chat.prompt_ending: a prompt of {', '.join(roles)} ends with {last!r}, not with "
-                f"{ending!r}",
-                hint="set chat.template_arguments so that it does, or mend chat.prompt_ending",
-            )
-
-
 _ORDINARY = ("What is 2 + 2", "Four", "Two\n\nparagraphs, naïve 你好 🙂", "Why so")
 _EDGES = (
     "Four.",
@@ -382,26 +322,36 @@ def _checked(chat: ChatFormat) -> ChatFormat:
 
 def _is_exact(chat: ChatFormat, contents: Sequence[str]) -> bool:
     """Whether conversations of these contents have the ids that the tokenizer gives them."""
+    conversations: list[Turns] = []
+    layouts: list[Layout] = []
     for roles in PROMPTS:
         for shift in range(len(contents)):
             texts = [contents[(shift + n) % len(contents)] for n in range(len(roles) + 1)]
             names = (*roles, "assistant")
             turns = [{"role": r, "content": c} for r, c in zip(names, texts, strict=True)]
             with suppress(DenserlError):  # such a row is refused
-                if not _has_ids_of_template(chat, turns):
-                    return False
+                layouts += chat.answer_layouts(turns)
+                conversations.append(turns)
+    encoded = chat.tokenize(layouts)
+    prompts, responses = encoded[::2], encoded[1::2]
+    if not chat.answer.beginning:
+        asked = chat.template.ids([turns[:-1] for turns in conversations], True)
+        if asked != [prompt.ids for prompt in prompts]:
+            return False
+    wholes = _whole_ids(chat, conversations)
+    for prompt, response, whole in zip(prompts, responses, wholes, strict=True):
+        found = [*prompt.ids[: len(prompt.ids) - response.overlap], *response.ids]
+        if found != whole[: len(found)]:
+            return False
     return True
 
 
-def _has_ids_of_template(chat: ChatFormat, turns: Turns) -> bool:
-    prompt, response = chat.encode_answer(turns)
-    found, template = [*prompt, *response], chat.template
-    if chat.answer.ending:  # the template ends no answer
+def _whole_ids(chat: ChatFormat, conversations: Sequence[Turns]) -> list[list[int]]:
+    template, ending = chat.template, chat.answer.ending
+    if not ending:
+        return template.ids(conversations, False)
+    texts = []  # the template ends no answer: what follows the content is left out
+    for turns in conversations:
         after = template.skeleton(roles_of(turns), False).pieces[-1]
-        text = template.render(turns, False).removesuffix(after)
-        whole = [*marked_ids(template.tokenizer, [text])[0], *chat.answer.ending]
-    else:
-        whole = template.ids(turns, False)[: len(found)]
-    asked = template.ids(turns[:-1], True)
-    alone = chat.encode_prompt(turns)
-    return found == whole and (alone == asked or bool(chat.answer.beginning))
+        texts.append(template.render(turns, False).removesuffix(after))
+    return [[*ids, *ending] for ids in marked_ids(template.tokenizer, texts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from denserl_cli.core.chat.layouts import Encoded
 from denserl_cli.core.errors import DenserlError
 
 
@@ -13,17 +14,6 @@ class EncodedPair(NamedTuple):
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-
-
-class Encoded(NamedTuple):
-    """Ids of a prompt or a response.
-
-    overlap: how many of the prompt's last ids a response replaces, where its first characters and
-    the template's last ones before it make one token, as a line break after ChatML's does.
-    """
-
-    ids: list[int]
-    overlap: int = 0
 
 
 def join_pair(prompt: Encoded, chosen: Encoded, rejected: Encoded) -> EncodedPair:

@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
@@ -74,7 +75,8 @@ class Skeleton(NamedTuple):
 class Template:
     """The chat template of one tokenizer with fixed arguments; keeps its skeletons.
 
-    Raises DenserlError when the tokenizer has no template, or one that cannot be read.
+    Raises DenserlError when the tokenizer has no template, or one that cannot be read, and for
+    arguments that it does not read.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
@@ -85,6 +87,7 @@ class Template:
         self.variables = _variables(tokenizer, source)
         """Names that the template reads and `arguments` may set."""
         self.source = _fixed_day() + source if "strftime_now" in source else source
+        _check_arguments(self)
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
         self._beginnings: dict[tuple[str, ...], str] = {}
 
@@ -158,15 +161,17 @@ class Template:
         assert isinstance(text, str)
         return text
 
-    def ids(self, turns: Sequence[Message], generation_prompt: bool) -> list[int]:
-        """The ids that the tokenizer itself gives a conversation. Raises as `render` does."""
-        found = self._applied(turns, generation_prompt, tokenize=True, return_dict=False)
-        return list(found)
+    def ids(self, conversations: Sequence[Turns], generation_prompt: bool) -> list[list[int]]:
+        """The ids that the tokenizer itself gives conversations. Raises as `render` does."""
+        if not conversations:
+            return []
+        found = self._applied(conversations, generation_prompt, tokenize=True, return_dict=False)
+        return [list(ids) for ids in found]
 
-    def _applied(self, turns: Sequence[Message], generation_prompt: bool, **more: Any) -> Any:
+    def _applied(self, turns: Sequence[Any], generation_prompt: bool, **more: Any) -> Any:
         try:
             return self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns],
+                list(turns),
                 chat_template=self.source,
                 add_generation_prompt=generation_prompt,
                 **self.arguments,
@@ -282,6 +287,18 @@ def _fixed_day() -> str:
 def roles_of(turns: Turns) -> tuple[str, ...]:
     """Who speaks, in order."""
     return tuple(turn["role"] for turn in turns)
+
+
+def _check_arguments(template: Template) -> None:
+    """Raise DenserlError for arguments that would change nothing: most likely a slip."""
+    for name in template.given:
+        if name not in template.variables:
+            near = get_close_matches(name, template.variables, 1)
+            raise DenserlError(
+                f"chat.template_arguments: the chat template of {name_of(template.tokenizer)} "
+                f"reads no variable {name!r}{f', did you mean {near[0]!r}?' if near else ''}",
+                hint="leave it out, or name the tokenizer whose template has it in model.tokenizer",
+            )
 
 
 def plain_turns(messages: Sequence[Message]) -> Turns:

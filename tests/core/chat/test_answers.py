@@ -276,7 +276,7 @@ def test_a_tokenizer_with_ids_of_its_own_for_conversations_is_refused() -> None:
     class Odd(PreTrainedTokenizerFast):
         def apply_chat_template(self, *args: object, tokenize: bool = True, **kwargs: object):  # type: ignore[no-untyped-def,override]
             found = super().apply_chat_template(*args, tokenize=tokenize, **kwargs)  # type: ignore[arg-type]
-            return [7, *found] if tokenize else found
+            return [[7, *ids] for ids in found] if tokenize else found
 
     plain = byte_tokenizer()
     odd = Odd(tokenizer_object=plain.backend_tokenizer, chat_template=PLAIN)

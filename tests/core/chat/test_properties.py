@@ -100,12 +100,12 @@ def test_without_control_tokens_ids_are_those_of_apply_chat_template(chat: ChatF
         if any(has_control(chat, turn["content"]) for turn in turns):
             continue
         prompt, response = chat.encode_answer(turns)
-        whole = chat.template.ids(plain_turns(turns), False)
+        whole = chat.template.ids([plain_turns(turns)], False)[0]
         assert [*prompt, *response] == whole[: len(prompt) + len(response)]
         assert response[-1] == chat.terminator_id
         assert prompt == chat.encode_prompt(turns)[: len(prompt)]
         if not chat.answer.beginning:
-            asked = chat.template.ids(plain_turns(turns[:-1]), True)
+            asked = chat.template.ids([plain_turns(turns[:-1])], True)[0]
             assert chat.encode_prompt(turns) == asked
         compared += 1
     assert compared > 30
