@@ -83,13 +83,13 @@ class AnswerFormat(NamedTuple):
         return cls(roles, beginning, lead, closing, ending, anchor, terminator_id)
 
     def check_ending(self, template: Template, ending: str) -> None:
-        """Raise DenserlError unless prompts, of the kinds that the template takes, end as they must."""
+        """Raise DenserlError unless prompts end so, of the kinds that the template takes."""
         for roles, skeleton in prompt_skeletons(template).items():
             last = skeleton.pieces[-1] + self.beginning
             if not last.endswith(ending):
                 raise DenserlError(
-                    f"chat.prompt_ending: a prompt of {', '.join(roles)} ends with {last!r}, not with "
-                    f"{ending!r}",
+                    f"chat.prompt_ending: a prompt of {', '.join(roles)} ends with {last!r}, not "
+                    f"with {ending!r}",
                     hint="set chat.template_arguments so that it does, or mend chat.prompt_ending",
                 )
 

@@ -295,14 +295,7 @@ def _format_of(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatFormat:
 
 
 _ORDINARY = ("What is 2 + 2", "Four", "Two\n\nparagraphs, naïve 你好 🙂", "Why so")
-_EDGES = (
-    "Four.",
-    " led by a blank",
-    "\nby a line break.",
-    "ends with some \n",
-    "(one)",
-    "a  b\n\n",
-)
+_EDGES = ("Four.", " led by a blank", "\nby a line break.", "ends so \n", "(one)", "a  b\n\n")
 """Contents without control tokens: ordinary ones, and others that tokenizers may trip on."""
 
 

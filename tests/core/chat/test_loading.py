@@ -45,7 +45,7 @@ def test_a_model_may_have_more_embeddings_than_the_tokenizer_tokens(
         (ChatFormat.of(byte_tokenizer(eos_token="<eos>")), 261, r"from 261 \('<eos>'\)"),
         (ChatFormat.of(byte_tokenizer(pad_token="<eos>")), 261, r"from 261 \('<eos>'\)"),
         (ChatFormat.of(byte_tokenizer(), stop_tokens=["<eos>"]), 261, r"from 261 \('<eos>'\)"),
-        (ChatFormat.of(byte_tokenizer(PLAIN + "<eos>")), 261, r"from 261 \('<eos>'\)"),
+        (ChatFormat.of(byte_tokenizer("<eos>" + PLAIN)), 261, r"from 261 \('<eos>'\)"),
         # added tokens that are no special ones come out of any text
         (ChatFormat.of(thinking_tokenizer()), 262, r"2 of its ids, from 262 \('<think>'\)"),
     ],
