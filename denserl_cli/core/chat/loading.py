@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,17 +64,25 @@ def chat_on_disk(recipe: Recipe) -> ChatFormat | None:
 
     Raises DenserlError when the tokenizer does not fit the recipe.
     """
-    from huggingface_hub import try_to_load_from_cache
-
     path = recipe.model.tokenizer or recipe.model.path
-    revision = recipe.model.revision if path == recipe.model.path else None
     if not path:
         return None
-    config = Path(path, "tokenizer_config.json")
-    if not Path(path).is_dir():
-        found = try_to_load_from_cache(path, config.name, revision=revision)
-        config = Path(found) if isinstance(found, str) else config
-    return _chat_of(recipe, load_tokenizer(recipe.model)) if config.exists() else None
+    files = (Path(path, name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    here = any(file.exists() for file in files) or _in_hub_cache(recipe, path)
+    return _chat_of(recipe, load_tokenizer(recipe.model)) if here else None
+
+
+def _in_hub_cache(recipe: Recipe, path: str) -> bool:
+    """Whether the hub's cache has a tokenizer; the hub's library is imported to look inside."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    if not (cache.expanduser() / f"models--{path.replace('/', '--')}").is_dir():
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    revision = recipe.model.revision if path == recipe.model.path else None
+    found = try_to_load_from_cache(path, "tokenizer_config.json", revision=revision)
+    return isinstance(found, str)
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:

@@ -1,6 +1,7 @@
 """Tokenizers and checkpoints that fit, and those that do not; padding and stop tokens of those."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from denserl_cli.core.data.batches import collate_sides
 from denserl_cli.core.data.conversations import Pair
 from denserl_cli.core.data.encoding import encode_pairs
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.reward_metadata import RewardRecord
+from denserl_cli.core.planning.dry_run import chat_lines
 from denserl_cli.core.ppo.rewards import replace_penalized
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
@@ -91,6 +94,30 @@ def test_every_stage_looks_at_its_tokenizer_before_any_weights(tmp_path: Path) -
         chat(byte_tokenizer(None))
     with pytest.raises(DenserlError, match="does not fit the model"):
         chat(thinking_tokenizer())
+
+
+@pytest.mark.parametrize("other", ["terminator_id", "answer_beginning"])
+def test_a_policy_that_begins_or_ends_answers_otherwise_meets_an_error(other: str) -> None:
+    recipe = load_recipe("sandbox-segment", ["segmentation.cutoff=1.0"])
+    chat = ChatFormat.of(thinking_tokenizer())
+    record = RewardRecord.of(recipe, chat)
+    assert record.answer_beginning == "<think>\n\n</think>\n\n"
+    record.check_format(chat, "folder")
+    changed = replace(record, **{other: 3 if other == "terminator_id" else "<think>"})
+    with pytest.raises(DenserlError, match="reward model in folder was trained on with"):
+        changed.check_format(chat, "folder")
+    replace(record, **{other: None}).check_format(chat, "folder")  # nobody wrote it down
+
+
+def test_a_dry_run_shows_how_prompts_end_and_answers_follow(tmp_path: Path) -> None:
+    def lines() -> list[str]:
+        return chat_lines(load_recipe("sandbox-segment", [f"model.path={tmp_path}"]))
+
+    assert lines() == []  # there is no tokenizer yet
+    thinking_tokenizer().save_pretrained(tmp_path)
+    (line,) = lines()
+    assert line.startswith("chat format: prompts end with '<end>\\n<bot><think>")
+    assert line.endswith("with answers alone; answers end with '<end>'")
 
 
 # padding
@@ -176,8 +203,9 @@ def test_any_stop_token_ends_a_response_and_belongs_to_no_segment() -> None:
 
 
 def test_the_terminator_is_one_of_the_stop_tokens_whatever_the_recipe_adds() -> None:
-    tokenizer = byte_tokenizer(eos_token="<eos>")
-    for terminator in (None, "<end>", "<eos>"):
+    open_ended = PLAIN.replace("<end>", "")
+    for terminator, template in ((None, PLAIN), ("<end>", PLAIN), ("<eos>", open_ended)):
+        tokenizer = byte_tokenizer(template, eos_token="<eos>")
         chat = ChatFormat.of(tokenizer, terminator, ["<user>"])
         assert chat.terminator_id == chat.stop_ids[0] == chat.encode_response("x")[-1]
         assert set(ids("<eos><user>")) <= set(chat.stop_ids)
