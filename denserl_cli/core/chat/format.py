@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from denserl_cli.core.chat.answers import PROMPTS, AnswerFormat
 from denserl_cli.core.chat.control import ControlTokens, special_ids, token_id
-from denserl_cli.core.chat.layouts import Encoded, Layout, Part, tokenize
+from denserl_cli.core.chat.layouts import Encoded, Layout, Part, follow, tokenize
 from denserl_cli.core.chat.pairs import (
     EncodedPair,
     check_limits,
@@ -133,8 +134,7 @@ class ChatFormat:
 
     def encode_answer(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the answer that ends a conversation."""
-        prompt, response = self.tokenize(self.answer_layouts(messages))
-        return prompt.ids[: len(prompt.ids) - response.overlap], response.ids
+        return follow(*self.tokenize(self.answer_layouts(messages)))
 
     def prompt_layout(self, messages: Sequence[Message]) -> Layout:
         """What `encode_prompt` tokenises."""
@@ -333,7 +333,7 @@ def _is_exact(chat: ChatFormat, contents: Sequence[str]) -> bool:
             return False
     wholes = _whole_ids(chat, conversations)
     for prompt, response, whole in zip(prompts, responses, wholes, strict=True):
-        found = [*prompt.ids[: len(prompt.ids) - response.overlap], *response.ids]
+        found = list(chain(*follow(prompt, response)))
         if found != whole[: len(found)]:
             return False
     return True

@@ -56,3 +56,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, layouts: Sequence[Layout]) -> l
         kept = common_length(known, found)
         encoded.append(Encoded([*found[kept:], *layout.ending], len(known) - kept))
     return encoded
+
+
+def follow(prompt: Encoded, response: Encoded) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and of a response that follow each other exactly."""
+    return prompt.ids[: len(prompt.ids) - response.overlap], response.ids

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from denserl_cli.core.chat.format import EncodedPair, check_limits, truncate_pair
+from denserl_cli.core.chat.layouts import follow
+from denserl_cli.core.chat.pairs import EncodedPair, check_limits, truncate_pair
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.data.sources import Row, read_source
@@ -91,17 +92,18 @@ def _encode(rows: Sequence[BenchmarkRow], chat: ChatFormat, data: DataConfig) ->
     usable, layouts, skipped = [], [], []
     for row in rows:
         try:
-            prompt = chat.prompt_layout([{"role": "user", "content": row.prompt}])
-            layouts.append([prompt, *map(chat.response_layout, row.answers)])
+            asked = {"role": "user", "content": row.prompt}
+            answered = [[asked, {"role": "assistant", "content": one}] for one in row.answers]
+            layouts.append([chat.answer_layouts(turns) for turns in answered])
         except DenserlError as error:
             skipped.append(Skipped(row.origin, error.message, error.hint or ""))
         else:
             usable.append(row)
-    ids = iter(chat.tokenize(list(chain.from_iterable(layouts))))
+    flat = chain.from_iterable(chain.from_iterable(layouts))  # prompt, answer, prompt, answer, ...
+    ids = iter(chat.tokenize(list(flat)))
     found = []
     for row, parts in zip(usable, layouts, strict=True):
-        prompt_ids, *answers = (next(ids) for _ in parts)
-        whole = [(prompt_ids, answer) for answer in answers]
+        whole = [follow(next(ids), next(ids)) for _ in parts]
         found.append(_cut(row, whole, data, chat.terminator_id))
     return EncodedRows(found, skipped)
 

@@ -181,9 +181,8 @@ class Translation:
         tokenizer = self.chat.template.tokenizer
         text = str(tokenizer.decode(response, clean_up_tokenization_spaces=False))
         own = self.prompts[prompt.astype(np.int32).tobytes()]
-        answer = self.reward_chat_format.tokenize([self.reward_chat_format.response_layout(text)])[
-            0
-        ]
+        layout = self.reward_chat_format.response_layout(text)
+        answer = self.reward_chat_format.tokenize([layout])[0]
         return np.concatenate([own[: len(own) - answer.overlap], answer.ids])
 
 

@@ -161,14 +161,14 @@ def test_rows_that_cannot_be_written_are_told_and_listed(
 ):
     from denserl_cli.core.chat.format import ChatFormat
 
-    whole = ChatFormat.response_layout
+    whole = ChatFormat.answer_layouts
 
-    def refusing(chat: ChatFormat, content: str) -> Any:
-        if content == "unwritable":
+    def refusing(chat: ChatFormat, messages: Any) -> Any:
+        if messages[-1]["content"] == "unwritable":
             raise DenserlError("the template refuses it")
-        return whole(chat, content)
+        return whole(chat, messages)
 
-    monkeypatch.setattr(ChatFormat, "response_layout", refusing)
+    monkeypatch.setattr(ChatFormat, "answer_layouts", refusing)
     rows = judgebench_rows()
     rows.append({**rows[0], "response_B": "unwritable"})
     file = write(tmp_path / "b.jsonl", rows)
