@@ -122,8 +122,19 @@ def record_published(
 ) -> RewardRecord:
     """Record a published reward model and its normaliser in the run folder on first use.
 
-    Raises DenserlError when the model cannot be had, when it was trained on responses that begin or
-    end in another way, and when it reads other tokens but is to reward some of them.
+    Args:
+        record: Of the reward model.
+        recipe: Names the published model.
+        run: Where the record is written.
+        chat: Of the policy.
+        observer: Told that the model is used.
+
+    Returns:
+        The record, with what stands before an answer and the terminator of the responses.
+
+    Raises:
+        DenserlError: The model cannot be loaded, it was trained on responses that begin or end in
+            another way, or it has another tokenizer but should reward parts of a response.
     """
     record.check_format(chat, record.weights or run.reward_model)
     if (run.reward_model / RECORD).exists():
