@@ -1,7 +1,7 @@
 """One folder that transformers 4 and transformers 5 read as the same model.
 
-transformers 5 writes RoPE's settings as `rope_parameters` and names tokenizer classes that release 4
-does not have. Release 4 takes its defaults for settings that it does not find, without a word: a
+transformers 5 writes RoPE's settings as `rope_parameters` and names tokenizer classes that release
+4 does not have. Release 4 takes its defaults for settings that it does not find, without a word: a
 Llama 3.1 then computes something else. So an export has the settings under both names.
 """
 
@@ -22,7 +22,7 @@ TRIED = frozenset(
 _RENAMED = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 """Names in transformers 4 that differ from those of other architectures."""
 _LOCAL_THETA = {"gemma3_text": "rope_local_base_freq", "gemma3n_text": "rope_local_base_freq"}
-"""Name in transformers 4 of the theta of layers with sliding attention, where they have their own."""
+"""Name in transformers 4 of the theta of layers with sliding attention that have their own."""
 
 
 def write_config(folder: Path, **more: Any) -> bool:

@@ -50,27 +50,31 @@ def model_card(
     """
     template = chat.template
     arguments = {k: v for k, v in template.arguments.items() if k in template.variables}
-    return _environment().get_template("model_card.md.j2").render(
-        part=part,
-        name=recipe.name,
-        base_model=None if recipe.sandbox else public_name(recipe.model.path),
-        base_on_hub=recipe.sandbox is None and is_hub_id(recipe.model.path),
-        recipe_model=recipe.model,
-        segmentation=recipe.segmentation,
-        max_length=recipe.data.max_length,
-        made_by=f"{MADE_BY} {__version__}",
-        record=record,
-        cut_fields=recipe.segmentation.deciding(),
-        as_classifier=as_classifier,
-        trim=_trim(chat),
-        arguments="".join(f", {name}={value!r}" for name, value in arguments.items()),
-        fixed_day=template.source.removesuffix(template.tokenizer.get_chat_template()),
-        architecture=architecture,
-        tried=architecture in TRIED,
-        versions=VERSIONS,
-        for_both_majors=for_both_majors,
-        figures={name: _shown(value) for name, value in summary.items()},
-        recipe=to_yaml(_without_paths(recipe_to_dict(recipe))).rstrip(),
+    return (
+        _environment()
+        .get_template("model_card.md.j2")
+        .render(
+            part=part,
+            name=recipe.name,
+            base_model=None if recipe.sandbox else public_name(recipe.model.path),
+            base_on_hub=recipe.sandbox is None and is_hub_id(recipe.model.path),
+            recipe_model=recipe.model,
+            segmentation=recipe.segmentation,
+            max_length=recipe.data.max_length,
+            made_by=f"{MADE_BY} {__version__}",
+            record=record,
+            cut_fields=recipe.segmentation.deciding(),
+            as_classifier=as_classifier,
+            trim=_trim(chat),
+            arguments="".join(f", {name}={value!r}" for name, value in arguments.items()),
+            fixed_day=template.source.removesuffix(template.tokenizer.get_chat_template()),
+            architecture=architecture,
+            tried=architecture in TRIED,
+            versions=VERSIONS,
+            for_both_majors=for_both_majors,
+            figures={name: _shown(value) for name, value in summary.items()},
+            recipe=to_yaml(_without_paths(recipe_to_dict(recipe))).rstrip(),
+        )
     )
 
 
