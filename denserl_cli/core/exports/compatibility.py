@@ -113,6 +113,8 @@ def write_tokenizer_config(folder: Path, **more: Any) -> None:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for name in ("is_local", "local_files_only"):  # how this machine loaded it
         config.pop(name, None)
+    # otherwise transformers 4 makes token types, which causal models do not take
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", **more}
     _write_json(file, {name: value for name, value in config.items() if value is not None})
 

@@ -107,6 +107,7 @@ for folder in sys.argv[2:]:
     chat = tokenizer.apply_chat_template([{"role": "user", "content": texts[0]}], tokenize=False)
     ids = [tokenizer(text).input_ids for text in [*texts, chat]]
     found.append([ids, sorted(tokenizer.all_special_ids), tokenizer.decode(ids[0])])
+    assert "token_type_ids" not in tokenizer(texts[0]), folder
 print(json.dumps(found))
 """
 TEXTS = ["Hello,  world! It costs 12.50 <|end|>\n\nnew — ünïcode", " leading", "write calm words"]
