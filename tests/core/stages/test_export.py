@@ -129,11 +129,9 @@ def test_a_bandit_reward_model_as_classifier_scores_as_denserl_does(tmp_path: Pa
     assert found == pytest.approx(
         [one.score for one in score_responses(recipe, run, talks)], abs=1e-5
     )
-    as_published = load_recipe(
-        "sandbox-bandit",
-        [*tiny.SETTINGS[:-1], "segmentation.cutoff=null", f"published.reward_model={target}"]
-        + ["published.granularity=bandit"],
-    )
+    published = [f"published.reward_model={target}", "published.granularity=bandit"]
+    settings = [*tiny.SETTINGS, "segmentation.cutoff=null", *published]
+    as_published = load_recipe("sandbox-bandit", settings)
     again = score_responses(as_published, tmp_path / "another", talks)
     assert [one.score for one in again] == pytest.approx(found, abs=1e-5)
 
