@@ -36,6 +36,14 @@ def export(
         Path | None,
         typer.Option("--to", metavar="DIR", help="Target; RUN/export/PART without it."),
     ] = None,
+    as_classifier: Annotated[
+        bool,
+        typer.Option(
+            "--as-classifier",
+            help="Write a bandit reward model so that the logit of a conversation's last token, "
+            "which pipelines, vLLM and RewardBench read, is its score.",
+        ),
+    ] = False,
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -53,5 +61,12 @@ def export(
     from denserl_cli.core.stages.run import quiet_libraries
 
     quiet_libraries()
-    write(part.value, loaded, RunFolder(folder, loaded), target, replace=resume is False)
+    write(
+        part.value,
+        loaded,
+        RunFolder(folder, loaded),
+        target,
+        replace=resume is False,
+        as_classifier=as_classifier,
+    )
     typer.echo(f"exported the {part.value} to {target}")

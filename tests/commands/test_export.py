@@ -45,3 +45,10 @@ def test_a_dry_run_writes_nothing(scored: Path):
     result = export(scored, "--part", "reward-model", "--dry-run")
     assert result.stdout.startswith("would write the reward-model of ")
     assert not (scored / "export").exists()
+
+
+def test_only_a_bandit_reward_model_can_be_a_classifier(scored: Path):
+    result = export(scored, "--part", "reward-model", "--as-classifier")
+    assert isinstance(result.exception, DenserlError)
+    assert "no classifier" in result.exception.message
+    assert not (scored / "export").exists()

@@ -5,39 +5,89 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from denserl_cli import __version__
-from denserl_cli.core.chat.loading import load_chat
+from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.exports.classifier import check_possible, write_classifier
+from denserl_cli.core.exports.compatibility import write_config, write_tokenizer_config
+from denserl_cli.core.exports.model_card import MADE_BY, Part, model_card
 from denserl_cli.core.models.lora import FILES, is_adapters, merged
 from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.recipe import Recipe, recipe_to_yaml
 from denserl_cli.core.recipe.stages import STAGES, TRAINING
 from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
+    from denserl_cli.core.recipe import Recipe
     from denserl_cli.core.runs.folder import RunFolder
 
-Part = Literal["policy", "policy-best", "reward-model"]
 
-_MADE_BY = "Made by denserl"
-_CLASS_OF = {
-    "policy": "AutoModelForCausalLM",
-    "policy-best": "AutoModelForCausalLM",
-    "reward-model": "AutoModelForSequenceClassification",
-}
+def export(
+    part: Part,
+    recipe: Recipe,
+    run: RunFolder,
+    target: Path,
+    *,
+    replace: bool,
+    as_classifier: bool = False,
+) -> None:
+    """Write one part of a finished run to a folder that transformers loads without denserl.
 
+    Args:
+        part: What to export.
+        recipe: The recipe that made it.
+        run: The run folder.
+        target: Where to write.
+        replace: Whether an earlier export in `target` may be replaced.
+        as_classifier: Write a bandit reward model so that its last token's logit is the score.
 
-def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace: bool) -> None:
-    """Write one part of a finished run to `target`, which transformers loads without denserl.
-
-    Raises DenserlError when the part is not trained yet, or under other settings, and when `target`
-    holds something: `replace` allows what an earlier export has left there.
+    Raises:
+        DenserlError: When the part is not trained yet, or under other settings; when `target`
+            holds something else; when the reward model cannot be a classifier.
     """
+    source, summary = _finished(part, recipe, run)
+    record = RewardRecord.load(source) if part == "reward-model" else None
+    if as_classifier:
+        if record is None:
+            raise DenserlError(
+                "only a reward model can be a classifier", hint="add --part reward-model"
+            )
+        check_possible(record)
+    _check_target(target, replace)
+    if recipe.segmentation.cutoff == "auto":
+        recipe = with_calibrated_cutoff(recipe, run, Observer(), record or _record_of(run))
+    with replaced_folder(target) as folder:
+        if is_adapters(source):
+            whole = with_sandbox_files(recipe, run, Observer())
+            merged(whole, source, scalar=record is not None).save_pretrained(folder)
+        ignored = shutil.ignore_patterns(*FILES)
+        shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+        chat = _chat_format(recipe, folder)
+        regression = {} if record is None else {"problem_type": "regression"}
+        padding = {} if record is None else {"pad_token_id": chat.pad_id}
+        for_both_majors = write_config(folder, **regression, **padding)
+        write_tokenizer_config(folder)
+        if as_classifier:
+            write_classifier(folder, chat)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        card = model_card(
+            part,
+            recipe,
+            summary,
+            chat,
+            record,
+            architecture=config["model_type"],
+            for_both_majors=for_both_majors,
+            as_classifier=as_classifier,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _finished(part: Part, recipe: Recipe, run: RunFolder) -> tuple[Path, dict[str, Any]]:
+    """Where a trained part lies, and the figures of its training."""
     result = part.replace("-", "_")
     stage = next(name for name in TRAINING if result in STAGES[name].results)
     source = run.path / result
@@ -48,93 +98,44 @@ def export(part: Part, recipe: Recipe, run: RunFolder, target: Path, *, replace:
             f"{run.path} has no finished {part.replace('-', ' ')}",
             hint=f"run: denserl {stage} --recipe {recipe.name} --out {run.path}",
         )
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        if not _is_export(target):
-            hint = "name another folder with --to"
-            raise DenserlError(f"{target} holds something else than an earlier export", hint=hint)
-        if not replace:
-            hint = "name another folder with --to, or pass --fresh"
-            raise DenserlError(f"{target} is not empty", hint=hint)
-    if recipe.segmentation.cutoff == "auto":
-        known = (run.reward_model / RECORD).exists()
-        record = RewardRecord.load(run.reward_model) if known else None
-        recipe = with_calibrated_cutoff(recipe, run, Observer(), record)
-    with replaced_folder(target) as folder:
-        if is_adapters(source):
-            _write_merged(part, with_sandbox_files(recipe, run, Observer()), source, folder)
-        ignored = shutil.ignore_patterns(*FILES)
-        shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
-        (folder / "README.md").write_text(model_card(part, recipe, summary), encoding="utf-8")
+    return source, summary
+
+
+def _check_target(target: Path, replace: bool) -> None:
+    """Raise DenserlError unless the folder may be written: only an export is ever replaced."""
+    if not target.is_file() and not (target.is_dir() and any(target.iterdir())):
+        return
+    if not _is_export(target):
+        raise DenserlError(
+            f"{target} holds something else than an earlier export",
+            hint="name another folder with --to",
+        )
+    if not replace:
+        raise DenserlError(
+            f"{target} is not empty", hint="name another folder with --to, or pass --fresh"
+        )
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether an export has made a folder; models that trained or came from elsewhere are none."""
+    """Whether an export made a folder, and not a training or another program."""
     try:
-        return _MADE_BY in (folder / "README.md").read_text(encoding="utf-8")
+        return MADE_BY in (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
 
 
-def _write_merged(part: Part, recipe: Recipe, source: Path, target: Path) -> None:
-    """Add trained adapters to the weights they were trained over and write the whole model."""
-    scalar = part == "reward-model"
-    model = merged(recipe, source, scalar=scalar)
-    if scalar:
-        model.config.pad_token_id = load_chat(recipe)[1].pad_id
-    model.save_pretrained(target)
+def _record_of(run: RunFolder) -> RewardRecord | None:
+    """What is recorded of the run's reward model, if it has one."""
+    return RewardRecord.load(run.reward_model) if (run.reward_model / RECORD).exists() else None
 
 
-def model_card(part: Part, recipe: Recipe, summary: dict[str, Any]) -> str:
-    """The model card: what it is, how to load it, its figures, the recipe that made it."""
-    task = "text-classification" if part == "reward-model" else "text-generation"
-    base = f"base_model: {recipe.model.path}\n" if recipe.sandbox is None else ""
-    figures = "\n".join(f"| {k} | {_shown(v)} |" for k, v in summary.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: {task}
-tags: [denserl, rlhf, {part}]
-{base}---
+def _chat_format(recipe: Recipe, folder: Path) -> ChatFormat:
+    """How an exported model reads conversations, from the tokenizer that lies beside it."""
+    from transformers import AutoTokenizer
 
-# {recipe.name}: {part.replace("-", " ")}
-
-{_purpose(part, recipe)} {_MADE_BY} {__version__}.
-
-```python
-from transformers import {_CLASS_OF[part]}, AutoTokenizer
-
-model = {_CLASS_OF[part]}.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-```
-
-## Figures
-
-| figure | value |
-|---|---|
-{figures}
-
-## Recipe
-
-```yaml
-{recipe_to_yaml(recipe).rstrip()}
-```
-"""
-
-
-def _purpose(part: Part, recipe: Recipe) -> str:
-    cut = recipe.segmentation
-    how = f"{cut.granularity} rewards"
-    if cut.granularity == "segment":
-        by = f"cutoff {cut.cutoff} nats" if cut.cut == "entropy" else f"cut: {cut.cut}"
-        how += f" ({by})"
-    if part == "reward-model":
-        return (
-            f"A reward model for {how}: its scalar head is read at the last token of each segment; "
-            "denserl.json says how segments are cut, normalizer.json how rewards are normalised."
-        )
-    return f"A policy trained by PPO on {how}."
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+    return ChatFormat.of(
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        terminator=recipe.chat.terminator,
+        stop_tokens=recipe.chat.stop_tokens,
+        template_arguments=recipe.chat.template_arguments,
+    )

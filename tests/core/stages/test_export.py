@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.evaluation import score_responses
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.recipe import Recipe, load_recipe
+from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.runs.folder import RunFolder
-from denserl_cli.core.stages.export import export, model_card
+from denserl_cli.core.stages.export import export
 from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 
@@ -77,22 +79,75 @@ def test_the_card_has_the_recipe_and_the_figures(
 
 
 def test_the_code_of_the_card_runs(finished: Path, tmp_path: Path):
-    for part in ("policy", "reward-model"):
+    for part, made in (("policy", "output"), ("reward-model", "score")):
         write(finished, part, tmp_path / part)
         card = (tmp_path / part / "README.md").read_text()
         (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        names: dict[str, object] = {}
-        exec(code.replace("PATH", str(tmp_path / part)), names)
-        assert names["model"] is not None and names["tokenizer"] is not None
+        places = {"PATH": tmp_path / part, "REFERENCE": finished / "sandbox" / "model"}
+        for name, place in places.items():
+            code = code.replace(name, str(place))
+        names: dict[str, Any] = {}
+        exec(code, names)
+        assert names[made] is not None
 
 
-def test_the_card_names_the_base_of_a_model_that_has_one():
-    recipe = Recipe(name="r")
-    named = load_recipe("sandbox-segment", ["sandbox=null", "model.path=org/base"])
-    card = model_card("policy", named, {"a": 0.123456, "b": 3, "c": {"start": 1.0, "end": None}})
-    assert yaml.safe_load(card.split("---")[1])["base_model"] == "org/base"
-    assert "| a | 0.1235 |\n| b | 3 |\n| c | start 1, end null |" in card
-    assert recipe.name in model_card("reward-model", recipe, {})
+def test_programs_are_told_that_a_reward_model_is_a_regression(finished: Path, tmp_path: Path):
+    write(finished, "reward-model", tmp_path / "rm")
+    config = json.loads((tmp_path / "rm" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    write(finished, "policy", tmp_path / "policy")
+    assert "problem_type" not in json.loads((tmp_path / "policy" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("part", ["policy", "reward-model"])
+def test_what_transformers_4_reads_stands_in_the_folder(part: str, finished: Path, tmp_path: Path):
+    write(finished, part, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "<|user|>" in tokenizer["additional_special_tokens"]
+    assert not {"is_local", "extra_special_tokens"} & tokenizer.keys()
+
+
+def test_a_bandit_reward_model_as_classifier_scores_as_denserl_does(tmp_path: Path):
+    recipe = tiny.recipe("segmentation.granularity=bandit", "segmentation.cutoff=null")
+    run = tmp_path / "run"
+    run_stage("train-rm", recipe, run, "start", Observer())
+    target = tmp_path / "out"
+    folder = RunFolder(run, recipe)
+    export("reward-model", recipe, folder, target, replace=False, as_classifier=True)
+    lines = (run / "sandbox" / "preferences.jsonl").read_text().splitlines()[:4]
+    talks = [json.loads(line)[side] for line in lines for side in ("chosen", "rejected")]
+    (code,) = re.findall(r"```python\n(.*?)```", (target / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH", str(target)), names)
+    classifier = names["classifier"]
+    texts = [classifier.tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
+    found = [one["score"] for one in classifier(texts, batch_size=3)]
+    assert found == pytest.approx(
+        [one.score for one in score_responses(recipe, run, talks)], abs=1e-5
+    )
+    published = [f"published.reward_model={target}", "published.granularity=bandit"]
+    settings = [*tiny.SETTINGS, "segmentation.cutoff=null", *published]
+    as_published = load_recipe("sandbox-bandit", settings)
+    again = score_responses(as_published, tmp_path / "another", talks)
+    assert [one.score for one in again] == pytest.approx(found, abs=1e-5)
+
+
+def test_what_is_no_classifier_is_refused_before_anything_is_written(
+    finished: Path, tmp_path: Path
+):
+    recipe = tiny.recipe()
+    run = RunFolder(finished, recipe)
+    for part, match in (
+        ("reward-model", "a segment reward model is no classifier"),
+        ("policy", "only a reward model can be a classifier"),
+    ):
+        with pytest.raises(DenserlError, match=match):
+            export(part, recipe, run, tmp_path / "out", replace=False, as_classifier=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_not_empty_is_refused_without_replace(finished: Path, tmp_path: Path):

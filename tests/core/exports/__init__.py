@@ -1,0 +1,1 @@
+"""What an exported folder needs beside the weights."""
