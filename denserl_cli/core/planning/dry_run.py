@@ -6,7 +6,6 @@ imported.
 
 from __future__ import annotations
 
-from denserl_cli.core.chat.loading import chat_on_disk
 from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, workload
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.fields import value_of
@@ -31,6 +30,8 @@ def chat_lines(recipe: Recipe) -> list[str]:
 
     Raises DenserlError for a tokenizer that cannot write them.
     """
+    from denserl_cli.core.chat.loading import chat_on_disk
+
     chat = chat_on_disk(recipe)
     return [] if chat is None else [f"chat format: {chat}"]
 

@@ -568,7 +568,7 @@ def test_a_reward_model_resumes_to_the_same_bytes(finished: Path):
 
 
 def test_a_policy_resumes_to_the_same_bytes(finished: Path, monkeypatch):
-    calls, original = [], stage.Updater.__call__
+    calls, original = [], stage.Updater.update
 
     def update(*words: Any) -> Any:
         calls.append(1)
@@ -578,7 +578,7 @@ def test_a_policy_resumes_to_the_same_bytes(finished: Path, monkeypatch):
 
     expected = weights(finished / "policy"), weights(finished / "policy_best")
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after iteration 3"):
-        patch.setattr(stage.Updater, "__call__", update)
+        patch.setattr(stage.Updater, "update", update)
         run("train-ppo", finished, mode="fresh")
     run("train-ppo", finished, mode="resume")
     assert (weights(finished / "policy"), weights(finished / "policy_best")) == expected
