@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denserl_cli.core.chat.format import ChatFormat
@@ -52,37 +50,11 @@ def load_chat(
     tokenizer does not fit the recipe or the model.
     """
     tokenizer = load_tokenizer(recipe.model)
-    chat = _chat_of(recipe, tokenizer)
+    chat = chat_of(recipe, tokenizer)
     check_vocabulary(chat, recipe.model.path, recipe.model.revision)
     if observer is not None and chat.answer.beginning:
         observer.notice(f"chat format: {chat}")
     return tokenizer, chat
-
-
-def chat_on_disk(recipe: Recipe) -> ChatFormat | None:
-    """The recipe's chat format where its tokenizer is here already; nothing is downloaded.
-
-    Raises DenserlError when the tokenizer does not fit the recipe.
-    """
-    path = recipe.model.tokenizer or recipe.model.path
-    if not path:
-        return None
-    files = (Path(path, name) for name in ("tokenizer_config.json", "tokenizer.json"))
-    here = any(file.exists() for file in files) or _in_hub_cache(recipe, path)
-    return _chat_of(recipe, load_tokenizer(recipe.model)) if here else None
-
-
-def _in_hub_cache(recipe: Recipe, path: str) -> bool:
-    """Whether the hub's cache has a tokenizer; the hub's library is imported to look inside."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    if not (cache.expanduser() / f"models--{path.replace('/', '--')}").is_dir():
-        return False
-    from huggingface_hub import try_to_load_from_cache
-
-    revision = recipe.model.revision if path == recipe.model.path else None
-    found = try_to_load_from_cache(path, "tokenizer_config.json", revision=revision)
-    return isinstance(found, str)
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -95,7 +67,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
-def _chat_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+def chat_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """How a tokenizer writes the recipe's conversations. Raises as `load_chat` does."""
     return ChatFormat.of(
         tokenizer,
         terminator=recipe.chat.terminator,

@@ -10,6 +10,7 @@ from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, 
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.fields import value_of
 from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM
+from denserl_cli.core.system.hub import has_tokenizer
 
 UNKNOWN = "known when the data is read"
 
@@ -30,10 +31,13 @@ def chat_lines(recipe: Recipe) -> list[str]:
 
     Raises DenserlError for a tokenizer that cannot write them.
     """
-    from denserl_cli.core.chat.loading import chat_on_disk
+    model = recipe.model
+    path = model.tokenizer or model.path
+    if not path or not has_tokenizer(path, model.revision if path == model.path else None):
+        return []
+    from denserl_cli.core.chat.loading import chat_of, load_tokenizer
 
-    chat = chat_on_disk(recipe)
-    return [] if chat is None else [f"chat format: {chat}"]
+    return [f"chat format: {chat_of(recipe, load_tokenizer(model))}"]
 
 
 def _model(recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from denserl_cli.core.errors import DenserlError
@@ -92,3 +93,22 @@ def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+
+
+def has_tokenizer(path: str, revision: str | None = None) -> bool:
+    """Whether a folder, or the hub's cache on this machine, holds a tokenizer; nothing is loaded.
+
+    Args:
+        path: Folder or hub name.
+        revision: Of a hub name.
+    """
+    if any(Path(path, name).exists() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return True
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    if not (cache.expanduser() / f"models--{path.replace('/', '--')}").is_dir():
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, "tokenizer_config.json", revision=revision)
+    return isinstance(found, str)
