@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from denserl_cli.commands.help import App
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
+app = App(no_args_is_help=True, help="List, show and copy the shipped recipes.")
 
 _COLUMNS = ("recipe", "granularity", "GPUs", "needs", "backbone and purpose")
 _LEGEND = (

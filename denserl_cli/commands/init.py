@@ -1,0 +1,7 @@
+"""`denserl init`."""
+
+EXAMPLE = "Example: denserl init x"
+
+
+def init():
+    """Write a recipe."""
