@@ -7,7 +7,7 @@ Typer would draw its groups with rich, whose import alone takes longer than all 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -60,7 +60,7 @@ class Command(TyperCommand):
         return [*own, *shared, last]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of the command line; a recipe in the wrong place is told the right one."""
+        """Parse the words; a recipe in the wrong place gets told the right one."""
         if not ctx.resilient_parsing and not set(args) & set(ctx.help_option_names):
             self._check_recipe(ctx, args)
         return super().parse_args(ctx, args)

@@ -49,8 +49,9 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
 ```
 
 - **`extends`** names one base, which may have a base itself. Blocks merge field by field; every
-  other value, lists included, replaces the base's. `name` and `description` are not inherited, and
-  a block set to `null` is gone where it may be.
+  other value, lists included, replaces the base's, and so does `{}`: `ppo: {}` takes the defaults,
+  `template_arguments: {}` has none. `name` and `description` are not inherited, and a block set to
+  `null` is gone where it may be.
 - **`--set KEY=VALUE`** comes after the file and its bases. The key is dotted and the value is YAML:
   `--set sandbox=null`, `--set 'optimizer.betas=[0.9, 0.99]'`. `--model X` is short for
   `--set model.path=X`, and `--data X` for `data.preferences` or `data.prompts` with this source
