@@ -105,18 +105,12 @@ class Group(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by group."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        shown = [(name, command) for name, command in found if command and not command.hidden]
-        width = max((len(name) for name, _ in shown), default=0)
-        for title, rows in _by_group(
-            shown, lambda row: getattr(row[1], "rich_help_panel", None), "Commands"
-        ).items():
+        names = {one: name for name, one in found if one is not None and not one.hidden}
+        width = max(map(len, names.values()), default=0)
+        for title, members in _by_group(list(names), "Commands").items():
             with formatter.section(title):
-                formatter.write_dl(
-                    [
-                        (f"{name:{width}}", command.get_short_help_str(1000))
-                        for name, command in rows
-                    ]
-                )
+                rows = [(f"{names[one]:{width}}", one.get_short_help_str(1000)) for one in members]
+                formatter.write_dl(rows)
 
 
 class App(typer.Typer):
@@ -130,29 +124,24 @@ class App(typer.Typer):
         return super().command(name, **{"cls": Command, **settings})
 
 
-def _write_params(params: Iterable[Any], ctx: Any, formatter: Any) -> None:
-    params = list(params)
-    arguments = [
-        (p.metavar or p.name.upper(), p) for p in params if p.param_type_name == "argument"
-    ]
+def _write_params(params: list[Any], ctx: Any, formatter: Any) -> None:
+    arguments = [param for param in params if param.param_type_name == "argument"]
     if arguments:
         with formatter.section("Arguments"):
-            formatter.write_dl([(name, p.get_help_record(ctx)[1]) for name, p in arguments])
+            rows = [(p.metavar or p.name.upper(), p.get_help_record(ctx)[1]) for p in arguments]
+            formatter.write_dl(rows)
     options = [p for p in params if p.param_type_name == "option" and not p.hidden]
-    groups = _by_group(options, lambda param: getattr(param, "rich_help_panel", None), "Options")
-    for title, members in groups.items():
+    for title, members in _by_group(options, "Options").items():
         with formatter.section(title):
             records = [param.get_help_record(ctx) for param in members]
             formatter.write_dl([(_plain(names), text) for names, text in records])
 
 
-def _by_group(
-    items: Iterable[Any], group: Callable[[Any], str | None], rest: str
-) -> dict[str, Any]:
-    """Items by the title of their group, in order; those without one last, as `rest`."""
-    groups: dict[str, Any] = {}
-    for item in items:
-        groups.setdefault(group(item) or rest, []).append(item)
+def _by_group(members: list[Any], rest: str) -> dict[str, list[Any]]:
+    """Commands or options by the title of their group; those without one last, as `rest`."""
+    groups: dict[str, list[Any]] = {}
+    for member in members:
+        groups.setdefault(getattr(member, "rich_help_panel", None) or rest, []).append(member)
     if rest in groups:
         groups[rest] = groups.pop(rest)
     return groups

@@ -5,17 +5,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from denserl_cli.core.recipe import schema
 from denserl_cli.core.recipe.building import describe, field_types, options
+from denserl_cli.core.recipe.documentation import docstrings
 from denserl_cli.core.recipe.schema import (
     Coefficients,
     Columns,
@@ -92,7 +87,7 @@ def _section(field: Field) -> Any:
 
 
 def _table(title: str, section: Any, prefix: str, skip: list[str] | None = None) -> str:
-    summary, documentation = _docstrings()[section.__name__]
+    summary, documentation = docstrings()[section.__name__]
     rows = [
         f"| `{prefix}{field.name}` | {describe(field_types(section)[field.name])} "
         f"| {_default(field)} | {documentation[field.name]} |"
@@ -111,21 +106,6 @@ def _default(field: Field) -> str:
     if field.default_factory is not MISSING:
         return f"`{json.dumps(field.default_factory())}`"
     return "required" if field.default is MISSING else f"`{json.dumps(field.default)}`"
-
-
-@cache
-def _docstrings() -> dict[str, tuple[str, dict[str, str]]]:
-    """Return, for each schema class, its own docstring and those of its fields."""
-    module = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
-    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
-    return {node.name: (ast.get_docstring(node) or "", dict(_fields(node))) for node in classes}
-
-
-def _fields(section: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for field, following in pairwise(section.body):
-        match field, following:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                yield name, text
 
 
 if __name__ == "__main__":
