@@ -57,7 +57,7 @@ def _object(section: Any) -> dict[str, Any]:
         for field in fields(section)
     }
     required = [f.name for f in fields(section) if f.default is f.default_factory is MISSING]
-    found = {"type": "object", "description": meaning, "properties": properties}
+    found: dict[str, Any] = {"type": "object", "description": meaning, "properties": properties}
     found["additionalProperties"] = False
     return {**found, "required": required} if required else found
 
