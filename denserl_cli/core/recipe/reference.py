@@ -28,6 +28,7 @@ _INTRODUCTION = """\
 
 One recipe is one experiment: a backbone, a granularity and all stages, in one YAML file. Every
 command takes `--recipe NAME_OR_PATH`; a shipped name is looked up first, then a path.
+`denserl init` writes a first one for your model and data.
 
 ```yaml
 # my-recipe.yaml
@@ -52,8 +53,13 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
   `--set model.path=X`, and `--data X` for `data.preferences` or `data.prompts` with this source
   alone; `--set` has the last word.
 - **Loading is strict**: unknown and duplicate keys, wrong types, values out of range, combinations
-  that make no sense and missing files are all reported at once, each with its line. Scalars are
-  those of YAML 1.2 (`1e-6` is a number; `on` and `yes` are text), tags and aliases are not allowed.
+  that make no sense and missing files are all reported at once, each with its line and, where the
+  value is inherited, with the file to override it in. Scalars are those of YAML 1.2 (`1e-6` is a
+  number; `on` and `yes` are text), tags and aliases are not allowed.
+- **Editors** that run yaml-language-server, such as VS Code with its YAML extension, complete and
+  check recipes by the JSON schema that the first line names. `denserl recipes copy` and
+  `denserl init` write that line with the path of the installed schema; `denserl recipes schema`
+  prints it for elsewhere.
 - **A path** is taken as local, and must exist, where it starts with `/`, `./`, `../` or `~`, ends
   in `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` (also with `.gz`, `.zst` or `.bz2`), has one of
   `*?[`, or has more than one slash; anything else may be a hub name. Relative paths start at the
