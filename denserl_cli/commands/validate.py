@@ -10,7 +10,7 @@ from denserl_cli.commands.common import SetOption
 from denserl_cli.commands.completion import complete_recipe
 from denserl_cli.core.errors import DenserlError
 
-EXAMPLE = "Example: denserl validate my-recipe.yaml --set ppo.kl_coef=0.02"
+EXAMPLE = "Example: denserl validate sandbox-segment --set ppo.kl_coef=0.03"
 
 
 def validate(
