@@ -15,8 +15,9 @@ check: .venv/installed  ## what CI checks beside the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy denserl_cli
 
-docs: .venv/installed  ## regenerate the recipe reference
+docs: .venv/installed  ## regenerate the recipe reference and the schema for editors
 	$(BIN)/python -m denserl_cli.core.recipe.reference > docs/recipes.md
+	$(BIN)/denserl recipes schema > recipes/recipe.schema.json
 
 study-quick: .venv/installed  ## the main comparison, small: three seeds, one task
 	$(BIN)/python benchmarks/study.py run --quick --out runs/study-quick

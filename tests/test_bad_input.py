@@ -338,7 +338,7 @@ def test_a_model_with_a_torn_file(refused, mine: Path, model: Path):
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     message = refused("train-rm", "-r", mine, "--model", model, "-o", "x")
-    assert f"cannot load the model {model}" in message
+    assert f"cannot load the starting model {model}" in message
 
 
 def test_a_reward_model_is_no_starting_model(refused, mine: Path, finished: Path):

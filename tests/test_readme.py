@@ -36,7 +36,7 @@ def small(words: list[str]) -> list[str]:
     """The same command on the tiny sandbox; on a model that is not here, its plan."""
     name = words[0]
     if (
-        name in ("recipes", "validate", "plan", "report", "doctor", "data")
+        name in ("init", "recipes", "validate", "plan", "report", "doctor", "data")
         or "--dry-run" in words
         or "--help" in words
     ):

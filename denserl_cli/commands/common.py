@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from denserl_cli.commands.completion import complete_recipe, complete_run
+from denserl_cli.commands.help import PROCESSES, RECIPE, RUN
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
@@ -18,36 +20,77 @@ if TYPE_CHECKING:
 
 RecipeOption = Annotated[
     str,
-    typer.Option("--recipe", "-r", metavar="NAME_OR_PATH", help="Shipped recipe or YAML file."),
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME_OR_PATH",
+        help="Shipped recipe or YAML file.",
+        autocompletion=complete_recipe,
+        rich_help_panel=RECIPE,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one field; may be repeated."),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="DIR", help="Run folder; runs/<recipe name> without it."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan, and stop.")
-]
-ResumeOption = Annotated[
-    bool | None,
-    typer.Option("--resume/--fresh", help="Continue an interrupted run, or start it over."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one field; may be repeated.",
+        rich_help_panel=RECIPE,
+    ),
 ]
 PreferencesOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="PATH_OR_HUB_NAME", help="Preference pairs to use."),
+    typer.Option(
+        "--data",
+        metavar="PATH_OR_HUB_NAME",
+        help="Preference pairs to use.",
+        rich_help_panel=RECIPE,
+    ),
 ]
 PromptsOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="PATH_OR_HUB_NAME", help="Prompts to use."),
+    typer.Option(
+        "--data", metavar="PATH_OR_HUB_NAME", help="Prompts to use.", rich_help_panel=RECIPE
+    ),
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="PATH_OR_HUB_NAME", help="Starting model to use."),
+    typer.Option(
+        "--model",
+        metavar="PATH_OR_HUB_NAME",
+        help="Starting model to use.",
+        rich_help_panel=RECIPE,
+    ),
 ]
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        help="Run folder; runs/<recipe name> without it.",
+        autocompletion=complete_run,
+        rich_help_panel=RUN,
+    ),
+]
+ResumeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--fresh",
+        help="Continue an interrupted run, or start it over.",
+        rich_help_panel=RUN,
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the resolved recipe and the plan, and stop.",
+        rich_help_panel=RUN,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 ProcessesOption = Annotated[
     int | None,
@@ -58,20 +101,45 @@ ProcessesOption = Annotated[
         min=1,
         metavar="N",
         help="Processes on this machine; one for each GPU without it.",
+        rich_help_panel=PROCESSES,
     ),
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines that work together.")]
+NodesOption = Annotated[
+    int,
+    typer.Option(
+        "--nodes",
+        min=1,
+        metavar="N",
+        help="Machines that work together.",
+        rich_help_panel=PROCESSES,
+    ),
+]
 NodeRankOption = Annotated[
     int | None,
-    typer.Option("--node-rank", metavar="K", help="Number of this machine, from 0."),
+    typer.Option(
+        "--node-rank",
+        metavar="K",
+        help="Number of this machine, from 0.",
+        rich_help_panel=PROCESSES,
+    ),
 ]
 RendezvousOption = Annotated[
     str | None,
-    typer.Option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet."),
+    typer.Option(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="Where several machines meet.",
+        rich_help_panel=PROCESSES,
+    ),
 ]
 HostfileOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Machines to start on through ssh: lines of NAME slots=N."),
+    typer.Option(
+        "--hostfile",
+        metavar="FILE",
+        help="Machines to start on through ssh: lines of NAME slots=N.",
+        rich_help_panel=PROCESSES,
+    ),
 ]
 
 

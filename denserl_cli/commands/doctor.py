@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from denserl_cli.commands.common import JsonOption
+from denserl_cli.commands.completion import complete_recipe
 from denserl_cli.core.errors import DenserlError
 
 EXAMPLE = "Example: denserl doctor --recipe phi3-segment"
@@ -17,7 +18,13 @@ EXAMPLE = "Example: denserl doctor --recipe phi3-segment"
 def doctor(
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME_OR_PATH", help="Check this recipe alone."),
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME_OR_PATH",
+            help="Check this recipe alone.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

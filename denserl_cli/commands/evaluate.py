@@ -23,12 +23,13 @@ from denserl_cli.commands.common import (
     print_plan,
     read_recipe,
 )
+from denserl_cli.commands.help import App
 
 if TYPE_CHECKING:
     from denserl_cli.core.evaluation.tables import Table
     from denserl_cli.core.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="Evaluate a reward model or a policy.")
+app = App(no_args_is_help=True, help="Evaluate a reward model or a policy.")
 
 
 class Benchmark(StrEnum):

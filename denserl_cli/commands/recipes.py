@@ -1,19 +1,23 @@
-"""`denserl recipes list | show | copy`."""
+"""`denserl recipes list | show | copy | schema`."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from denserl_cli.commands.common import JsonOption, SetOption
+from denserl_cli.commands.completion import complete_recipe
+from denserl_cli.commands.help import App
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes.")
+app = App(no_args_is_help=True, help="List, show and copy recipes.")
 
 _COLUMNS = ("recipe", "granularity", "GPUs", "needs", "backbone and purpose")
 _LEGEND = (
@@ -21,38 +25,64 @@ _LEGEND = (
     "needs: hub, to download model and data; licence, the same once you accepted it there."
 )
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Recipe name or path.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Recipe name or path.", autocompletion=complete_recipe),
+]
 
 
-@app.command("list", epilog="Example: denserl recipes list")
-def list_() -> None:
+@app.command("list", epilog="Example: denserl recipes list --json")
+def list_(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     from denserl_cli.core.recipe import load_recipe
     from denserl_cli.core.recipe.catalog import list_recipes
+
+    recipes = [load_recipe(name) for name in list_recipes()]
+    if as_json:
+        typer.echo(json.dumps([_record(recipe) for recipe in recipes], ensure_ascii=False))
+        return
     from denserl_cli.terminal.console import print_table
 
-    print_table("", _COLUMNS, [_row(load_recipe(name)) for name in list_recipes()])
+    print_table("", _COLUMNS, [_row(recipe) for recipe in recipes])
     typer.echo(_LEGEND)
 
 
+def _record(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as --json lists it; null where there is none."""
+    from denserl_cli.core.recipe.catalog import find_recipe
+
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "granularity": recipe.segmentation.granularity,
+        "model": recipe.model.path or None,
+        "gpus": recipe.recorded.gpus if recipe.recorded else None,
+        "needs": _needs(recipe),
+        "file": str(find_recipe(recipe.name)),
+    }
+
+
 def _row(recipe: Recipe) -> tuple[object, ...]:
-    recorded = recipe.recorded
-    needs = "hub" if recipe.model.path else "nothing"
-    if recorded is not None and recorded.gated:
-        needs = "licence"
-    backbone = recipe.model.path.rpartition("/")[2] or "sandbox"
+    recorded, backbone = recipe.recorded, recipe.model.path.rpartition("/")[2] or "sandbox"
     return (
         recipe.name,
         recipe.segmentation.granularity,
         str(recorded.gpus) if recorded and recorded.gpus else None,
-        needs,
+        _needs(recipe),
         f"{backbone}: {recipe.description}" if recipe.description else backbone,
     )
 
 
-@app.command("show", epilog="Example: denserl recipes show sandbox-segment")
+def _needs(recipe: Recipe) -> str:
+    if recipe.recorded is not None and recipe.recorded.gated:
+        return "licence"
+    return "hub" if recipe.model.path else "nothing"
+
+
+@app.command("show", epilog="Example: denserl recipes show sandbox-segment --set ppo.gamma=0.99")
 def show(
     name: NameArgument,
+    overrides: SetOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="The file as written.")] = False,
 ) -> None:
     """Print a recipe with its base and all defaults filled in."""
@@ -60,8 +90,21 @@ def show(
     from denserl_cli.core.recipe.catalog import find_recipe
     from denserl_cli.core.recipe.loader import read_text
 
-    text = read_text(find_recipe(name)) if raw else recipe_to_yaml(load_recipe(name))
-    typer.echo(text, nl=False)
+    if raw and overrides:
+        hint = "leave one of them out"
+        raise DenserlError("--raw prints the file as written, without --set", hint=hint)
+    if raw:
+        typer.echo(read_text(find_recipe(name)), nl=False)
+    else:
+        typer.echo(recipe_to_yaml(load_recipe(name, overrides or ())), nl=False)
+
+
+@app.command("schema", epilog="Example: denserl recipes schema > recipe.schema.json")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from denserl_cli.core.recipe.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command("copy", epilog="Example: denserl recipes copy sandbox-segment my-recipe.yaml")
@@ -71,12 +114,15 @@ def copy(
 ) -> None:
     """Copy a recipe to a file of yours, to change it there."""
     from denserl_cli.core.recipe.catalog import find_recipe
+    from denserl_cli.core.recipe.json_schema import with_schema_line
+    from denserl_cli.core.recipe.loader import read_text
 
     source = find_recipe(name)
+    text = with_schema_line(read_text(source))
     target = path / source.name if os.path.isdir(path) else path
     try:
         with target.open("xb") as file:
-            file.write(source.read_bytes())
+            file.write(text.encode())
     except FileExistsError as error:
         hint = "choose another path, or remove it first"
         raise DenserlError(f"{target} exists already", hint=hint) from error

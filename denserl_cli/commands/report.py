@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from denserl_cli.commands.common import check_writable
+from denserl_cli.commands.completion import complete_run
 from denserl_cli.core.errors import DenserlError
 
 EXAMPLE = "Example: denserl report runs/sandbox-segment"
@@ -15,7 +16,12 @@ EXAMPLE = "Example: denserl report runs/sandbox-segment"
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders; several are compared.",
+            autocompletion=complete_run,
+        ),
     ],
     html: Annotated[
         Path | None,

@@ -7,13 +7,19 @@ from typing import Annotated
 import typer
 
 from denserl_cli.commands.common import SetOption
+from denserl_cli.commands.completion import complete_recipe
 from denserl_cli.core.errors import DenserlError
 
-EXAMPLE = "Example: denserl validate my-recipe.yaml --set ppo.kl_coef=0.02"
+EXAMPLE = "Example: denserl validate sandbox-segment --set ppo.kl_coef=0.03"
 
 
 def validate(
-    recipe: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="Recipe to check.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_PATH", help="Recipe to check.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: SetOption = None,
 ) -> None:
     """Check a recipe and the first rows of its files; report all problems."""

@@ -18,8 +18,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.segment import ControlType, Segment, SegmentLines
 from rich.text import Text
 
+from denserl_cli.core.system.verbosity import verbosity
 from denserl_cli.terminal.console import make_console, print_table
-from denserl_cli.terminal.progress import ConsoleObserver, PlainObserver, number
+from denserl_cli.terminal.progress import ConsoleObserver, PlainObserver, QuietObserver, number
 from denserl_cli.terminal.reward_colors import heated, visible
 from denserl_cli.terminal.sparkline import Curve, binned, sparkline
 
@@ -246,7 +247,15 @@ class TerminalObserver(ConsoleObserver):
 
 
 def make_observer() -> ConsoleObserver:
-    """Return the live display on a terminal, plain lines elsewhere and in a CI log."""
+    """Return the live display on a terminal, plain lines elsewhere and in a CI log.
+
+    With `--quiet`: notes and results, no progress. With `--verbose`: plain lines, which go
+    together with what the libraries print.
+    """
+    if verbosity() == "quiet":
+        return QuietObserver()
+    if verbosity() == "verbose":
+        return PlainObserver()
     if sys.stderr.isatty() and make_console(sys.stderr).is_interactive and not os.environ.get("CI"):
         return TerminalObserver()
     return PlainObserver()

@@ -141,3 +141,14 @@ class PlainObserver(ConsoleObserver):
     def _say(self, *parts: str) -> None:
         text = "  ".join(part for part in parts if part)
         print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+class QuietObserver(PlainObserver):
+    """Notes and results; no line about progress."""
+
+    def _line(self) -> None:
+        pass
+
+    def end(self) -> None:
+        """Finish the piece of work without a word."""
+        ConsoleObserver.end(self)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from typer.testing import CliRunner
 from denserl_cli.app import app
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe import catalog, load_recipe
+from denserl_cli.core.recipe.json_schema import FILE, MARK, json_schema
 
 TEXT = "# mine\ndescription: tiny one\nsandbox: {}\nsegmentation: {cutoff: 1.0}\n"
 
@@ -45,6 +47,49 @@ def test_show_prints_a_recipe_that_loads_to_the_same():
     Path("copy.yaml").write_text(denserl("recipes", "show", "hub-token").output)
     assert load_recipe("copy.yaml") == load_recipe("hub-token")
     assert denserl("recipes", "show", "tiny", "--raw").output == TEXT
+
+
+def test_list_as_json_says_the_same(shipped: Path):
+    found = json.loads(denserl("recipes", "list", "--json").output)
+    assert found == [
+        {
+            "name": "hub-token",
+            "description": "",
+            "granularity": "token",
+            "model": "org/model",
+            "gpus": None,
+            "needs": "hub",
+            "file": str(shipped / "hub-token.yaml"),
+        },
+        {
+            "name": "tiny",
+            "description": "tiny one",
+            "granularity": "segment",
+            "model": None,
+            "gpus": None,
+            "needs": "nothing",
+            "file": str(shipped / "tiny.yaml"),
+        },
+    ]
+
+
+def test_show_takes_overrides():
+    shown = denserl("recipes", "show", "tiny", "--set", "ppo.gamma=0.5", "--set", "seed=1").output
+    Path("copy.yaml").write_text(shown)
+    recipe = load_recipe("copy.yaml")
+    assert (recipe.ppo.gamma, recipe.seed) == (0.5, 1)
+    result = denserl("recipes", "show", "tiny", "--raw", "--set", "seed=1")
+    assert "--raw prints the file as written" in str(result.exception)
+
+
+def test_a_copy_names_its_schema_by_a_path_that_holds_anywhere(shipped: Path):
+    (shipped / "tiny.yaml").write_text(f"{MARK}{FILE}\n{TEXT}")
+    denserl("recipes", "copy", "tiny", "mine.yaml")
+    assert Path("mine.yaml").read_text() == f"{MARK}{(shipped / FILE).as_uri()}\n{TEXT}"
+
+
+def test_schema_prints_what_editors_read():
+    assert json.loads(denserl("recipes", "schema").output) == json_schema()
 
 
 def test_copy_writes_a_file_and_never_over_one():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_vocabulary(
-    chat: ChatFormat, path: str, revision: str | None = None, *, what: str = "model"
+    chat: ChatFormat, path: str, revision: str | None = None, *, what: str = "starting model"
 ) -> None:
     """Raise DenserlError when conversations may hold ids that a model has no embedding for.
 

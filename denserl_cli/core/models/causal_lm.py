@@ -38,7 +38,11 @@ class ResponseScores(NamedTuple):
 
 
 def load_causal_lm(
-    model: ModelConfig, *, trained: bool, quantization: Any = None
+    model: ModelConfig,
+    *,
+    trained: bool,
+    quantization: Any = None,
+    what: str = "starting model",
 ) -> PreTrainedModel:
     """Load a causal language model to this process's device.
 
@@ -46,6 +50,7 @@ def load_causal_lm(
         model: Of the recipe.
         trained: float32 weights with gradients; otherwise frozen weights in the compute type.
         quantization: transformers' configuration of it, for frozen weights.
+        what: The model's part, for errors.
 
     Raises:
         DenserlError: The model is absent, incomplete or not causal, or its head is more than a
@@ -58,7 +63,7 @@ def load_causal_lm(
         model,
         model.path,
         trained=trained,
-        what="model",
+        what=what,
         quantization=quantization,
     )
     with autocast(loaded.device, compute_dtype(model)):

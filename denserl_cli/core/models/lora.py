@@ -102,7 +102,8 @@ def load_policy(
     if str(path) == recipe.model.path:
         return load_reference(recipe)
     if not is_adapters(path):
-        return load_causal_lm(replace(recipe.model, path=str(path), revision=None), trained=False)
+        policy = replace(recipe.model, path=str(path), revision=None)
+        return load_causal_lm(policy, trained=False, what="policy")
     start = load_reference(recipe) if reference is None else twin(reference)
     return _load_adapters(start, path).requires_grad_(False).eval()
 

@@ -48,7 +48,7 @@ def load_scalar_model(
         path or model.path,
         revision=revision,
         trained=trained,
-        what="reward model",
+        what="starting model" if fresh_head else "reward model",
         fresh="score" if fresh_head else None,
         dtype=torch.float32,
         num_labels=1,

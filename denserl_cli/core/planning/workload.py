@@ -130,11 +130,14 @@ def count_steps(stage: str, recipe: Recipe, rows: int, processes: int = 1) -> St
         return Steps(math.ceil(min(fit.pairs, rows) / (fit.batch_size * processes)))
     if stage == TRAIN_RM:
         wanted = round(rm.epochs * rows)
-        return Steps(_full_batches(rows, wanted, rm.batch_size, STAGES[stage].batch_size))
+        held = None if recipe.data.evaluation else "data.eval_pairs"
+        fields = ("reward_model.batch_size", "reward_model.epochs", held)
+        return Steps(_full_batches(recipe, rows, wanted, *fields))
     batch = ppo.rollout_batch_size
     wanted = round(ppo.passes * rows) if ppo.iterations is None else ppo.iterations * batch
+    passes = "ppo.passes" if ppo.iterations is None else None
     return Steps(
-        _full_batches(rows, wanted, batch, "ppo.rollout_batch_size"),
+        _full_batches(recipe, rows, wanted, "ppo.rollout_batch_size", passes, "data.eval_prompts"),
         per_batch=ppo.epochs * (batch * ppo.samples_per_prompt // ppo.train_batch_size),
     )
 
@@ -231,11 +234,33 @@ def _made_rows(stage: str, recipe: Recipe) -> int | None:
     return len(Task(recipe.sandbox, recipe.seed).prompts)
 
 
-def _full_batches(rows: int, wanted: int, batch: int, field: str) -> int:
-    """Full batches in `wanted` rows, which are drawn from `rows` pass by pass."""
-    if min(rows, wanted) < batch:
-        raise DenserlError(
-            f"not enough data for one batch: {min(rows, wanted)} rows, {field} is {batch}",
-            hint=f"lower {field} or give more data",
-        )
-    return wanted // batch
+def _full_batches(
+    recipe: Recipe, rows: int, wanted: int, field: str, passes: str | None, held: str | None
+) -> int:
+    """Full batches in the wanted rows.
+
+    Args:
+        recipe: For the values of the fields.
+        rows: Rows to train on, which are drawn from pass by pass.
+        wanted: Rows of all passes.
+        field: That of the batch size.
+        passes: That of the passes over the rows; None where they do not count.
+        held: That of the rows held out for evaluation; None where none are.
+
+    Raises:
+        DenserlError: One pass, or all of them together, does not make a batch.
+    """
+    batch = value_of(recipe, field)
+    if min(rows, wanted) >= batch:
+        return int(wanted // batch)
+    reasons = [f"{passes} is {value_of(recipe, passes):g} for {rows} rows"] if passes else []
+    if held and value_of(recipe, held):
+        reasons.append(f"{held} {value_of(recipe, held)}, at most a tenth of all, are held out")
+    remedies = [f"lower {field}"]
+    if passes and rows >= batch:
+        remedies.append(f"raise {passes}")
+    raise DenserlError(
+        f"not enough data for one batch: {min(rows, wanted)} rows, {field} is {batch}"
+        + (f"; {'; '.join(reasons)}" if reasons else ""),
+        hint=f"{', '.join(remedies)} or give more data",
+    )

@@ -45,8 +45,8 @@ class Builder:
             return self._list(expected, node, key)
         if origin is Literal:
             return self._choice(expected, node, key)
-        if origin is dict and isinstance(node.value, dict):
-            return plain(node)
+        if origin is dict and isinstance(node.value, dict | None):
+            return plain(node) or {}
         return self._scalar(expected, node, key)
 
     def reject(self, node: Node, key: str, message: str) -> Any:
@@ -59,7 +59,9 @@ class Builder:
         if section in SHORT and isinstance(node.value, str):
             return section(**{SHORT[section]: node.value})
         if not isinstance(node.value, dict):
-            return self.reject(node, key, f"must be {describe(section)}, not {_found(node)}")
+            advice = "; write {} for its defaults" if node.value is None else ""
+            message = f"must be {describe(section)}, not {_found(node)}{advice}"
+            return self.reject(node, key, message)
         hints, values = field_types(section), {}
         for name, child in node.value.items():
             path = _join(key, name)

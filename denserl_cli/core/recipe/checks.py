@@ -204,7 +204,7 @@ def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:
     granularity, normalizer = published.granularity, published.normalizer
     given = ("published.granularity", "segmentation.cut")
     if (granularity == "segment" and cut == "entropy") != (published.cutoff is not None):
-        advice = "segment has a cutoff; token, bandit and other cuts have none"
+        advice = "segment cut by entropy has one, nothing else has; null for `published` drops it"
         yield Problem("published.cutoff", advice, given)
     if granularity == "bandit" and normalizer and (normalizer.w_mean or normalizer.w_std):
         advice = "bandit has one location; leave w_mean and w_std at 0"

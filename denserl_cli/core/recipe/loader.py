@@ -92,7 +92,7 @@ def _checked(builder: Builder, tree: Node, found: list[str]) -> Recipe:
     recipe = resolved(recipe)
     for problem in problems(recipe):
         if not _doubtful(problem, builder.doubtful):
-            found.append(f"{_place(tree, problem)}: {problem.key}: {problem.message}")
+            found.append(_report(tree, problem, tree.place.rpartition(":")[0]))
     if found:
         raise RecipeError(found)
     return recipe
@@ -180,10 +180,16 @@ def _nested(names: Sequence[str], node: Node) -> Node:
 def merged(base: Node, over: Node, expected: Any = None) -> Node:
     """Lay one tree over another: mappings merge, everything else, lists included, replaces.
 
-    expected: the schema's type here; a lone mapping where a list belongs replaces like a list.
+    An empty block or mapping replaces, too, so `{}` drops what is inherited.
+
+    Args:
+        base: what is inherited.
+        over: what is written over it.
+        expected: the schema's type; a lone mapping where a list belongs replaces like a list.
     """
     both = isinstance(base.value, dict) and isinstance(over.value, dict)
-    if not both or get_origin(expected) is tuple:
+    empties = not over.value and expected is not Recipe  # a recipe may say `extends` alone
+    if not both or empties or get_origin(expected) is tuple:
         return over
     hints: dict[str, Any] = field_types(expected) if is_dataclass(expected) else {}  # type: ignore[arg-type]
     children = dict(base.value)
@@ -199,10 +205,22 @@ def _still_recorded(base: Node, over: Node) -> Node:
     if recorded is None or not isinstance(recorded.value, dict):
         return base
     stale = {
-        fact for key, facts in _RECORDED_ABOUT.items() if _nearest(over, key)[1] for fact in facts
+        fact for key, facts in _RECORDED_ABOUT.items() if _replaces(over, key) for fact in facts
     }
     kept = {name: node for name, node in recorded.value.items() if name not in stale}
     return Node({**base.value, "recorded": Node(kept, recorded.place)}, base.place)
+
+
+def _replaces(over: Node, key: str) -> bool:
+    """Whether a tree gives the key, or empties a block that it is in."""
+    node = over
+    for part in key.split("."):
+        if not node.value:
+            return node is not over
+        if not isinstance(node.value, dict) or part not in node.value:
+            return False
+        node = node.value[part]
+    return True
 
 
 def _doubtful(problem: Problem, doubtful: set[str]) -> bool:
@@ -214,13 +232,32 @@ def _doubtful(problem: Problem, doubtful: set[str]) -> bool:
     )
 
 
-def _place(tree: Node, problem: Problem) -> str:
-    """Return the place of the key or, where it was not given, of what makes its absence wrong."""
-    for key in (problem.key, *problem.rests_on):
-        place, exact = _nearest(tree, key)
-        if exact:
-            return place
-    return _nearest(tree, problem.key)[0]
+def _report(tree: Node, problem: Problem, file: str) -> str:
+    """Say where a problem is, what it is, and where its value is overridden if it is inherited.
+
+    Args:
+        tree: the recipe, every value with its place.
+        problem: what makes no sense.
+        file: the recipe that was asked for, as places name it.
+    """
+    places = [_nearest(tree, key) for key in (problem.key, *problem.rests_on)]
+    given = [place for place, exact in places if exact] or [places[0][0]]
+    value, cause = given[0], min(given, key=lambda place: _distance(place, file))
+    text = f"{cause}: {problem.key}: {problem.message}"
+    if _distance(cause, file) < _distance(value, file):
+        text += f"; the value is from {value}"
+    if _distance(value, file) <= _distance(cause, file) < 2:  # it stands where it can be changed
+        return text
+    if cause.startswith("--"):
+        return f"{text}, override it with --set {problem.key.partition('[')[0]}=..."
+    return f"{text}{',' if cause != value else ';'} override it in {file}"
+
+
+def _distance(place: str, file: str) -> int:
+    """How far a place is from the user: 0 an option, 1 the recipe asked for, 2 one it extends."""
+    if place.startswith("--"):
+        return 0
+    return 1 if place.rpartition(":")[0] == file else 2
 
 
 def _nearest(tree: Node, key: str) -> tuple[str, bool]:

@@ -5,17 +5,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from denserl_cli.core.recipe import schema
 from denserl_cli.core.recipe.building import describe, field_types, options
+from denserl_cli.core.recipe.documentation import docstrings
 from denserl_cli.core.recipe.schema import (
     Coefficients,
     Columns,
@@ -33,6 +28,7 @@ _INTRODUCTION = """\
 
 One recipe is one experiment: a backbone, a granularity and all stages, in one YAML file. Every
 command takes `--recipe NAME_OR_PATH`; a shipped name is looked up first, then a path.
+`denserl init` writes a first one for your model and data.
 
 ```yaml
 # my-recipe.yaml
@@ -49,15 +45,21 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
 ```
 
 - **`extends`** names one base, which may have a base itself. Blocks merge field by field; every
-  other value, lists included, replaces the base's. `name` and `description` are not inherited, and
-  a block set to `null` is gone where it may be.
+  other value, lists included, replaces the base's, and so does `{}`: `ppo: {}` takes the defaults,
+  `template_arguments: {}` has none. `name` and `description` are not inherited, and a block set to
+  `null` is gone where it may be.
 - **`--set KEY=VALUE`** comes after the file and its bases. The key is dotted and the value is YAML:
   `--set sandbox=null`, `--set 'optimizer.betas=[0.9, 0.99]'`. `--model X` is short for
   `--set model.path=X`, and `--data X` for `data.preferences` or `data.prompts` with this source
   alone; `--set` has the last word.
 - **Loading is strict**: unknown and duplicate keys, wrong types, values out of range, combinations
-  that make no sense and missing files are all reported at once, each with its line. Scalars are
-  those of YAML 1.2 (`1e-6` is a number; `on` and `yes` are text), tags and aliases are not allowed.
+  that make no sense and missing files are all reported at once, each with its line and, where the
+  value is inherited, with the file to override it in. Scalars are those of YAML 1.2 (`1e-6` is a
+  number; `on` and `yes` are text), tags and aliases are not allowed.
+- **Editors** that run yaml-language-server, such as VS Code with its YAML extension, complete and
+  check recipes by the JSON schema that the first line names. `denserl recipes copy` and
+  `denserl init` write that line with the path of the installed schema; `denserl recipes schema`
+  prints it for elsewhere.
 - **A path** is taken as local, and must exist, where it starts with `/`, `./`, `../` or `~`, ends
   in `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` (also with `.gz`, `.zst` or `.bz2`), has one of
   `*?[`, or has more than one slash; anything else may be a hub name. Relative paths start at the
@@ -91,7 +93,7 @@ def _section(field: Field) -> Any:
 
 
 def _table(title: str, section: Any, prefix: str, skip: list[str] | None = None) -> str:
-    summary, documentation = _docstrings()[section.__name__]
+    summary, documentation = docstrings()[section.__name__]
     rows = [
         f"| `{prefix}{field.name}` | {describe(field_types(section)[field.name])} "
         f"| {_default(field)} | {documentation[field.name]} |"
@@ -110,21 +112,6 @@ def _default(field: Field) -> str:
     if field.default_factory is not MISSING:
         return f"`{json.dumps(field.default_factory())}`"
     return "required" if field.default is MISSING else f"`{json.dumps(field.default)}`"
-
-
-@cache
-def _docstrings() -> dict[str, tuple[str, dict[str, str]]]:
-    """Return, for each schema class, its own docstring and those of its fields."""
-    module = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
-    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
-    return {node.name: (ast.get_docstring(node) or "", dict(_fields(node))) for node in classes}
-
-
-def _fields(section: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for field, following in pairwise(section.body):
-        match field, following:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                yield name, text
 
 
 if __name__ == "__main__":

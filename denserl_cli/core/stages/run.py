@@ -17,6 +17,7 @@ from denserl_cli.core.recipe.stages import STAGES
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.system.distributed import broadcast_object, is_main_process
 from denserl_cli.core.system.signals import ignore_signals_from_now, stoppable
+from denserl_cli.core.system.verbosity import verbosity
 
 
 def evaluate(
@@ -92,7 +93,12 @@ def stage_function(stage: str) -> Callable[[Recipe, RunFolder, Mode, Observer], 
 
 
 def quiet_libraries() -> None:
-    """Switch off the libraries' progress bars and messages, except their errors."""
+    """Switch off the libraries' progress bars and messages, except their errors.
+
+    With `--verbose` they stay on.
+    """
+    if verbosity() == "verbose":
+        return
     import transformers
 
     # a variable, because importing datasets takes a second

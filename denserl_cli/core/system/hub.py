@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.system.damage import damage
+
+_TRAIN_AGAIN = "train it again, with --fresh"
 
 
 class readable_errors:
@@ -29,6 +32,17 @@ class readable_errors:
 
         from safetensors import SafetensorError
 
+        if not isinstance(error, Exception) or isinstance(error, DenserlError):
+            return
+        local = Path(self.path).is_dir()
+        if local and (found := damage(Path(self.path), tokenizer=self.what == "tokenizer")):
+            again = (
+                f"copy or download the folder again, or name another: --set {self.option}=FOLDER"
+            )
+            raise DenserlError(
+                f"cannot load the {self.what} {self.path}: {found}",
+                hint=again if self.option else _TRAIN_AGAIN,
+            ) from error
         torn = (SafetensorError, UnpicklingError, EOFError, RuntimeError)
         if isinstance(error, (OSError, ValueError, KeyError, ImportError, *torn)):
             folder = "name the folder of a downloaded model"
@@ -36,7 +50,7 @@ class readable_errors:
             hint = f"{first}, or {folder}" if first else folder
             raise DenserlError(
                 f"cannot load the {self.what} {self.path}: {reason}",
-                hint=f"{hint}: --set {self.option}=FOLDER" if self.option else "train it again",
+                hint=f"{hint}: --set {self.option}=FOLDER" if self.option else _TRAIN_AGAIN,
             ) from error
 
 

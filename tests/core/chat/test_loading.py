@@ -92,7 +92,7 @@ def test_every_stage_looks_at_its_tokenizer_before_any_weights(tmp_path: Path) -
         chat(byte_tokenizer(), "chat.terminator=<nowhere>")
     with pytest.raises(DenserlError, match="words has no chat template"):
         chat(byte_tokenizer(None))
-    with pytest.raises(DenserlError, match="does not fit the model"):
+    with pytest.raises(DenserlError, match="does not fit the starting model"):
         chat(thinking_tokenizer())
 
 

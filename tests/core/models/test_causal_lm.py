@@ -208,7 +208,7 @@ def test_missing_weights_are_never_made_up(tmp_path: Path):
     with pytest.raises(DenserlError, match=r"lacks weights of the reward model.*score\.weight"):
         load_scalar_model(model_at(tmp_path / "lm"), fresh_head=False, trained=False)
     scalar_model().save_pretrained(tmp_path / "rm")
-    with pytest.raises(DenserlError, match=r"lacks weights of the model.*lm_head\.weight"):
+    with pytest.raises(DenserlError, match=r"lacks weights of the starting model.*lm_head\.weight"):
         load_causal_lm(model_at(tmp_path / "rm"), trained=False)
     file = tmp_path / "lm" / "model.safetensors"
     weights = load_file(file)

@@ -65,7 +65,7 @@ def test_all_problems_of_all_blocks_are_collected():
     assert builder.problems == [
         "3: ppo.epochs: must be an integer, not the text 'a'",
         "4: unknown key ppo.gama, did you mean ppo.gamma?",
-        "5: model: must be a block of settings, not null",
+        "5: model: must be a block of settings, not null; write {} for its defaults",
         "6: sandbox: must be a block of settings, not the number 3",
     ]
 

@@ -188,7 +188,48 @@ def test_null_removes_an_optional_block_and_no_other():
     recipe = load_recipe(write("child.yaml", text))
     assert recipe.sandbox is None
     problems = found(write("other.yaml", "extends: base.yaml\nppo: null\n"))
-    assert problems == ["other.yaml:2: ppo: must be a block of settings, not null"]
+    refusal = "ppo: must be a block of settings, not null; write {} for its defaults"
+    assert problems == [f"other.yaml:2: {refusal}"]
+
+
+@pytest.mark.parametrize("nothing", ["{}", "null", ""])
+def test_an_inherited_mapping_is_emptied(nothing: str):
+    text = GOOD + "chat:\n  template_arguments: {enable_thinking: false}\n  stop_tokens: [x]\n"
+    write("base.yaml", text)
+    child = f"extends: base.yaml\nchat:\n  template_arguments: {nothing}\n"
+    recipe = load_recipe(write("child.yaml", child))
+    assert recipe.chat.template_arguments == {} and recipe.chat.stop_tokens == ("x",)
+    kept = load_recipe("base.yaml", [f"chat.template_arguments={nothing or 'null'}"])
+    assert kept.chat.template_arguments == {}
+    again = ["chat.template_arguments={}", "chat.template_arguments.date=now"]
+    assert load_recipe("base.yaml", again).chat.template_arguments == {"date": "now"}
+
+
+def test_an_empty_block_takes_its_defaults_and_an_empty_recipe_its_base():
+    write("base.yaml", GOOD + "  gamma: 0.5\nrecorded: {gpus: 8, layers: 3}\n")
+    recipe = load_recipe(write("child.yaml", "extends: base.yaml\nppo: {}\n"))
+    assert (recipe.ppo.gamma, recipe.model.path) == (1.0, "org/model")
+    assert load_recipe(write("same.yaml", "extends: base.yaml\n")).ppo.gamma == 0.5
+    text = "extends: base.yaml\nmodel: {}\nsandbox: {}\n"
+    assert load_recipe(write("other.yaml", text)).recorded.layers is None
+
+
+def test_an_inherited_value_is_reported_where_it_can_be_overridden():
+    write("base.yaml", GOOD)
+    child = "extends: base.yaml\nsegmentation:\n  cut: sentence\n"
+    assert found(write("child.yaml", child)) == [
+        "child.yaml:3: segmentation.cutoff: belongs to cut entropy, not to sentence; set it to "
+        "null; the value is from base.yaml:5, override it in child.yaml"
+    ]
+    override = "segmentation.granularity=token"
+    assert found("base.yaml", [override]) == [
+        f"--set {override}: segmentation.cutoff: token has no cutoff; set it to null; the value is "
+        "from base.yaml:5, override it with --set segmentation.cutoff=..."
+    ]
+    write("wrong.yaml", GOOD + "  gamma: 3\n")
+    assert found(write("inherits.yaml", "extends: wrong.yaml\n")) == [
+        "wrong.yaml:8: ppo.gamma: must be between 0 and 1, not 3.0; override it in inherits.yaml"
+    ]
 
 
 def test_problems_of_a_base_name_the_base():

@@ -1,0 +1,71 @@
+"""What is wrong with the files of a model's or a tokenizer's folder, file by file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", _INDEX)
+
+
+def damage(folder: Path, *, tokenizer: bool) -> str | None:
+    """Name the first file of a folder that is absent or cannot be read, and why.
+
+    Args:
+        folder: Where a model or a tokenizer was saved.
+        tokenizer: Whether it is read as a tokenizer; weights do not matter then.
+
+    Returns:
+        `FILE is damaged: why` or `there is no FILE`; None where every file can be read.
+    """
+    names = [*TOKENIZER, "special_tokens_map.json", "chat_template.jinja"] if tokenizer else []
+    for name in [*names, "config.json", "generation_config.json", "adapter_config.json"]:
+        if (folder / name).exists() and (why := _unreadable(folder / name)):
+            return f"{name} is damaged: {why}"
+    if tokenizer:
+        vocabulary = any((folder / name).exists() for name in _VOCABULARIES)
+        return None if vocabulary else f"there is no {' or '.join(_VOCABULARIES[:2])}"
+    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        return "there is no config.json"
+    return _damaged_weights(folder)
+
+
+def _unreadable(file: Path) -> str | None:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json" and not isinstance(json.loads(text), dict):
+            return "not a JSON object"
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text (byte {error.start})"
+    except ValueError as error:
+        return "empty" if not text else f"not JSON: {error}"
+    except OSError as error:
+        return str(error.strerror)
+    return None
+
+
+def _damaged_weights(folder: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
+        return "there is no model.safetensors"
+    if (folder / _INDEX).exists():
+        if why := _unreadable(folder / _INDEX):
+            return f"{_INDEX} is damaged: {why}"
+        parts = json.loads((folder / _INDEX).read_text(encoding="utf-8")).get("weight_map", {})
+        absent = sorted({part for part in parts.values() if not (folder / part).exists()})
+        if absent:
+            return f"there is no {absent[0]}, which {_INDEX} names"
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            size = file.stat().st_size
+            return (
+                f"{file.name} is damaged ({size:,} bytes): {str(error).partition(': ')[2] or error}"
+            )
+    return None
