@@ -59,9 +59,9 @@ def launch(
 def launch_evaluation(
     stage: str, recipe: Recipe, folder: Path, processes: Processes, options: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Evaluate the reward model or the policy of a run; returns the figures to show.
+    """Evaluate the reward model or the policy of a run; returns the metrics to show.
 
-    options: of the evaluation itself, with `name` where its figures have one. Returns None in a
+    options: of the evaluation itself, with `name` where its metrics have one. Returns None in a
     process, started by another launcher, that is not to speak.
     """
     if processes.world_size > 1 and not processes.started:

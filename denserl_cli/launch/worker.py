@@ -60,7 +60,7 @@ def work(
 ) -> dict[str, Any] | None:
     """Run a stage together with the other processes, if any; the first one alone speaks.
 
-    options: of an evaluation, whose figures are returned.
+    options: of an evaluation, whose metrics are returned.
     """
     from denserl_cli.terminal.dashboard import make_observer
 

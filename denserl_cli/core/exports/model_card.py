@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how to read it, its figures, the recipe that made it."""
+"""The model card of an export: what it is, how to read it, its metrics, the recipe that made it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model_card(
     Args:
         part: What was exported.
         recipe: The recipe that made it.
-        summary: The figures of its training.
+        summary: The metrics of its training.
         chat: How it reads conversations.
         record: What belongs to a reward model; None for policies.
         architecture: Its `model_type`.
@@ -72,7 +72,7 @@ def model_card(
             tried=architecture in TRIED,
             versions=VERSIONS,
             for_both_majors=for_both_majors,
-            figures={name: _shown(value) for name, value in summary.items()},
+            metrics={name: _shown(value) for name, value in summary.items()},
             recipe=to_yaml(_without_paths(recipe_to_dict(recipe))).rstrip(),
         )
     )

@@ -189,7 +189,7 @@ def _rewards(recipe: Recipe) -> Iterator[Problem]:
         if problem := why_not(one.function):
             yield Problem(key, problem)
         elif (name := short_name(one.function)) in seen:
-            yield Problem(key, f"a second reward called {name}; figures need names of their own")
+            yield Problem(key, f"a second reward called {name}; metrics need names of their own")
         seen.add(short_name(one.function))
     if ppo.learned_weight:
         return

@@ -18,7 +18,7 @@ GROUP = "denserl.rewards"
 
 
 def short_name(function: str) -> str:
-    """What figures call a reward: the last part of its name."""
+    """What metrics call a reward: the last part of its name."""
     return function.removeprefix(PREFIX).rpartition(".")[2]
 
 

@@ -491,7 +491,7 @@ class RunConfig:
     log_samples: int = 4
     """Samples of an iteration in samples.jsonl; 0: none, and no pair of train-rm either."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the figures of metrics.jsonl go as well; `pip install 'denserl[tensorboard,wandb]'`."""
+    """Where the metrics of metrics.jsonl go as well; `pip install 'denserl[tensorboard,wandb]'`."""
     wandb_project: str = "denserl"
     """Project in Weights & Biases; the environment's WANDB_PROJECT goes before it."""
 

@@ -44,11 +44,11 @@ class Stage:
     results: tuple[str, ...] = ()
     """What it leaves in the run folder."""
     subject: str = ""
-    """What an evaluation judges, and the name of its figures; empty for anything else."""
+    """What an evaluation judges, and the name of its metrics; empty for anything else."""
 
     @property
     def trains(self) -> bool:
-        """Whether it trains weights, and so takes steps, logs figures and writes checkpoints."""
+        """Whether it trains weights, and so takes steps, logs metrics and writes checkpoints."""
         return bool(self.batch_size)
 
     @property

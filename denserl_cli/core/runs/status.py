@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.stages import TRAINING
+from denserl_cli.core.recipe.stages import TRAIN_RM, TRAINING
 from denserl_cli.core.runs.run_json import RunJson
 from denserl_cli.core.system.lock import Holder, holder
 
@@ -108,7 +108,7 @@ def _seconds_a_step(
 ) -> float | None:
     """Mean duration of the last steps, from the responses that each has worked on."""
     pairs = entry["settings"].get("reward_model.batch_size")
-    usual = 2 * pairs if name == "train-rm" and _is_number(pairs) else None
+    usual = 2 * pairs if name == TRAIN_RM and _is_number(pairs) else None
     seconds = []
     for line in lines:
         responses, pace = line.get("responses", usual), line.get("responses_per_second")

@@ -87,7 +87,7 @@ def export(
 
 
 def _finished(part: Part, recipe: Recipe, run: RunFolder) -> tuple[Path, dict[str, Any]]:
-    """Where a trained part lies, and the figures of its training."""
+    """Where a trained part lies, and the metrics of its training."""
     result = part.replace("-", "_")
     stage = next(name for name in TRAINING if result in STAGES[name].results)
     source = run.path / result

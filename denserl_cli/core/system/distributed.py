@@ -200,7 +200,7 @@ def join_alone() -> None:
 
 
 def leave() -> None:
-    """Take leave of the other processes."""
+    """End this process's part of the process group."""
     import torch
 
     if torch.distributed.is_initialized():
