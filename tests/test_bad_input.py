@@ -343,7 +343,7 @@ def test_a_model_with_a_torn_file(refused, mine: Path, model: Path):
 
 def test_a_reward_model_is_no_starting_model(refused, mine: Path, finished: Path):
     message = refused("train-rm", "-r", mine, "--model", finished / "reward_model", "-o", "x")
-    assert "lacks weights of the model" in message
+    assert "lacks weights of the starting model" in message
 
 
 def test_weights_that_are_nan(refused, mine: Path, model: Path):

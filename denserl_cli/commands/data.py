@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from denserl_cli.commands.common import JsonOption, SetOption
+from denserl_cli.commands.completion import complete_recipe
+from denserl_cli.commands.help import RECIPE
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
@@ -20,12 +22,19 @@ def data(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PATH_OR_HUB_NAME]", help="Data to look at; without it, the recipe's own."
+            metavar="PATH_OR_HUB_NAME", help="Data to look at; without it, the recipe's own."
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME_OR_PATH", help="Its tokenizer and limits."),
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME_OR_PATH",
+            help="Its tokenizer and limits.",
+            autocompletion=complete_recipe,
+            rich_help_panel=RECIPE,
+        ),
     ] = None,
     overrides: SetOption = None,
     form: Annotated[

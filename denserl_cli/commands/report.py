@@ -18,7 +18,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Run folders; several are compared.",
             autocompletion=complete_run,
         ),

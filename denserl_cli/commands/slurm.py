@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from denserl_cli.commands.common import OutOption, SetOption, read_recipe
+from denserl_cli.commands.completion import complete_recipe
+from denserl_cli.commands.help import RECIPE
 from denserl_cli.core.errors import DenserlError
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def slurm(
             "-r",
             metavar="NAME_OR_PATH",
             help="Shipped recipe or YAML file; --array may name several instead.",
+            autocompletion=complete_recipe,
+            rich_help_panel=RECIPE,
         ),
     ] = None,
     overrides: SetOption = None,

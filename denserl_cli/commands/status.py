@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from denserl_cli.commands.common import JsonOption
+from denserl_cli.commands.completion import complete_run
 
 if TYPE_CHECKING:
     from denserl_cli.core.runs.status import RunStatus, StageStatus
@@ -21,7 +22,10 @@ _SHOWN = ("loss", "accuracy", "eval_accuracy", "true_reward", "rm_score", "dense
 
 
 def status(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders.", autocompletion=complete_run),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """How far runs are, and whether a job works on them; their files tell it, nothing is asked."""
