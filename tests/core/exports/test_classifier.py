@@ -136,7 +136,9 @@ def test_other_conversations_are_rendered_as_before():
 def test_arguments_of_the_template_travel_along(scored: Path):
     tokenizer = AutoTokenizer.from_pretrained(scored / "reward_model")
     tokenizer.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}\n"
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.role == 'assistant' and not think %}{{ note }} {% endif %}"
+        "{{ m.content }}<|end|>\n{% endfor %}\n"
         "{% if add_generation_prompt %}<|assistant|>{% if not think %}{{ note }} {% endif %}"
         "{% endif %}\n"
     )

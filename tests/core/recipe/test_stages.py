@@ -41,7 +41,7 @@ def test_the_stages_of_training_are_in_the_order_in_which_they_run():
         and later_stages("train-ppo") == ()
     )
     assert TRAINING == tuple(name for name, row in STAGES.items() if row.reads)
-    assert TRAINING == get_args(slurm.Stage)
+    assert (*TRAINING, "all") == get_args(slurm.Stage)
 
 
 def test_what_may_change_is_read_by_some_stage_and_decides_about_memory():
