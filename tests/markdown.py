@@ -22,3 +22,9 @@ def commands(page: Path) -> list[list[str]]:
             if words:
                 found.append(words)
     return found
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative links to files that are not there."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    return [link for link in links if not (page.parent / link).exists()]

@@ -51,9 +51,7 @@ def test_every_field_of_ours_exists():
     known |= {f"{field.rpartition('.')[0]}" for field in known}
     rows = re.findall(r"^\| .+ \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     named = {
-        field
-        for row in rows
-        for field in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`", row)
+        field for row in rows for field in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`", row)
     }
     assert len(named) > 60
     assert named - known - {"rollout.n"} == set()
