@@ -11,25 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from denserl_cli.app import app
-from tests import ROOT, tiny
+from tests import ROOT, markdown, tiny
 
-OTHERS = ("make", "pip", "git", "cd", "python", "python3")
-
-
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```(?:{language})\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def commands() -> list[list[str]]:
-    """Command lines in the order of the page, without prompts, comments and continuations."""
-    found = []
-    for block in blocks("bash|sh|shell|console"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words:
-                found.append(words)
-    return found
+PAGE = ROOT / "README.md"
+OTHERS = ("make", "pip", "source")
 
 
 def small(words: list[str]) -> list[str]:
@@ -49,7 +34,7 @@ def small(words: list[str]) -> list[str]:
 def test_every_denserl_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
-    printed = [words[1:] for words in commands() if words[0] == "denserl"]
+    printed = [words[1:] for words in markdown.commands(PAGE) if words[0] == "denserl"]
     assert len(printed) >= 10
     for words in printed:
         result = CliRunner().invoke(app, small(words))
@@ -57,12 +42,12 @@ def test_every_denserl_command_runs_as_printed(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_page_shows_every_command_that_trains():
-    shown = {words[1] for words in commands() if words[0] == "denserl"}
+    shown = {words[1] for words in markdown.commands(PAGE) if words[0] == "denserl"}
     assert shown >= {"train-rm", "fit-function", "train-ppo", "segment", "export"}
 
 
 def test_every_other_command_is_one_that_is_known():
-    others = [words for words in commands() if words[0] != "denserl"]
+    others = [words for words in markdown.commands(PAGE) if words[0] != "denserl"]
     assert {words[0] for words in others} <= set(OTHERS)
     rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     targets = [words[1] for words in others if words[0] == "make"]
@@ -72,7 +57,7 @@ def test_every_other_command_is_one_that_is_known():
 
 
 def test_every_import_exists():
-    (code,) = blocks("python")
+    (code,) = markdown.blocks(PAGE, "python")
     imports = re.findall(r"^from (\S+) import (.+)$", code, re.MULTILINE)
     assert len(imports) == len(code.strip().splitlines())
     for module, names in imports:
@@ -80,7 +65,17 @@ def test_every_import_exists():
             assert callable(getattr(importlib.import_module(module), name))
 
 
-def test_every_linked_file_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [PAGE, *DOCS], ids=lambda page: page.name)
+def test_every_linked_file_exists(page: Path):
+    assert markdown.dead_links(page) == []
+
+
+def test_every_page_is_listed_and_leads_back():
+    text = PAGE.read_text(encoding="utf-8")
+    listed = text[text.index("## Documentation") :]
+    for page in DOCS:
+        assert f"](docs/{page.name})" in listed, page.name
+        assert "](../README.md)" in page.read_text(encoding="utf-8"), page.name

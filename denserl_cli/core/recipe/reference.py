@@ -28,7 +28,7 @@ _INTRODUCTION = """\
 
 One recipe is one experiment: a backbone, a granularity and all stages, in one YAML file. Every
 command takes `--recipe NAME_OR_PATH`; a shipped name is looked up first, then a path.
-`denserl init` writes a first one for your model and data.
+`denserl init` writes a first one for your model and data. Back to the [README](../README.md).
 
 ```yaml
 # my-recipe.yaml

@@ -490,10 +490,10 @@ class RunConfig:
     """At a loss, gradient or reward that is NaN or infinite: stop, or leave the update out."""
     log_samples: int = 4
     """Samples of an iteration in samples.jsonl; 0: none, and no pair of train-rm either."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the metrics of metrics.jsonl go as well; `pip install 'denserl[tensorboard,wandb]'`."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where the metrics of metrics.jsonl go as well; extras of the same names install them."""
     wandb_project: str = "denserl"
-    """Project in Weights & Biases; the environment's WANDB_PROJECT goes before it."""
+    """Project in W&B (WANDB_PROJECT goes before it), MLflow experiment, trackio project."""
 
 
 @dataclass(frozen=True)

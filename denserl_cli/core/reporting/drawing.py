@@ -27,6 +27,8 @@ _COLOURS = {
 }
 """By name: the colour that matplotlib draws with, a marker that a CSS variable replaces; the
 variable's value in light windows; its value in dark ones."""
+COUNTED = ("step", "iteration")
+"""Labels of x-axes that count: their ticks are whole numbers."""
 INK, QUIET, LINE, *CYCLE = (marker for marker, _, _ in _COLOURS.values())
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP"
@@ -79,6 +81,7 @@ def drawing(
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(_style(name)):
         figure = Figure(figsize=(4.4, 2.9))
@@ -86,6 +89,8 @@ def drawing(
         yield axes
         if axes.has_data():
             axes.set(xlabel=x, ylabel=y)
+            if x in COUNTED:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_title(title, loc="left")
             _label_underscores(axes)
             if len(axes.get_legend_handles_labels()[0]) > 1:

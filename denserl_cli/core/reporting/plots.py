@@ -55,6 +55,8 @@ def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
         for name in (reward_functions(runs) if stage == TRAIN_PPO else ())
     }
     for name, (title, unit) in {**functions, **CURVES[stage]}.items():
+        if always_zero(runs, stage, name):
+            continue
         with drawing(f"{stage}-{name}", title, found, x, unit) as axes:
             held = False
             for index, run in enumerate(runs):
@@ -69,6 +71,12 @@ def curves(runs: Sequence[RunRecord], stage: str) -> list[Plot]:
             if unit == "share":
                 axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 0.05))
     return found
+
+
+def always_zero(runs: Sequence[RunRecord], stage: str, name: str) -> bool:
+    """Whether a metric was recorded and is 0 at every step of every run: a plot shows nothing."""
+    found = [run.series(stage, one) for run in runs for one in (name, f"eval_{name}")]
+    return any(found) and not any(series.values.any() for series in found if series)
 
 
 def accuracy_by_length(runs: Sequence[RunRecord]) -> list[Plot]:

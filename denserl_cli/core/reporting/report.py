@@ -89,7 +89,7 @@ def make_report(runs: Sequence[RunRecord]) -> Report:
     single = len(runs) == 1
     return Report(
         title=" and ".join(run.label for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
-        overview=overview(runs),
+        overview=overview(runs) if single else turned(overview(runs)),
         runs=[_part(run, single) for run in runs],
         sections=[section for section in _sections(runs) if section.plots],
         differences=None if single else differences(runs),
@@ -119,6 +119,13 @@ def overview(runs: Sequence[RunRecord]) -> Table:
         if any(cells) and (lags or not any(held_out)):
             rows.append([title, *(cell or "–" for cell in cells)])
     return Table(["", *(run.label for run in runs)], rows)
+
+
+def turned(table: Table) -> Table:
+    """A table with a row for each of its columns, so that many runs fit and can be sorted."""
+    columns = zip(table.columns, *table.rows, strict=True)
+    _, *names = next(columns)
+    return Table(["run", *names], [list(column) for column in columns])
 
 
 def differences(runs: Sequence[RunRecord]) -> Table:
@@ -202,7 +209,7 @@ def _sections(runs: Sequence[RunRecord]) -> list[Section]:
         Section(
             "Policy",
             "Thin: each iteration; thick: a running mean; dashes: the held-out prompts, under the "
-            "same noise each time.",
+            "same noise each time." + _zero(runs),
             plots.curves(runs, TRAIN_PPO),
         ),
         Section(
@@ -224,6 +231,16 @@ def _sections(runs: Sequence[RunRecord]) -> list[Section]:
             plots.rewards_by_location(runs),
         ),
     ]
+
+
+def _zero(runs: Sequence[RunRecord]) -> str:
+    """The metrics of train-ppo that have no plot since they are 0 throughout, as a sentence."""
+    titles = [
+        title
+        for name, (title, _) in plots.CURVES[TRAIN_PPO].items()
+        if plots.always_zero(runs, TRAIN_PPO, name)
+    ]
+    return f" Always 0: {', '.join(titles)}." if titles else ""
 
 
 def _granularity(run: RunRecord) -> str:

@@ -53,6 +53,32 @@ def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legends():
     assert texts == ["\u200b_one", "\u200b_two"]
 
 
+def test_iterations_are_whole_numbers_on_their_axis(ppo: MakeRecord):
+    for count in (1, 2, 3, 7):
+        made = make_report([ppo(kl=[1.0 + i for i in range(count)])])
+        (kl,) = [plot for plot in plots(made) if plot.name == "train-ppo-kl"]
+        axis = kl.svg[kl.svg.index('id="train-ppo-kl-matplotlib.axis_1"') :]
+        axis = axis[: axis.index('id="train-ppo-kl-matplotlib.axis_2"')]
+        ticks = re.findall(r">([^<>]+)</text>", axis)[:-1]
+        assert ticks and all(re.fullmatch("−?[0-9]+", tick) for tick in ticks), ticks
+
+
+def test_what_is_always_zero_is_named_and_not_drawn(ppo: MakeRecord):
+    run = ppo(kl=[1.0, 2.0], clipped_rewards=[0.0, 0.0], floored_segments=[0.0, 0.1])
+    made = make_report([run])
+    names = [plot.name for plot in plots(made)]
+    assert "train-ppo-clipped_rewards" not in names and "train-ppo-floored_segments" in names
+    (policy,) = [section for section in made.sections if section.title == "Policy"]
+    assert policy.intro.endswith("Always 0: clipped token rewards.")
+
+
+def test_many_runs_are_rows_of_one_table(tmp_path: Path):
+    made = report(*(write_run(tmp_path / f"run-{i}", iterations=3) for i in range(6)))
+    assert made.overview.columns[:3] == ["run", "recipe", "rewards"]
+    assert [row[0] for row in made.overview.rows] == [f"run-{i}" for i in range(6)]
+    assert {len(row) for row in made.overview.rows} == {len(made.overview.columns)}
+
+
 def test_a_comparison_shows_what_differs(run_folder: Path, tmp_path: Path):
     other = write_run(tmp_path / "other", iterations=3)
     text = (other / "recipe.yaml").read_text()

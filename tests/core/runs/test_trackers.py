@@ -1,10 +1,13 @@
-"""Metrics in TensorBoard and in W&B's offline files, read back as their own programs read them."""
+"""Metrics in each tracker's own files, without a network, read back as its program reads them."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from denserl_cli.core.runs import trackers
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.runs.trackers import check_trackers, numbers
 from denserl_cli.launch.launcher import launch
+from tests import ROOT
 from tests.fakes import RecordingObserver
 
 RM, PPO = "train-rm", "train-ppo"
@@ -129,6 +133,82 @@ def test_wandb_goes_on_in_the_same_run_without_a_step_twice(tmp_path: Path, monk
     assert first["run"] == resumed["run"] and first["run"][1:] == ("denserl", "sandbox", RM)
     assert other["run"][0] != first["run"][0] and other["run"][3] == PPO
     assert [part["exit"] for part in (first, resumed, other)] == [1, 0, 0]
+
+
+LOSSES = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, 6.5), (7, 7.5)]
+
+
+def work_through(folder: Path, made: Recipe) -> None:
+    """An interrupted stage, its resumption, and another stage."""
+    work(folder, made, RM, "start", range(1, 6), fails=True)
+    work(folder, made, RM, "resume", range(4, 8))
+    work(folder, made, PPO, "start", range(0, 2))
+
+
+def test_mlflow_goes_on_in_the_same_run_without_a_step_twice(tmp_path: Path, monkeypatch, capfd):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    pytest.importorskip("sqlalchemy", reason="needs mlflow with its database")
+    from mlflow import MlflowClient
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "sandbox"
+    work_through(folder, recipe("mlflow"))
+    work(folder, recipe("mlflow"), PPO, "fresh", range(0, 1), fails=True)
+    client = MlflowClient(f"sqlite:///{folder}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("denserl")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    first, other, _ = found
+    assert [run.info.run_name for run in found] == [f"sandbox {stage}" for stage in (RM, PPO, PPO)]
+    assert [run.info.status for run in found] == ["FINISHED", "FINISHED", "FAILED"]
+    history = client.get_metric_history(first.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == LOSSES
+    assert len(client.get_metric_history(other.info.run_id, "loss")) == 2
+    assert first.data.params["segmentation.granularity"] == "segment"
+    assert {"loss", "bins/0"} <= first.data.metrics.keys()
+    assert capfd.readouterr().out == ""
+
+
+def test_mlflow_that_cannot_be_reached_is_refused(tmp_path: Path, monkeypatch):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://x")
+    run = RunFolder(tmp_path, recipe("mlflow"))
+    with pytest.raises(DenserlError, match="MLflow: ") as caught:
+        run.started(RM, "start", RecordingObserver())
+    assert caught.value.hint and "MLFLOW_TRACKING_URI" in caught.value.hint
+
+
+def test_trackio_goes_on_in_the_same_run_without_a_step_twice(tmp_path: Path):
+    """In a process of its own: trackio reads where it keeps its data when it is imported."""
+    pytest.importorskip("trackio", reason="needs trackio")
+    script = """
+import sys
+from pathlib import Path
+from tests.core.runs.test_trackers import recipe, work_through
+work_through(Path(sys.argv[1]), recipe("trackio"))
+"""
+    data = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "sandbox")],
+        env=data, capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    script = """
+import json
+from trackio.sqlite_storage import SQLiteStorage
+print(json.dumps({name: SQLiteStorage.get_logs("denserl", name)
+                  for name in SQLiteStorage.get_runs("denserl")}))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", script], env=data, capture_output=True, text=True, timeout=60
+    )
+    runs = json.loads(shown.stdout)
+    stages = {name.split()[1]: lines for name, lines in runs.items()}
+    assert len(runs) == 2 and {name.split()[0] for name in runs} == {"sandbox"}
+    assert [(line["step"], line["loss"]) for line in stages[RM]] == LOSSES
+    assert [line["step"] for line in stages[PPO]] == [0, 1]
+    assert stages[RM][0].keys() >= {"loss", "bins/0", "bins/1"}
 
 
 def test_wandb_without_a_key_is_refused_before_anything_is_replaced(tmp_path: Path, monkeypatch):
