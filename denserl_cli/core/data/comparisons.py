@@ -18,12 +18,14 @@ _TIES = {
     *("tie", "both", "bothbad", "both_bad", "both bad", "tie (bothbad)", "tie (both bad)"),
     *("equal", "same", "draw", "neither", "a=b", "b=a", "a==b", "none", "[[c]]"),
 }
-_FIRST, _SECOND = {"first", "left", "a>b", "a>>b", "b<a"}, {"second", "right", "b>a", "b>>a", "a<b"}
+_PLACES = {"first": 0, "left": 0, "second": 1, "right": 1}
+_ORDER = re.compile(r"([ab])\s*(>{1,2}|<{1,2})\s*([ab])")
 _SIDE_NAME = re.compile(
     r"(?:(?:model|response|answer|output|assistant|completion|candidate|option|system|choice"
     r"|conversation|generation|reply|text)[ _-]?)?([a-z]|\d+)"
 )
-_END = re.compile(r"(?:[_\W]|(?<=[a-z])(?=[A-Z]))([A-Za-z])\Z|(\d+)\Z")
+_MARK = re.compile(r"(?:\A|(?<=[_\W])|(?<=[a-z])(?=[A-Z]))([A-Za-z])(?=\Z|[_\W]|[A-Z][a-z])|(\d+)")
+"""A letter or number in the name of a column that tells its answer from the others."""
 _MEANINGS = ("first", "second", "tie", "skip")
 
 
@@ -201,17 +203,23 @@ def _by_mapping(value: object, meanings: Mapping[str, Any], path: str) -> int | 
 def _by_name(value: object, path: str, answers: Sequence[tuple[str, Any]]) -> int | None:
     """The answer that a text names: A>B, model_a, its column, the answer itself; or a tie."""
     if isinstance(value, str):
-        for place, (name, answer) in enumerate(answers):
-            if value == name or (isinstance(answer, str) and value.strip() == answer.strip()):
-                return place
+        names = [name for name, _ in answers]
+        if value in names:
+            return names.index(value)
+        texts = [answer.strip() if isinstance(answer, str) else None for _, answer in answers]
+        quoted = texts.index(value.strip()) if value.strip() in texts else None
         text = value.strip().lower()
-        if text in _TIES:
+        if text in _TIES and quoted is None:
             return None
-        if len(answers) == 2 and text in _FIRST | _SECOND:
-            return int(text in _SECOND)
-        named = _named_place(text.strip("[]"), [name for name, _ in answers])
-        if named is not None:
-            return named
+        named = _named_place(text, names)
+        if quoted is not None and named not in (None, quoted):
+            raise UnusableRow(
+                "bad preference",
+                f"column {path}: found {shown(value)}, the name of one answer and the text of "
+                "another; say in columns.better_values which it means",
+            )
+        if named is not None or quoted is not None:
+            return quoted if named is None else named
     raise UnusableRow(
         "bad preference",
         f"column {path}: found {shown(value)}, wanted A>B, model_a, tie or an answer's column; say "
@@ -220,13 +228,34 @@ def _by_name(value: object, path: str, answers: Sequence[tuple[str, Any]]) -> in
 
 
 def _named_place(text: str, names: Sequence[str]) -> int | None:
-    """The answer whose letter or number ends the text: of model_a, response_a among the names."""
+    """The answer that `a>b`, `first`, or a letter or number at the end of the text stands for.
+
+    `model_a` is `response_a` among the names, in whatever order they are.
+    """
+    if len(names) == 2 and text in _PLACES:
+        return _PLACES[text]
+    text = text.strip("[]")
+    order = _ORDER.fullmatch(text) if len(names) == 2 else None
+    if order and order[1] != order[3]:
+        text = order[1] if order[2].startswith(">") else order[3]
     match = _SIDE_NAME.fullmatch(text)
     if match is None:
         return None
-    mark = match[1]
-    ends = [(found[1] or found[2]).lower() for found in map(_END.search, names) if found]
-    if len(set(ends)) == len(names) and mark in ends:
-        return ends.index(mark)
+    mark, marks = match[1], _marks(names)
+    if mark in marks:
+        return marks.index(mark)
     place = ord(mark) - ord("a") if mark.isalpha() else len(names)
-    return place if place < len(names) else None
+    if place >= len(names):
+        return None
+    return marks.index(sorted(marks)[place]) if marks else place
+
+
+def _marks(names: Sequence[str]) -> list[str]:
+    """The letter or number that tells each name from the others, in lower case; empty without."""
+    found = [[(one[1] or one[2]).lower() for one in _MARK.finditer(name)] for name in names]
+    last = [marks[-1] for marks in found if marks]
+    if len(set(last)) == len(names):
+        return last
+    others = [set().union(*found[:place], *found[place + 1 :]) for place in range(len(names))]
+    own = [set(marks) - rest for marks, rest in zip(found, others, strict=True)]
+    return [min(marks) for marks in own] if all(len(marks) == 1 for marks in own) else []

@@ -46,10 +46,26 @@ def test_a_name_says_which_is_better(value: str, place: int | None) -> None:
         (("answer_0", "answer_1"), "a", 0),
         (("outputA", "outputB"), "B", 1),
         (("first", "second"), "second", 1),
+        (("response_b", "response_a"), "A>B", 1),
+        (("response_b", "response_a"), "B << A", 1),
+        (("model_b_text", "model_a_text"), "model_a", 1),
+        (("b.text", "a.text"), "A", 1),
+        (("textB", "textA"), "[[A]]", 1),
+        (("turn_1_answer_2", "turn_1_answer_1"), "1", 1),
+        (("answers[1].text", "answers[0].text"), "a", 1),
+        (("answer_b_v1", "answer_a_v1"), "A>B", 1),
     ],
 )
 def test_letters_and_numbers_are_those_of_the_columns(names: Any, value: str, place: int) -> None:
     assert better(value, names=names) == place
+
+
+def test_a_label_that_is_the_text_of_the_other_answer_is_refused() -> None:
+    columns = Columns(answers=AB, better="winner")
+    answers = [(AB[0], "B"), (AB[1], "A")]
+    with pytest.raises(UnusableRow) as caught:
+        answer_levels({"winner": "A"}, columns, answers)
+    assert "the text of another" in caught.value.detail
 
 
 @pytest.mark.parametrize("value", ["gamma", "claude-b", "3", 1, True, "c", "model_x", "bad"])
