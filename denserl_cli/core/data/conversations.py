@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from denserl_cli.core.data.local_files import Row
-from denserl_cli.core.data.messages import ANSWER_AWAITED, MESSAGES_AS_TEXT, Turns
+from denserl_cli.core.data.messages import (
+    ANSWER_AWAITED,
+    LIST_AS_TEXT,
+    MESSAGES_AS_TEXT,
+    SEVERAL_TURNS,
+    THOUGHTS_LEFT_OUT,
+    Turns,
+)
 from denserl_cli.core.data.row_formats import (
     ANSWER_HAS_PROMPT,
     NO_SYSTEM_COLUMN,
@@ -91,6 +98,13 @@ _NOTICES = {
     MESSAGES_AS_TEXT: "{rows} have messages written as text, JSON or Python; they are read as such",
     ANSWER_AWAITED: "the prompts of {rows} end like a transcript, such as `Assistant:`; all of "
     "their text is taken for one user turn",
+    SEVERAL_TURNS: "texts of {rows} read like a transcript of several turns, and not all of these "
+    "begin with `Human:` or `Assistant:` after a blank line: the text is taken for one turn; "
+    "`roles` names other speakers",
+    LIST_AS_TEXT: "{rows} have a list of texts written as one text, which stays as it is; a path "
+    "in `columns`, such as chosen[0], reads JSON",
+    THOUGHTS_LEFT_OUT: "messages of {rows} have thoughts beside their content, such as "
+    "reasoning_content, which are left out",
     ANSWER_HAS_PROMPT: "both answers of {rows} begin with their whole prompt, which stays in them; "
     "if they are whole texts, set format: shared-beginning",
 }

@@ -29,15 +29,28 @@ _TEMPLATE_MARKS = re.compile(
     r"|<s>\s*\[INST\]|\[INST\]|<<SYS>>)"
 )
 _TEMPLATE_ENDS = re.compile(
-    r"(<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<\|endoftext\|>|<end_of_turn>|</s>)\s*\Z"
+    r"(<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<\|endoftext\|>|<end_of_turn>|</s>|<eos>"
+    r"|<\|eom_id\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>)\s*\Z"
 )
 _ANSWER_AWAITED = re.compile(
-    r"(?:\A|\n)[#\s]*(assistant|ai|bot|model|gpt|chatgpt|response|answer|output|a):\s*\Z", re.I
+    r"(?:\A|\n)[#\s]*(assistant|ai|bot|model|gpt|chatgpt|response|answer|output|a):\s*\Z"
+    r"|(?-i:\sASSISTANT:\s*\Z)",
+    re.I,
 )
+_SEVERAL_TURNS = re.compile(
+    r"\A[#*\s]*(?:user|human)\W{0,2}:.*\n[#*\s]*(?:assistant|ai|bot|chatbot|model|gpt)\W{0,2}:\s*\S",
+    re.I | re.S,
+)
+_NEXT_SPEAKER = re.compile(r"\n(?:Human|Assistant): ")
+_OBJECTS = re.compile(r"""\s*\[?\s*\{\s*['"]""")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""")
 
 MESSAGES_AS_TEXT = "messages as text"
 ANSWER_AWAITED = "prompt ends with a speaker"
+SEVERAL_TURNS = "text of several turns"
+LIST_AS_TEXT = "list as text"
+THOUGHTS_LEFT_OUT = "thoughts beside a content"
 
 
 class MessageReader:
@@ -65,9 +78,10 @@ class MessageReader:
             raise UnusableRow("no prompt", f"column {column} is empty")
         turns = self.turns(value, column)
         if turns is None:
-            text = plain_text(value, column)
-            refuse_template(text, column)
-            if _ANSWER_AWAITED.search(text):
+            text = self._text(value, column)
+            if _SEVERAL_TURNS.match(text):
+                self.remarks.add(SEVERAL_TURNS)
+            elif _ANSWER_AWAITED.search(text):
                 self.remarks.add(ANSWER_AWAITED)
             return [{"role": "user", "content": text}]
         unanswered = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
@@ -79,10 +93,18 @@ class MessageReader:
             raise UnusableRow(f"no {column}", f"column {column} is empty")
         turns = self.turns(value, column)
         if turns is None:
-            text = plain_text(value, column)
-            refuse_template(text, column)
-            return [{"role": "assistant", "content": text}]
+            return [{"role": "assistant", "content": self._text(value, column)}]
         return turns
+
+    def _text(self, value: object, column: str) -> str:
+        """A text that is one content. Raises UnusableRow."""
+        text = plain_text(value, column)
+        refuse_template(text, column)
+        if text.lstrip()[:1] == "[" and text.rstrip()[-1:] == "]":
+            items = _parsed(text)
+            if isinstance(items, list) and items and all(isinstance(one, str) for one in items):
+                self.remarks.add(LIST_AS_TEXT)
+        return text
 
     def turns(self, value: object, column: str) -> Turns | None:
         """The turns of messages or of a transcript, also where they are written as text.
@@ -90,11 +112,26 @@ class MessageReader:
         None for any other text. Raises UnusableRow for what is neither.
         """
         if isinstance(value, str):
-            if _MESSAGES_AS_TEXT.match(value):
+            found = self._written_as_text(value, column)
+            if found is not None:
                 self.remarks.add(MESSAGES_AS_TEXT)
-                return self.messages(_read_text(value, column), column)
+                return self.messages(found, column)
             return self.transcript(value, column)
         return self.messages(value, column)
+
+    def _written_as_text(self, text: str, column: str) -> object:
+        """The messages that a text is in JSON or Python; None for another text."""
+        if _MESSAGES_AS_TEXT.match(text):
+            return _read_text(text, column)
+        found = _parsed(text) if _OBJECTS.match(text) else None
+        items = found if isinstance(found, list) else [found]
+        if all(
+            isinstance(item, Mapping)
+            and any(role in item and content in item for role, content in self._keys)
+            for item in items
+        ):
+            return found
+        return None
 
     def transcript(self, text: str, column: str) -> Turns | None:
         r"""The turns of `\n\nHuman: ... \n\nAssistant: ...`; None for another text."""
@@ -107,6 +144,8 @@ class MessageReader:
         ]
         if len(turns) == 1 and not text.startswith("\n\n"):
             return None  # a text that merely begins like one
+        if any(_NEXT_SPEAKER.search(turn["content"]) for turn in turns):
+            self.remarks.add(SEVERAL_TURNS)
         return turns
 
     def messages(self, value: object, column: str) -> Turns:
@@ -152,6 +191,8 @@ class MessageReader:
                 f"column {column}: found {shown(role)}, wanted system, user or assistant; say what "
                 "it means in `roles`",
             )
+        if any(message.get(key) for key in _THOUGHTS):
+            self.remarks.add(THOUGHTS_LEFT_OUT)
         content = plain_text(_joined(message.get(content_key), column), column)
         return {"role": meaning, "content": content}
 
@@ -205,15 +246,23 @@ def _kind(value: object) -> str:
 
 def _read_text(text: str, column: str) -> object:
     """Messages that are written as JSON or as Python text."""
+    found = _parsed(text)
+    if found is not None:
+        return found
+    raise UnusableRow(
+        "unreadable messages",
+        f"column {column} begins like messages, but is neither JSON nor Python: {shown(text)}",
+    )
+
+
+def _parsed(text: str) -> object:
+    """What a text is in JSON or Python; None where it is neither."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    raise UnusableRow(
-        "unreadable messages",
-        f"column {column} begins like messages, but is neither JSON nor Python: {shown(text)}",
-    )
+    return None
 
 
 def _joined(content: object, column: str) -> object:

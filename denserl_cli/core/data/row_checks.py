@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from denserl_cli.core.data.comparisons import paths_of
@@ -40,6 +40,18 @@ def check_same_prompt(prompt: Turns, side: Turns, columns: Columns) -> None:
                 f"column {names} has {shown(text)}, which is not in the whole conversation beside "
                 "it; name the column to be read in `columns`",
             )
+
+
+def check_answers(fields: Mapping[str, Any], values: Sequence[tuple[str, Any]]) -> None:
+    """Raise UnusableRow where all answers are the names of other columns, which hold the texts."""
+    texts = [value for _, value in values]
+    paths = {path for path, _ in values}
+    if all(isinstance(text, str) and text in fields and text not in paths for text in texts):
+        raise UnusableRow(
+            "an answer is the name of a column",
+            f"column {values[0][0]}: found {shown(texts[0])}; if that column has the answer, set "
+            f"columns: {{answers: [{', '.join(sorted(set(texts)))}], better: {values[0][0]}}}",
+        )
 
 
 def no_prompt_detail(fields: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from denserl_cli.core.data.comparisons import (
 from denserl_cli.core.data.messages import MessageReader, Turns, plain_text
 from denserl_cli.core.data.row_checks import (
     SYSTEM_COLUMNS,
+    check_answers,
     check_roles,
     check_same_prompt,
     format_advice,
@@ -216,6 +217,7 @@ class RowReader:
         kinds = {isinstance(value, str) for _, value in values}
         if len(kinds) == 2:
             raise UnusableRow("wrong type", "one answer is text, another is not")
+        check_answers(fields, values)
         sides = [self.messages.answer(value, path) for path, value in values]
         alone = [len(side) == 1 and side[0]["role"] == "assistant" for side in sides]
         if columns.prompt is not None and (any(alone) or self._has_prompt(fields, columns)):

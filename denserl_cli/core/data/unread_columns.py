@@ -12,12 +12,18 @@ from denserl_cli.core.recipe.data_formats import DATA_FORMATS
 from denserl_cli.core.recipe.schema import DataFormat
 
 _WORDS = re.compile(r"[A-Za-z]+")
+_UNSPACED = re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uf900-\ufaff]{2}")
+"""Two characters of a script that is written without blanks: about a word."""
 _QUESTION_WORDS = frozenset(
     "question questions instruction instructions query queries input inputs trajectory context "
     "contexts history problem post conversation conversations dialog dialogue message messages "
     "document documents passage article background user human request prompt turns premise "
     "scenario story utterance body title situation system persona".split()
 )
+_INPUT_WORDS = frozenset(
+    "question instruction query input inputs context history premise problem system".split()
+)
+"""Last words of columns of which a single word belongs to the prompt as well."""
 _METADATA_WORDS = frozenset(
     "id ids uid uuid hash model models url link date time timestamp tstamp created updated score "
     "scores rating ratings label labels rank ranks margin license version generator generators "
@@ -54,14 +60,18 @@ def left_out(fields: Mapping[str, Any], used: Collection[str], sides: Sequence[T
     """The columns with text that is not read, apart from `used` ones and metadata."""
     found = LeftOut([], [], [])
     read = "\n".join(turn["content"] for side in sides for turn in side)
+    asked = "\n".join(turn["content"] for side in sides for turn in _prompt_of(side))
     for name, value in fields.items():
         if not _MEDIA_WORDS.isdisjoint(_words(name)) and value not in (None, "", [], {}):
             found.media.append(name)
-        if name in used or _is_metadata(name, value) or not _has_words(value):
+        is_input = _words(name)[-1:] and _words(name)[-1] in _INPUT_WORDS
+        if name in used or _is_metadata(name, value) or not (is_input or _has_words(value)):
             continue
-        if all(text.strip() in read for text in _texts(value)):
+        texts, question = [text.strip() for text in _texts(value)], _is_question(name)
+        in_prompt = any(text in asked for text in texts) or not question
+        if all(text in read for text in texts) and (in_prompt or not texts):
             continue
-        (found.questions if _is_question(name) else found.others).append(name)
+        (found.questions if question else found.others).append(name)
     return found
 
 
@@ -86,6 +96,11 @@ def fitting_formats(fields: Mapping[str, Any]) -> list[DataFormat]:
     ]
 
 
+def _prompt_of(side: Turns) -> Turns:
+    """A conversation without its last answer."""
+    return side[:-1] if side and side[-1]["role"] == "assistant" else side
+
+
 def _words(name: str) -> list[str]:
     return [word.lower() for word in _WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)))]
 
@@ -95,7 +110,7 @@ def _is_metadata(name: str, value: object) -> bool:
     words = _words(name)
     if not words or words[-1] in _METADATA_WORDS:
         return bool(words)
-    short = all(len(text.split()) < _CATEGORY_LENGTH for text in _texts(value))
+    short = all(_length(text) < _CATEGORY_LENGTH for text in _texts(value))
     if words[-1] in _CATEGORY_WORDS:
         return short
     about = words[0] in _METADATA_WORDS or (words[0] in _CATEGORY_WORDS and short)
@@ -108,7 +123,12 @@ def _is_question(name: str) -> bool:
 
 def _has_words(value: object) -> bool:
     """Whether a value holds a text of several words."""
-    return any(len(text.split()) > 1 for text in _texts(value))
+    return any(_length(text) > 1 for text in _texts(value))
+
+
+def _length(text: str) -> int:
+    """About how many words a text has, also in scripts that are written without blanks."""
+    return len(text.split()) + len(_UNSPACED.findall(text))
 
 
 def _texts(value: object) -> Iterator[str]:

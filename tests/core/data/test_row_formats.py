@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from denserl_cli.core.data.messages import MESSAGES_AS_TEXT
+from denserl_cli.core.data.messages import (
+    ANSWER_AWAITED,
+    LIST_AS_TEXT,
+    MESSAGES_AS_TEXT,
+    SEVERAL_TURNS,
+    THOUGHTS_LEFT_OUT,
+)
 from denserl_cli.core.data.row_formats import UNREAD, RowReader, has_tools, pair_of, prompt_of
 from denserl_cli.core.data.unusable import UnusableRow
 from denserl_cli.core.recipe.data_formats import RowMapping
@@ -190,6 +196,8 @@ HH = ("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b")
         (pair([said("human", "q"), said("gpt", "a")], [said("Human", "q"), said("AI", "b")]), None),
         (pair(said("gpt", "a"), said("gpt", "b"), prompt=[said("prompter", "q")]), None),
         (pair(bot("a"), bot("b"), prompt=json.dumps([user("q")])), MESSAGES_AS_TEXT),
+        (pair("a", "b", prompt=json.dumps([{"id": 1, **user("q")}])), MESSAGES_AS_TEXT),
+        (pair([{**bot("a"), "thinking": "hm"}], [bot("b")], prompt="q"), THOUGHTS_LEFT_OUT),
         (pair(*HH, prompt="q"), None),
         # as `datasets` returns sequences of objects
         (pair(*({"role": ["user", "assistant"], "content": ["q", x]} for x in "ab")), None),
@@ -250,6 +258,17 @@ def test_a_system_column_is_used() -> None:
         ),
         (pair("User: q\n\nBot: a", "User: q\n\nBot: b"), "no prompt", "wanted prompt"),
         (pair("a", "b", prompt="<|im_start|>user\nq"), "written by a chat template", "im_start"),
+        *(
+            (pair("a", "b", prompt="q", **{name: text}), "a column is left out", name)
+            for name, text in (("input", "dog"), ("context", "法国的首都"), ("my_query", "42"))
+        ),
+        (
+            pair("It says: hi you.", "b", prompt="q", context="hi you"),
+            "a column is left out",
+            "context",
+        ),
+        (pair("x", "y", prompt="q", x="a", y="b"), "an answer is the name of a column", "[x, y]"),
+        (pair("a<eos>", "b<eos>", prompt="q"), "written by a chat template", "<eos>"),
         (pair("a<|eot_id|>", "b<|eot_id|>", prompt="q"), "written by a chat template", "eot_id"),
         (pair("[{'role': 'user'}\n {'role': 'x'}]", "[{'role': 1} {}]"), "unreadable messages", ""),
         (pair(datetime(2024, 1, 2), "b", prompt="q"), "wrong type", ""),
@@ -264,6 +283,28 @@ def test_what_may_be_the_question_is_never_dropped(
         pair_of(fields)
     assert caught.value.reason == reason
     assert detail in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "remark"),
+    [
+        ("User: hi\nAssistant: yes\nUser: bye", "a", SEVERAL_TURNS),
+        ("\n\nHuman: hi\nAssistant: yes\nHuman: bye", "a", SEVERAL_TURNS),
+        ("### Human: hi\n### Assistant: yes\n### Human: bye", "a", SEVERAL_TURNS),
+        ("Be kind. USER: hi ASSISTANT:", "a", ANSWER_AWAITED),
+        ("q", '["a"]', LIST_AS_TEXT),
+        ("q", "['a', 'c']", LIST_AS_TEXT),
+        ("Who is the assistant: you?", "[1, 2]", None),
+        ("q", '{"id": 1}', None),
+    ],
+)
+def test_a_text_that_may_be_more_than_one_is_said(
+    prompt: str, answer: str, remark: str | None
+) -> None:
+    reader = RowReader()
+    found = reader.pairs(pair(answer, "b", prompt=prompt))
+    assert found[0].chosen[-1] == bot(answer)
+    assert reader.remarks == ({remark} if remark else set())
 
 
 def test_a_prompt_tells_what_it_leaves_out_and_keeps_it() -> None:
