@@ -245,9 +245,7 @@ def _named_place(text: str, names: Sequence[str]) -> int | None:
     if mark in marks:
         return marks.index(mark)
     place = ord(mark) - ord("a") if mark.isalpha() else len(names)
-    if place >= len(names):
-        return None
-    return marks.index(sorted(marks)[place]) if marks else place
+    return place if place < len(names) and marks == sorted(marks) else None
 
 
 def _marks(names: Sequence[str]) -> list[str]:

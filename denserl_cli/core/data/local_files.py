@@ -234,6 +234,11 @@ def _records(path: Path) -> Iterator[tuple[list[str], Iterator[tuple[int, list[s
             message = f"{path}:1: the names of the columns are {', '.join(map(repr, header))}"
             raise DenserlError(message, hint="give each column a name of its own")
 
+        if len(header) == 1 and (parted := re.search(r"[;\t|]", header[0])):
+            message = f"{path}:1: names one column, {header[0]!r}, not parted by commas"
+            hint = f"write it with commas in place of {parted[0]!r}, or as .tsv with tabs"
+            raise DenserlError(message, hint=hint)
+
         def records() -> Iterator[tuple[int, list[str]]]:
             line = reader.line_num
             for record in reader:

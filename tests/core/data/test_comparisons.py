@@ -52,12 +52,19 @@ def test_a_name_says_which_is_better(value: str, place: int | None) -> None:
         (("b.text", "a.text"), "A", 1),
         (("textB", "textA"), "[[A]]", 1),
         (("turn_1_answer_2", "turn_1_answer_1"), "1", 1),
-        (("answers[1].text", "answers[0].text"), "a", 1),
+        (("answers[0].text", "answers[1].text"), "b", 1),
         (("answer_b_v1", "answer_a_v1"), "A>B", 1),
     ],
 )
 def test_letters_and_numbers_are_those_of_the_columns(names: Any, value: str, place: int) -> None:
     assert better(value, names=names) == place
+
+
+@pytest.mark.parametrize("value", ["A", "A>B", "model_b"])
+def test_a_letter_for_numbered_answers_in_another_order_is_refused(value: str) -> None:
+    for names in (("response_2", "response_1"), ("gpt4", "gpt3")):
+        with pytest.raises(UnusableRow, match="bad preference"):
+            better(value, names=names)
 
 
 def test_a_label_that_is_the_text_of_the_other_answer_is_refused() -> None:

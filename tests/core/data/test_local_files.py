@@ -80,6 +80,7 @@ def test_csv_has_names_in_its_first_line_and_texts_below(tmp_path: Path) -> None
     ("content", "message"),
     [
         (b"a,a\n1,2\n", "names of the columns"),
+        (b"prompt;chosen;rejected\nq;a;b\n", "not parted by commas"),
         (b"a,\n1,2\n", "names of the"),
         (b"a\n\xff", "UTF-8"),
     ],
