@@ -24,6 +24,7 @@ _INPUT_WORDS = frozenset(
     "question instruction query input inputs context history premise problem system".split()
 )
 """Last words of columns of which a single word belongs to the prompt as well."""
+_NOTHING = frozenset(("[]", "{}", "null", "none", "nan", "n/a", "-"))
 _METADATA_WORDS = frozenset(
     "id ids uid uuid hash model models url link date time timestamp tstamp created updated score "
     "scores rating ratings label labels rank ranks margin license version generator generators "
@@ -67,7 +68,8 @@ def left_out(fields: Mapping[str, Any], used: Collection[str], sides: Sequence[T
         is_input = _words(name)[-1:] and _words(name)[-1] in _INPUT_WORDS
         if name in used or _is_metadata(name, value) or not (is_input or _has_words(value)):
             continue
-        texts, question = [text.strip() for text in _texts(value)], _is_question(name)
+        texts = [text.strip() for text in _texts(value) if text.strip().lower() not in _NOTHING]
+        question = _is_question(name)
         in_prompt = any(text in asked for text in texts) or not question
         if all(text in read for text in texts) and (in_prompt or not texts):
             continue
@@ -77,7 +79,7 @@ def left_out(fields: Mapping[str, Any], used: Collection[str], sides: Sequence[T
 
 def candidates(fields: Mapping[str, Any]) -> list[str]:
     """The columns that may hold a prompt, those with a telling name first."""
-    answers = {"chosen", "rejected", "response", "completion", "answer"}
+    answers = {"chosen", "rejected", "response", "completion", "answer", "output", "target"}
     names = [
         name
         for name, value in fields.items()

@@ -204,6 +204,7 @@ HH = ("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b")
         (pair("a", "b", prompt="\n\nHuman: q\n\nAssistant:"), None),
         (pair("a", "b", prompt="q", system="", system_prompt=None, tools=[]), None),
         (pair("a", "b", prompt="q", question="q", source="a book", model_a="m n o"), None),
+        (pair("a", "b", prompt="q", input="[]", context="N/A", query="q"), None),
         (pair("a", "b", prompt="q", remark="two words"), f"{UNREAD}remark"),
         (pair("a", "b", prompt="q", task="write all that is asked for here"), f"{UNREAD}task"),
     ],
