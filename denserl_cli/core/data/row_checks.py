@@ -7,7 +7,7 @@ from typing import Any
 
 from denserl_cli.core.data.comparisons import paths_of
 from denserl_cli.core.data.messages import Turns
-from denserl_cli.core.data.unread_columns import candidates, fitting_formats
+from denserl_cli.core.data.unread_columns import candidates, fitting_formats, left_out
 from denserl_cli.core.data.unusable import UnusableRow, shown
 from denserl_cli.core.recipe.schema import Columns
 
@@ -51,6 +51,17 @@ def check_answers(fields: Mapping[str, Any], values: Sequence[tuple[str, Any]]) 
             "an answer is the name of a column",
             f"column {values[0][0]}: found {shown(texts[0])}; if that column has the answer, set "
             f"columns: {{answers: [{', '.join(sorted(set(texts)))}], better: {values[0][0]}}}",
+        )
+
+
+def check_read(fields: Mapping[str, Any], turns: Turns) -> None:
+    """Raise UnusableRow for a column that may belong to the prompt of what is to be scored."""
+    names = ", ".join(left_out(fields, ("prompt", *SYSTEM_COLUMNS), [turns]).questions)
+    if names:
+        raise UnusableRow(
+            "a column is left out",
+            f"column {names} may belong to the prompt and is not read: make it part of prompt or "
+            "messages, or remove it",
         )
 
 

@@ -18,6 +18,7 @@ from denserl_cli.core.data.messages import MessageReader, Turns, plain_text
 from denserl_cli.core.data.row_checks import (
     SYSTEM_COLUMNS,
     check_answers,
+    check_read,
     check_roles,
     check_same_prompt,
     format_advice,
@@ -153,6 +154,7 @@ class RowReader:
             return {"chosen": pair.chosen, "rejected": pair.rejected}
         if fields.get("messages") is not None:
             turns = self._plain_turns(fields, "messages")
+            turns = with_system(turns, self._system(fields, Columns(), set()))
         else:
             name = next((name for name in _RESPONSES if fields.get(name) is not None), None)
             if name is None:
@@ -160,9 +162,8 @@ class RowReader:
                 raise UnusableRow("no response", f"none of {known} is there, nor a pair")
             asked = None if fields.get("prompt") is None else "prompt"
             turns = self._conversations(fields, Columns(prompt=asked), [(name, fields[name])])[0]
-        if fields.get("messages") is not None:
-            turns = with_system(turns, self._system(fields, Columns(), set()))
         check_roles(turns)
+        check_read(fields, turns)
         if not turns[-1]["content"].strip():
             raise UnusableRow("empty answer")
         return {"": turns}

@@ -13,7 +13,14 @@ from denserl_cli.core.data.messages import (
     SEVERAL_TURNS,
     THOUGHTS_LEFT_OUT,
 )
-from denserl_cli.core.data.row_formats import UNREAD, RowReader, has_tools, pair_of, prompt_of
+from denserl_cli.core.data.row_formats import (
+    UNREAD,
+    RowReader,
+    conversations_of,
+    has_tools,
+    pair_of,
+    prompt_of,
+)
 from denserl_cli.core.data.unusable import UnusableRow
 from denserl_cli.core.recipe.data_formats import RowMapping
 from denserl_cli.core.recipe.schema import MessageKeys
@@ -322,3 +329,12 @@ def test_roles_and_keys_of_a_source_name_its_speakers() -> None:
     keys = RowMapping(roles={"person": "user"}, message_keys=MessageKeys("who", "what"))
     sides = [[{"who": "Person", "what": "q"}, {"who": "bot", "what": x}] for x in "ab"]
     assert RowReader(keys).pairs(pair(*sides))[0].chosen == Q
+
+
+@pytest.mark.parametrize("name", ["context", "input", "history"])
+def test_what_is_scored_has_its_whole_prompt(name: str) -> None:
+    for fields in ({"prompt": "q", "response": "a"}, {"messages": Q}):
+        assert conversations_of({**fields, "question": "q", "model": "m n"}) == {"": Q}
+        with pytest.raises(UnusableRow) as caught:
+            conversations_of({**fields, name: HI})
+        assert name in caught.value.detail
