@@ -217,13 +217,14 @@ class RunFolder:
         replaced = [stage, *later_stages(stage)] if latest is None else []
         for name in replaced:
             self._checkpoints(name).clear()
-        entry = {
+        entry: dict[str, Any] = {
             "settings": stage_settings(self.recipe, stage),
             "versions": versions(),
             "processes": world_size(),
             "device": device_name(),
-            "steps": steps,
         }
+        if steps is not None:
+            entry["steps"] = steps
         # before the results go, or a kill could leave a finished stage without
         self.run_json.start(stage, entry, replaced)
         self.claim()

@@ -336,13 +336,14 @@ def test_a_generation_config_that_cannot_be_saved_is_replaced(scored: Path):
     assert saved.eos_token_id == [5] and saved.temperature is None
 
 
-def test_a_nan_in_the_reward_model_stops_with_the_rollout_kept(scored: Path):
+def test_a_reward_that_overflows_stops_with_the_rollout_kept(scored: Path):
     from safetensors.torch import load_file, save_file
 
     train(scored, "ppo.iterations=1")
     file = scored / "reward_model" / "model.safetensors"
     weights = load_file(file)
-    weights["score.weight"][:] = float("nan")
+    weights["score.weight"][:] = 3e38  # finite weights, whose products are not
+    weights["model.norm.weight"] *= 1e3
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(DenserlError, match="stopped at step 1: a reward or") as caught:
         train(scored, mode="fresh")
