@@ -51,7 +51,7 @@ def inspector_page(
     given = any(view.cut.cutoff is None for view in views)
     shown = [
         {
-            **_described(view.name, view.cut),
+            **described_view(view.name, view.cut),
             "traces": next(n for n, t in enumerate(distinct) if t is view.traces),
         }
         for view in views
@@ -76,7 +76,7 @@ def inspector_page(
     )
 
 
-def _described(name: str, cut: Cut) -> dict[str, Any]:
+def described_view(name: str, cut: Cut) -> dict[str, Any]:
     """A view without its traces."""
     return {
         "name": name,

@@ -20,7 +20,7 @@ import pytest
 from denserl_cli.core.inspection.traces import Cut, Trace
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.recipe.resolved import as_resolved
-from denserl_cli.pages.inspector import _described
+from denserl_cli.pages.inspector import described_view
 from tests import ROOT, tiny
 
 FILE = Path(__file__).with_name("segment_rewards.json")
@@ -57,7 +57,7 @@ def cases() -> list[dict[str, Any]]:
         found = cut(trace)
         made.append(
             {
-                "view": _described("case", cut),
+                "view": described_view("case", cut),
                 "rewards": [[s.start, s.end, s.reward, s.per_token] for s in found.segments],
                 "score": found.score,
             }
