@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from denserl_cli.core.engine.frozen import LocalModel
 from denserl_cli.core.models.causal_lm import StreamedHead
+from denserl_cli.core.models.scalar_head import ScalarHead
 from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
@@ -105,7 +106,9 @@ def scalar_model(seed: int = 0, **shape: int) -> LlamaForSequenceClassification:
     torch.manual_seed(seed)
     settings = config(**shape)
     settings.num_labels = 1
-    return LlamaForSequenceClassification(settings).eval()
+    model = LlamaForSequenceClassification(settings).eval()
+    ScalarHead.take_over(model)
+    return model
 
 
 def frozen(model: torch.nn.Module) -> LocalModel:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from denserl_cli.core.engine.base import NonFiniteError, cosine_schedule
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.system.distributed import all_reduce_sum, join_alone, world_size
+from denserl_cli.core.models.scalar_head import ScalarHead
+from denserl_cli.core.system.distributed import all_reduce_sum, join_alone, rank, world_size
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
@@ -58,6 +59,10 @@ class DeepSpeedEngine:
         self.compute_dtype = compute_dtype
         self.norm = torch.zeros(())
         parameters = [p for p in model.parameters() if p.requires_grad]
+        self.heads = _trained_heads(model) if compute_dtype is not torch.float32 else []
+        exact = [head.weight.detach().clone() for head in self.heads]
+        for head in self.heads:  # ZeRO 3 wants one type for all weights
+            head.weight.data = head.weight.data.to(compute_dtype)
         optimizer = _optimizer(parameters, learning_rate, settings, engine)
         self.schedule = cosine_schedule(optimizer, settings, total_steps)
         self.engine = initialize(
@@ -69,6 +74,9 @@ class DeepSpeedEngine:
         self.engine.checkpoint_engine.save = _save
         self.device = self.engine.device
         self.loss = torch.zeros((), device=self.device)
+        for head, weight in zip(self.heads, exact, strict=True):
+            _set_master(head.weight, weight)
+        self._show_heads()
 
     @property
     def model(self) -> Any:
@@ -102,6 +110,7 @@ class DeepSpeedEngine:
     def update(self) -> Tensor:
         """Clip, update, advance the schedule; returns the gradient norm before clipping."""
         self.engine.step()
+        self._show_heads()
         self.loss = torch.zeros((), device=self.device)
         return self.norm
 
@@ -121,6 +130,11 @@ class DeepSpeedEngine:
         if self.zero_stage < 3:
             sums = getattr(self.engine.optimizer, "averaged_gradients", {})
             sums.update(dict.fromkeys(sums))
+
+    def _show_heads(self) -> None:
+        """Let scalar heads compute with their float32 masters."""
+        for head in self.heads:
+            head.exact = _master(head.weight)
 
     def _gradient_norm(self) -> Tensor:
         """The norm of the accumulated gradient over all processes, as a step would find it."""
@@ -180,6 +194,32 @@ class DeepSpeedEngine:
         found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
         if found is None:
             raise DenserlError(f"no shards in {folder}", hint="go back to an older checkpoint")
+        self._show_heads()
+
+
+def _trained_heads(model: nn.Module) -> list[ScalarHead]:
+    heads = [module for module in model.modules() if isinstance(module, ScalarHead)]
+    return [head for head in heads if head.weight.requires_grad]
+
+
+def _master(weight: nn.Parameter) -> Tensor:
+    """The float32 master of a trained weight, whole, in every process; a collective call."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master: Tensor = safe_get_full_fp32_param(weight)
+    return master.view(getattr(weight, "ds_shape", weight.shape))
+
+
+def _set_master(weight: nn.Parameter, value: Tensor) -> None:
+    """Set the float32 master of a trained weight, here or where its shares are."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    if not hasattr(weight, "ds_id"):
+        safe_set_full_fp32_param(weight, value)
+        return
+    share = weight.ds_tensor.numel()
+    padded = nn.functional.pad(value.flatten(), (0, share * world_size() - value.numel()))
+    safe_set_local_fp32_param(weight, padded.narrow(0, share * rank(), share))
 
 
 def configuration(

@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from denserl_cli.core.engine.base import Engine
-from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
-from denserl_cli.core.engine.frozen import FrozenModel, LocalModel, OffloadedModel, ShardedModel
+from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine, configuration
+from denserl_cli.core.engine.frozen import (
+    FrozenModel,
+    LocalModel,
+    OffloadedModel,
+    ShardedModel,
+    frozen_configuration,
+)
+from denserl_cli.core.engine.sharding import ShardedPlacement
 from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.device import compute_dtype, device
+from denserl_cli.core.models.placement import Placement, whole
 from denserl_cli.core.system.distributed import world_size
 
 if TYPE_CHECKING:
@@ -82,6 +90,35 @@ def make_engine(
     )
 
 
+def placement(
+    recipe: Recipe, engine: EngineConfig | None, *, trained: bool, alone: bool = False
+) -> Placement:
+    """Where the weights of a model are put while it is loaded for `make_engine` or `freeze`.
+
+    Args:
+        recipe: Says the compute type, and whether adapters share the weights.
+        engine: Of the stage; None keeps models whole in this process.
+        trained: The model is trained; DeepSpeed makes its float32 masters of any type.
+        alone: As for `freeze`.
+    """
+    dtype = compute_dtype(recipe.model)
+    if engine is None or not uses_deepspeed(engine):
+        return whole(recipe.model, trained=trained)
+    if recipe.lora is None and trained and engine.zero_stage == 3:
+        return ShardedPlacement(dtype, configuration(engine, 0.0, dtype))
+    if not trained and shards_frozen(recipe, engine, alone):
+        return ShardedPlacement(dtype, frozen_configuration(engine))
+    return Placement(dtype)
+
+
+def shards_frozen(recipe: Recipe, engine: EngineConfig | None, alone: bool = False) -> bool:
+    """Whether models that are not trained are spread over the processes."""
+    if engine is None or recipe.lora is not None:  # adapters share the weights with what is trained
+        return False
+    wanted = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
+    return wanted and world_size() > 1 and uses_deepspeed(engine) and not alone
+
+
 def freeze(
     model: Any, recipe: Recipe, engine: EngineConfig | None = None, *, alone: bool = False
 ) -> FrozenModel:
@@ -94,10 +131,9 @@ def freeze(
         alone: The model is never sharded, because processes call it at different times.
     """
     dtype = compute_dtype(recipe.model)
-    if engine is None or recipe.lora is not None:  # adapters share the weights with what is trained
+    if engine is None or recipe.lora is not None:
         return LocalModel(model, dtype)
-    shards = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
-    if shards and world_size() > 1 and uses_deepspeed(engine) and not alone:
+    if shards_frozen(recipe, engine, alone):
         return ShardedModel(model, engine, dtype)
     if engine.offload_frozen and torch.cuda.is_available():  # else they are on the CPU already
         return OffloadedModel(model, dtype, device())

@@ -86,13 +86,8 @@ class ShardedModel:
     """A frozen model whose weights are sharded over the processes by ZeRO 3."""
 
     def __init__(self, model: Any, engine: EngineConfig, compute_dtype: torch.dtype) -> None:
-        offload = engine.offload_parameters or engine.offload_frozen
-        frozen = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=offload)
-        made = configuration(frozen, 0.0, compute_dtype)
-        # the weights keep their type: without training no float32 masters are needed
-        made["bf16"] = {"enabled": next(model.parameters()).dtype is torch.bfloat16}
         self.config, self.compute_dtype = model.config, compute_dtype
-        self.engine = initialize(model, made)
+        self.engine = initialize(model, frozen_configuration(engine))
 
     @property
     def device(self) -> torch.device:
@@ -107,3 +102,15 @@ class ShardedModel:
     def on_device(self) -> AbstractContextManager[None]:
         """Do nothing: each layer is gathered when it is used."""
         return nullcontext()
+
+
+def frozen_configuration(engine: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration for a model that ZeRO 3 shards without training it.
+
+    Args:
+        engine: Of the stage.
+    """
+    offload = engine.offload_parameters or engine.offload_frozen
+    frozen = replace(engine, zero_stage=3, offload_optimizer=False, offload_parameters=offload)
+    # DeepSpeed's bfloat16 would cast all weights; so each keeps its type, and a head is float32
+    return configuration(frozen, 0.0, torch.float32)

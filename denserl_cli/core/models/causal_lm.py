@@ -5,6 +5,8 @@ Everything works on hidden states; logits exist only inside the streamed likelih
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.likelihood import logprob_and_entropy
 from denserl_cli.core.models.device import attention_kernel, autocast, compute_dtype, device
+from denserl_cli.core.models.placement import Placement, on_device, whole
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
@@ -41,14 +44,17 @@ def load_causal_lm(
     model: ModelConfig,
     *,
     trained: bool,
+    placement: Placement | None = None,
     quantization: Any = None,
     what: str = "starting model",
 ) -> PreTrainedModel:
-    """Load a causal language model to this process's device.
+    """Load a causal language model.
 
     Args:
         model: Of the recipe.
-        trained: float32 weights with gradients; otherwise frozen weights in the compute type.
+        trained: Weights with gradients; otherwise frozen ones.
+        placement: Where the weights are put; None: all on this process's device, in float32 to
+            train, otherwise in the compute type.
         quantization: transformers' configuration of it, for frozen weights.
         what: The model's part, for errors.
 
@@ -58,15 +64,17 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    placement = placement or whole(model, trained=trained)
     loaded = load_weights(
         AutoModelForCausalLM,
         model,
         model.path,
         trained=trained,
+        placement=placement,
         what=what,
         quantization=quantization,
     )
-    with autocast(loaded.device, compute_dtype(model)):
+    with autocast(loaded.device, compute_dtype(model)), placement.running(loaded):
         refuse_unusual_head(loaded, model.path)
     StreamedHead.take_over(loaded)
     return loaded
@@ -79,9 +87,9 @@ def load_weights(
     *,
     trained: bool,
     what: str,
+    placement: Placement | None = None,
     revision: str | None = None,
     fresh: str | None = None,
-    dtype: torch.dtype | None = None,
     num_labels: int | None = None,
     quantization: Any = None,
     option: str = "model.path",
@@ -95,9 +103,10 @@ def load_weights(
         path: Hub name or folder.
         trained: Ready to train; otherwise frozen.
         what: The model's part, for errors.
+        placement: Where the weights are put; None: all on this process's device, in float32 to
+            train, otherwise in the compute type.
         revision: Of a path that is not the recipe's model.
         fresh: Name of a layer that the folder need not have.
-        dtype: Of the weights; None: float32 to train, the compute type otherwise.
         num_labels: Of a classification head; None for other kinds.
         quantization: transformers' configuration of it, for frozen weights.
         option: The recipe's field that names another folder, for errors.
@@ -111,6 +120,7 @@ def load_weights(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     revision = model.revision if path == model.path else revision
+    placement = placement or whole(model, trained=trained)
     with readable_errors(path, what, option):
         # code beside the weights is never run: only architectures of transformers are supported
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -122,21 +132,23 @@ def load_weights(
         for name, value in vars(config).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
                 setattr(config, name, 0.0)  # with dropout a policy's ratio to itself would not be 1
-        loaded, report = kind.from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            dtype=dtype or (torch.float32 if trained else compute_dtype(model)),
-            attn_implementation=attention_kernel(model) if causal else None,
-            quantization_config=quantization,
-            device_map=None if quantization is None else {"": device()},
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with placement.loading(), float32_head(config):
+            loaded, report = kind.from_pretrained(
+                path,
+                config=config,
+                revision=revision,
+                dtype=placement.dtype,
+                attn_implementation=attention_kernel(model) if causal else None,
+                quantization_config=quantization,
+                device_map=None if placement.sharded else on_device(device()),
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     prepare(loaded, model, trained=trained)
     if causal:
-        with autocast(loaded.device, compute_dtype(model)):  # FlashAttention needs half precision
+        # FlashAttention needs half precision
+        with autocast(loaded.device, compute_dtype(model)), placement.running(loaded):
             refuse_two_way_attention(loaded, path)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
@@ -146,7 +158,7 @@ def load_weights(
             f"{', '.join(lacking[:5])}",
             hint="name a folder that has a whole model of this kind",
         )
-    refuse_damaged_weights(loaded, path, what)
+    refuse_damaged_weights(loaded, path, what, placement)
     biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
     if biases:
         raise DenserlError(
@@ -155,6 +167,23 @@ def load_weights(
             hint="without them it would be another model; name one that transformers supports",
         )
     return loaded
+
+
+@contextmanager
+def float32_head(config: Any) -> Iterator[None]:
+    """Make transformers keep the `score` of a classifier in float32, whatever the body's type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if kind is None:
+        yield
+        return
+    kept = kind._keep_in_fp32_modules_strict
+    kind._keep_in_fp32_modules_strict = {*(kept or ()), r"^score\."}
+    try:
+        yield
+    finally:
+        kind._keep_in_fp32_modules_strict = kept
 
 
 def _is_bias(model: Any, key: str) -> bool:
@@ -182,22 +211,30 @@ def checkpoint_activations(loaded: Any, model: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def refuse_damaged_weights(model: PreTrainedModel, path: str, what: str) -> None:
+def refuse_damaged_weights(
+    model: PreTrainedModel, path: str, what: str, placement: Placement
+) -> None:
     """Raise DenserlError, by name, for weights that are NaN or infinite.
 
     Args:
         model: As it was loaded.
         path: Where it came from.
         what: The model's part, for the error.
+        placement: Where the weights are.
     """
-    # the extremes are not finite where a weight is not; one transfer for all of them
-    extremes = {
-        name: torch.stack(torch.aminmax(weight)).float()
+    weights = {
+        name: placement.held(weight)
         for name, weight in model.named_parameters()
-        if weight.is_floating_point() and not weight.is_meta and weight.numel()
+        if weight.is_floating_point() and not weight.is_meta
     }
-    finite = torch.isfinite(torch.stack(list(extremes.values()))).all(1).tolist()
-    damaged = [name for name, good in zip(extremes, finite, strict=True) if not good]
+    # the extremes are not finite where a weight is not; one transfer for all of them
+    none = torch.zeros(2, device=model.device)
+    extremes = [
+        torch.stack(torch.aminmax(weight)).float().to(none.device) if weight.numel() else none
+        for weight in weights.values()
+    ]
+    bad = placement.in_any(~torch.isfinite(torch.stack(extremes)).all(1)).tolist()
+    damaged = [name for name, found in zip(weights, bad, strict=True) if found]
     if damaged:
         raise DenserlError(
             f"{path} has weights of the {what} that are NaN or infinite: {', '.join(damaged[:5])}",
@@ -225,15 +262,21 @@ def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
 @torch.no_grad()
 def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
     """Raise DenserlError unless the model's logits are `hidden @ W.T` and nothing else."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    ids = torch.arange(8, device=model.device).remainder(vocabulary)[None]
+    head = model.get_output_embeddings()
+    ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
     training = model.training
     model.eval()
-    output = model(input_ids=ids, use_cache=False).logits
-    logits = output.float()
+    products: list[Tensor] = []
+
+    def record(head: Any, inputs: tuple[Tensor], _: Tensor) -> None:
+        products.append(hidden.float() @ head.weight.float().T)
+
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    plain = hidden.float() @ model.get_output_embeddings().weight.float().T
+    hook = head.register_forward_hook(record, prepend=True)  # a sharded weight is in place there
+    output = model(input_ids=ids, use_cache=False).logits
+    hook.remove()
     model.train(training)
+    logits, plain = output.float(), products[0]
     capped = getattr(model.config, "final_logit_softcapping", None)
     if capped or (logits - plain).abs().max() > _tolerance(output) * plain.abs().max():
         raise DenserlError(

@@ -23,12 +23,13 @@ from denserl_cli.core.models.causal_lm import (
     readable_errors,
 )
 from denserl_cli.core.models.device import compute_dtype, device
-from denserl_cli.core.models.scalar_head import draw_head, load_scalar_model
+from denserl_cli.core.models.scalar_head import ScalarHead, draw_head, load_scalar_model
 
 if TYPE_CHECKING:
     from peft import LoraModel
     from transformers import PreTrainedModel
 
+    from denserl_cli.core.models.placement import Placement
     from denserl_cli.core.recipe.schema import LoraConfig, Recipe
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -69,22 +70,28 @@ def quantization(recipe: Recipe) -> Any:
     )
 
 
-def load_reference(recipe: Recipe) -> PreTrainedModel:
+def load_reference(recipe: Recipe, placement: Placement | None = None) -> PreTrainedModel:
     """The frozen starting model of a recipe, in 4 bits with `lora.quantize`."""
-    return load_causal_lm(recipe.model, trained=False, quantization=quantization(recipe))
+    return load_causal_lm(
+        recipe.model, trained=False, placement=placement, quantization=quantization(recipe)
+    )
 
 
-def new_policy(recipe: Recipe, reference: PreTrainedModel) -> PreTrainedModel:
+def new_policy(
+    recipe: Recipe, reference: PreTrainedModel, placement: Placement | None = None
+) -> PreTrainedModel:
     """The policy before training: all weights are trained, or adapters over the reference's."""
     if recipe.lora is None:
-        return load_causal_lm(recipe.model, trained=True)
+        return load_causal_lm(recipe.model, trained=True, placement=placement)
     return _add_adapters(twin(reference), recipe)
 
 
-def new_scalar_model(recipe: Recipe, reference: PreTrainedModel | None) -> PreTrainedModel:
+def new_scalar_model(
+    recipe: Recipe, reference: PreTrainedModel | None, placement: Placement | None = None
+) -> PreTrainedModel:
     """A reward model or critic before training, as in `new_policy`, with a fresh head."""
     if recipe.lora is None:
-        return load_scalar_model(recipe.model, fresh_head=True, trained=True)
+        return load_scalar_model(recipe.model, fresh_head=True, trained=True, placement=placement)
     return _add_adapters(scalar_model_over(reference or load_reference(recipe)), recipe)
 
 
@@ -114,6 +121,7 @@ def saved_scalar_model(
     *,
     revision: str | None = None,
     trained: bool = False,
+    placement: Placement | None = None,
     reference: PreTrainedModel | None = None,
     option: str = "model.path",
 ) -> PreTrainedModel:
@@ -124,6 +132,7 @@ def saved_scalar_model(
         path: Folder or hub name, of a whole model or of adapters.
         revision: Of a hub name.
         trained: Load it to be trained.
+        placement: Where the weights of a whole model are put.
         reference: The recipe's starting model where it is loaded already; adapters share its
             weights.
         option: The recipe's field that names the path, for errors.
@@ -136,6 +145,7 @@ def saved_scalar_model(
             revision=revision,
             fresh_head=False,
             trained=trained and not lora,
+            placement=placement,
             option=option,
         )
         return _add_adapters(whole, recipe) if trained and lora else whole
@@ -188,6 +198,7 @@ def scalar_model_over(causal_lm: PreTrainedModel) -> PreTrainedModel:
     setattr(model, model.base_model_prefix, body)
     model.score = model.score.to_empty(device=causal_lm.device).float()
     draw_head(model)
+    ScalarHead.take_over(model)
     model.is_loaded_in_4bit = getattr(causal_lm, "is_loaded_in_4bit", False)  # peft reads it
     return model.eval()
 

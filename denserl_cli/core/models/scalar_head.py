@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import hidden_states, load_weights
-from denserl_cli.core.models.device import compute_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from denserl_cli.core.data.batches import SequenceBatch
+    from denserl_cli.core.models.placement import Placement
     from denserl_cli.core.recipe.schema import ModelConfig
 
 
@@ -25,6 +25,7 @@ def load_scalar_model(
     revision: str | None = None,
     fresh_head: bool,
     trained: bool,
+    placement: Placement | None = None,
     option: str = "model.path",
 ) -> PreTrainedModel:
     """A model with a scalar head (`score`, no bias), as reward model or critic (method §3).
@@ -34,7 +35,9 @@ def load_scalar_model(
         path: Hub name or folder; None: the recipe's model.
         revision: Of a path that is not the recipe's model.
         fresh_head: Draw the head, see `draw_head`; otherwise the folder must have one.
-        trained: Ready to train; otherwise frozen, the body in the compute type.
+        trained: Ready to train; otherwise frozen.
+        placement: Where the weights are put; None: all on this process's device, in float32 to
+            train, otherwise in the compute type.
         option: The recipe's field that names the path, for errors.
 
     Raises:
@@ -50,7 +53,7 @@ def load_scalar_model(
         trained=trained,
         what="starting model" if fresh_head else "reward model",
         fresh="score" if fresh_head else None,
-        dtype=torch.float32,
+        placement=placement,
         num_labels=1,
         option=option,
     )
@@ -61,17 +64,41 @@ def load_scalar_model(
             "plain matrix product",
             hint="it can only reward whole responses: set segmentation.granularity=bandit",
         )
-    if not trained:
-        for weight in loaded.base_model.parameters():  # buffers, such as RoPE's, stay float32
-            weight.data = weight.data.to(compute_dtype(model))
     if fresh_head:
         draw_head(loaded)
+    ScalarHead.take_over(loaded)
     return loaded
+
+
+class ScalarHead(nn.Linear):
+    """A scalar head that computes in float32, whatever the type of the body.
+
+    Attributes:
+        exact: The weight in float32 where `weight` is a rounded copy of it, as under DeepSpeed;
+            gradients go to `weight`.
+    """
+
+    exact: Tensor | None = None
+
+    @classmethod
+    def take_over(cls, model: Any) -> None:
+        """Turn a model's `score` into one of these; its weight and name stay the same."""
+        model.score.__class__ = cls
+
+    def forward(self, input: Tensor) -> Tensor:
+        """One number for each state: (..., H) to (..., 1), float32."""
+        weight = self.weight.float()
+        if self.exact is not None:
+            weight = weight + (self.exact - weight).detach()  # both steps are without rounding
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.float(), weight)
 
 
 def draw_head(model: Any) -> None:
     """Draw the scalar head from torch's current seed: normal, std 1/(hidden+1) (method §3)."""
-    nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
+    head = model.score.weight
+    head.data = torch.empty(head.shape, device=head.device)
+    nn.init.normal_(head, std=1 / (model.score.in_features + 1))
 
 
 def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> Tensor:
@@ -87,7 +114,4 @@ def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> T
         (R, T), float32, 0 where masked.
     """
     states = hidden_states(model, batch)[batch.response_positions - int(before)]
-    with torch.autocast(states.device.type, enabled=False):  # the head stays float32
-        # its weight has another type only under DeepSpeed's bfloat16, which has float32 masters
-        values = model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()
-    return batch.window(values)
+    return batch.window(model.score(states)[:, 0])

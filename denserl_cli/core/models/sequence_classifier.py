@@ -21,6 +21,7 @@ from denserl_cli.core.data.encoding import PromptEncoding
 from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_weights
+from denserl_cli.core.models.placement import Placement
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.system.hub import readable_errors, weight_names
 
@@ -70,7 +71,7 @@ def load_classifier(record: RewardRecord, model: ModelConfig) -> Any:
         revision=record.weights_revision,
         trained=False,
         what="reward model",
-        dtype=torch.float32,
+        placement=Placement(torch.float32),  # heads of this kind are not cast apart from the body
         num_labels=1,
         option="published.reward_model",
         causal=False,

@@ -24,7 +24,7 @@ from denserl_cli.core.data.batches import (
     pair_batches,
 )
 from denserl_cli.core.engine.base import step as engine_step
-from denserl_cli.core.engine.factory import freeze, make_engine
+from denserl_cli.core.engine.factory import freeze, make_engine, placement
 from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference, new_scalar_model
 from denserl_cli.core.models.scalar_head import token_values
@@ -95,11 +95,14 @@ class RewardTrainer:
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
-        reference = load_reference(recipe) if recipe.segmentation.by_entropy else None
+        held = {flag: placement(recipe, self.settings.engine, trained=flag) for flag in (False, True)}
+        reference = None
+        if recipe.segmentation.by_entropy:
+            reference = load_reference(recipe, held[False])
         self.engine = make_engine(
             recipe,
             self.settings.engine,
-            new_scalar_model(recipe, reference),
+            new_scalar_model(recipe, reference, held[True]),
             learning_rate=self.settings.learning_rate,
             total_steps=len(batches),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from denserl_cli.core.engine.factory import freeze
+from denserl_cli.core.engine.factory import freeze, placement
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
 from denserl_cli.core.models.reward_metadata import RewardRecord
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from denserl_cli.core.data.conversations import Prompt
+    from denserl_cli.core.models.placement import Placement
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import EngineConfig, Recipe
     from denserl_cli.core.runs.folder import RunFolder
@@ -42,6 +43,7 @@ def load_reward_model(
     run: RunFolder,
     *,
     trained: bool = False,
+    placement: Placement | None = None,
     observer: Observer | None = None,
     reference: PreTrainedModel | None = None,
 ) -> LoadedReward:
@@ -52,6 +54,8 @@ def load_reward_model(
         recipe: The recipe of the run.
         run: Where the reward model is, unless the record names published weights.
         trained: Load it to be trained.
+        placement: Where its weights are put, unless it shares the reference's or rewards whole
+            responses only.
         observer: Told when a conversation is longer than the model's positions.
         reference: The recipe's starting model where it is loaded already; adapters share its
             weights.
@@ -77,6 +81,7 @@ def load_reward_model(
         path,
         revision=record.weights_revision,
         trained=trained,
+        placement=placement,
         reference=reference,
         option=WEIGHTS_OPTION if record.weights else "",
     )
@@ -106,11 +111,19 @@ def load_scorer(
     """
     recipe, record = setup.recipe, setup.record
     if reference is None and recipe.segmentation.by_entropy:
-        reference = load_reference(recipe)
+        reference = load_reference(recipe, placement(recipe, engine, trained=False))
     reward = None
     read: ReadValues = token_values
     if record is not None:
-        loaded = load_reward_model(record, recipe, run, observer=observer, reference=reference)
+        foreign = bool(prompts) and setup.reward_chat_format is not setup.chat
+        loaded = load_reward_model(
+            record,
+            recipe,
+            run,
+            placement=placement(recipe, engine, trained=False, alone=foreign),
+            observer=observer,
+            reference=reference,
+        )
         read = _read_prompts(loaded, setup, prompts, observer)
         alone = isinstance(read, SequenceReader)
         reward = freeze(loaded.model, recipe, engine, alone=alone)

@@ -11,7 +11,7 @@ from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.engine.base import Engine
-from denserl_cli.core.engine.factory import check_engine, make_engine
+from denserl_cli.core.engine.factory import check_engine, make_engine, placement
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
 from denserl_cli.core.planning.workload import count_steps
@@ -107,24 +107,31 @@ def _models(
     """A collector with policy, critic and scorer, and an updater of policy and critic."""
     recipe, record, chat = setup.recipe, setup.record, setup.chat
     ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(plan.prompts))
-    reference = load_reference(recipe)
+    reference = load_reference(recipe, placement(recipe, ppo.engine, trained=False))
     # the frozen models first: they are sharded or offloaded before the trained ones need memory
     scorer = load_scorer(
         setup, run, observer, engine=ppo.engine, reference=reference, prompts=prompts
     )
+    trained = placement(recipe, ppo.engine, trained=True)
+    policy = new_policy(recipe, reference, trained)
+    values = (
+        load_reward_model(
+            record, recipe, run, trained=True, placement=trained, reference=reference
+        ).model
+        if record is not None and ppo.critic_init == "reward_model"
+        else new_scalar_model(recipe, reference, trained)
+    )
     actor = make_engine(
         recipe,
         ppo.engine,
-        new_policy(recipe, reference),
+        policy,
         learning_rate=ppo.actor_learning_rate,
         total_steps=max(1, (steps.batches - ppo.critic_warmup) * steps.per_batch),
     )
     critic = make_engine(
         recipe,
         ppo.engine,
-        load_reward_model(record, recipe, run, trained=True, reference=reference).model
-        if record is not None and ppo.critic_init == "reward_model"
-        else new_scalar_model(recipe, reference),
+        values,
         learning_rate=ppo.critic_learning_rate,
         total_steps=steps.total,
     )
