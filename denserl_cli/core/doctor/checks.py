@@ -145,7 +145,7 @@ def _deepspeed() -> Iterator[tuple[str, str]]:
     yield "ninja", "found" if shutil.which("ninja", path=_path()) else "not on the PATH"
     built = sorted({file.stem for file in _extensions().glob("*/*/*.so")})
     yield "extensions built", ", ".join(built) or "none yet: built at first use"
-    from denserl_cli.core.engine.deepspeed_engine import import_deepspeed
+    from denserl_cli.core.engine.deepspeed_setup import import_deepspeed
 
     yield "import", f"works, {import_deepspeed().__version__}"
 

@@ -55,6 +55,9 @@ class Engine(Protocol):
     def gathered(self) -> AbstractContextManager[Any]:
         """Yield the model with all weights in place, on every process, for inference."""
 
+    def weights(self) -> dict[str, Any] | None:
+        """All weights by name, the trained ones in float32; None but in the first process."""
+
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs and `save_shards` does not write."""
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.engine.base import NonFiniteError, cosine_schedule
+from denserl_cli.core.engine.deepspeed_setup import configuration, import_deepspeed, initialize
+from denserl_cli.core.engine.universal import universal
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.scalar_head import ScalarHead
-from denserl_cli.core.system.distributed import all_reduce_sum, join_alone, rank, world_size
+from denserl_cli.core.system.distributed import (
+    all_reduce_sum,
+    is_main_process,
+    rank,
+    world_size,
+)
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
@@ -25,18 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TAG = "shards"
-
-
-class FunctionModule(nn.Module):
-    """Calls functions of a model, so that ZeRO 3 counts each call as one pass over the weights."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[..., T], *inputs: Any, **options: Any) -> T:
-        """`function` of the model."""
-        return function(self.model, *inputs, **options)
 
 
 class DeepSpeedEngine:
@@ -58,6 +49,7 @@ class DeepSpeedEngine:
         self.zero_stage = engine.zero_stage
         self.compute_dtype = compute_dtype
         self.norm = torch.zeros(())
+        self.regroup = False
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.heads = _trained_heads(model) if compute_dtype is not torch.float32 else []
         exact = [head.weight.detach().clone() for head in self.heads]
@@ -164,6 +156,23 @@ class DeepSpeedEngine:
             finally:
                 hooks._register_deepspeed_module(hooks.module)
 
+    def weights(self) -> dict[str, Any] | None:
+        """All weights by name, the trained ones' float32 masters; None but in the first process.
+
+        Each is gathered for itself and moved to the CPU's memory before the next one.
+        """
+        found: dict[str, Tensor] = {}
+        names: dict[int, str] = {}
+        for name, weight in self.model.state_dict(keep_vars=True).items():
+            known = names.setdefault(id(weight), name)  # a tied weight has two names
+            value = found.get(known)
+            if value is None and weight.requires_grad:
+                value = _master(weight)
+            elif value is None:
+                value = weight.detach()
+            found[name] = value.cpu() if is_main_process() else value[:0]
+        return found if is_main_process() else None
+
     def state(self) -> dict[str, Any]:
         """The number of processes and the ZeRO stage that the shards are written under."""
         return {"processes": world_size(), "zero_stage": self.zero_stage}
@@ -175,23 +184,25 @@ class DeepSpeedEngine:
             raise DenserlError(
                 "the checkpoint is of one process without DeepSpeed, this job has "
                 f"{now['processes']} under ZeRO {now['zero_stage']}",
-                hint="go on with as many processes and the engine as before",
+                hint="go on with one process and the engine as before",
             )
-        wrong = [f"{name} was {state.get(name)}, is {now[name]}" for name in now
-                 if state.get(name) != now[name]]  # fmt: skip
-        if wrong:
+        if state["zero_stage"] != now["zero_stage"]:
             raise DenserlError(
-                f"the checkpoint's shards are of another job: {', '.join(wrong)}",
-                hint="go on with as many processes and the ZeRO stage as before",
+                f"the checkpoint's shards are of another job: zero_stage was {state['zero_stage']}, "
+                f"is {now['zero_stage']}",
+                hint="go on with the ZeRO stage as before",
             )
+        self.regroup = state["processes"] != now["processes"]
 
     def save_shards(self, folder: Path) -> None:
         """Write this process's part of weights and optimizer, and the schedule."""
         self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
     def load_shards(self, folder: Path) -> None:
-        """Read what `save_shards` wrote."""
-        found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        """Read what `save_shards` wrote, in as many processes or in another number of them."""
+        with universal(folder, _TAG) if self.regroup else nullcontext(folder) as source:
+            self.engine._config.load_universal_checkpoint = self.regroup
+            found, _ = self.engine.load_checkpoint(str(source), tag=_TAG)
         if found is None:
             raise DenserlError(f"no shards in {folder}", hint="go back to an older checkpoint")
         self._show_heads()
@@ -202,7 +213,7 @@ def _trained_heads(model: nn.Module) -> list[ScalarHead]:
     return [head for head in heads if head.weight.requires_grad]
 
 
-def _master(weight: nn.Parameter) -> Tensor:
+def _master(weight: Tensor) -> Tensor:
     """The float32 master of a trained weight, whole, in every process; a collective call."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -210,80 +221,16 @@ def _master(weight: nn.Parameter) -> Tensor:
     return master.view(getattr(weight, "ds_shape", weight.shape))
 
 
-def _set_master(weight: nn.Parameter, value: Tensor) -> None:
+def _set_master(weight: Tensor, value: Tensor) -> None:
     """Set the float32 master of a trained weight, here or where its shares are."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     if not hasattr(weight, "ds_id"):
         safe_set_full_fp32_param(weight, value)
         return
-    share = weight.ds_tensor.numel()
+    share = weight.ds_tensor.numel()  # type: ignore[attr-defined]
     padded = nn.functional.pad(value.flatten(), (0, share * world_size() - value.numel()))
     safe_set_local_fp32_param(weight, padded.narrow(0, share * rank(), share))
-
-
-def configuration(
-    engine: EngineConfig, clip_norm: float, compute_dtype: torch.dtype
-) -> dict[str, Any]:
-    """DeepSpeed's configuration; the recipe's `deepspeed` mapping overrides it.
-
-    Args:
-        engine: Of the stage.
-        clip_norm: Largest norm of the gradient.
-        compute_dtype: bfloat16 or float32.
-    """
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
-    to_cpu = {"device": "cpu", "pin_memory": True}
-    if engine.offload_optimizer and torch.cuda.is_available():  # else it is there already
-        zero["offload_optimizer"] = to_cpu
-    if engine.offload_parameters and torch.cuda.is_available():
-        zero["offload_param"] = to_cpu
-    made: dict[str, Any] = {
-        # the caller splits batches and says which backward pass is the last one
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": sys.maxsize,
-        "bf16": {"enabled": compute_dtype is torch.bfloat16},
-        "data_types": {
-            "grad_accum_dtype": "fp32" if engine.gradient_dtype == "float32" else "bf16"
-        },
-    }
-    return _laid_over(made, engine.deepspeed)
-
-
-def import_deepspeed() -> Any:
-    """Import DeepSpeed, on the CPU where there is no GPU, without its output on stdout."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise DenserlError(
-            "DeepSpeed is not installed", hint="pip install deepspeed, or set engine.kind=torch"
-        ) from error
-    from deepspeed.utils import logger
-
-    if not torch.cuda.is_available():  # otherwise it compiles a collective that is never called
-        deepspeed.ops.__compatible_ops__ = {}
-    logger.setLevel(logging.ERROR)
-    for handler in logger.handlers:
-        if type(handler) is logging.StreamHandler:  # its own
-            handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
-    return deepspeed
-
-
-def initialize(model: nn.Module, made: dict[str, Any], **options: Any) -> Any:
-    """DeepSpeed's engine around a model, without its output on stdout."""
-    deepspeed = import_deepspeed()
-    if world_size() == 1:
-        join_alone()
-    with redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(model=FunctionModule(model), config=made, **options)
-    return engine
 
 
 def _norm_method(optimizer: Any) -> tuple[str, Callable[[Any], Any], Callable[[Tensor], Any]]:
@@ -326,12 +273,3 @@ def _optimizer(
     if engine.offload_optimizer and torch.cuda.is_available():
         return import_deepspeed().ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
     return torch.optim.AdamW(parameters, fused=True, **common)
-
-
-def _laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merge two mappings; the second one wins."""
-    merged = dict(base)
-    for key, value in over.items():
-        inner = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if inner else value
-    return merged

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from denserl_cli.core.engine.base import Engine
-from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine, configuration
+from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
+from denserl_cli.core.engine.deepspeed_setup import configuration
 from denserl_cli.core.engine.frozen import (
     FrozenModel,
     LocalModel,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from denserl_cli.core.engine.base import T
-from denserl_cli.core.engine.deepspeed_engine import configuration, initialize
+from denserl_cli.core.engine.deepspeed_setup import configuration, initialize
 from denserl_cli.core.models.device import autocast
 
 if TYPE_CHECKING:

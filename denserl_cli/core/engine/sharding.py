@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denserl_cli.core.engine.deepspeed_engine import import_deepspeed
+from denserl_cli.core.engine.deepspeed_setup import import_deepspeed
 from denserl_cli.core.models.placement import Placement
 from denserl_cli.core.system.distributed import join_alone, max_over_ranks, rank, world_size
 

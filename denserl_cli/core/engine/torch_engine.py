@@ -86,6 +86,10 @@ class TorchEngine:
         """Yield the model with all weights in place, for inference."""
         yield self.model
 
+    def weights(self) -> dict[str, Any]:
+        """All weights by name, the trained ones in float32."""
+        return dict(self.model.state_dict())
+
     def state(self) -> dict[str, Any]:
         """The trained weights, the optimizer and the schedule."""
         return {

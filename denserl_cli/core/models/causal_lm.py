@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.likelihood import logprob_and_entropy
 from denserl_cli.core.models.device import attention_kernel, autocast, compute_dtype, device
+from denserl_cli.core.models.load_checks import (
+    once,
+    refuse_damaged_weights,
+    refuse_two_way_attention,
+    refuse_unusual_head,
+)
 from denserl_cli.core.models.placement import Placement, on_device, whole
 from denserl_cli.core.system.hub import readable_errors
 
@@ -75,7 +81,7 @@ def load_causal_lm(
         quantization=quantization,
     )
     with autocast(loaded.device, compute_dtype(model)), placement.running(loaded):
-        refuse_unusual_head(loaded, model.path)
+        once(refuse_unusual_head, loaded, model.path)
     StreamedHead.take_over(loaded)
     return loaded
 
@@ -149,7 +155,7 @@ def load_weights(
     if causal:
         # FlashAttention needs half precision
         with autocast(loaded.device, compute_dtype(model)), placement.running(loaded):
-            refuse_two_way_attention(loaded, path)
+            once(refuse_two_way_attention, loaded, path)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     lacking = sorted(key for key in lacking if fresh is None or not key.startswith(fresh))
     if lacking:
@@ -208,87 +214,6 @@ def checkpoint_activations(loaded: Any, model: ModelConfig) -> None:
             loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable
         )
         enable({"use_reentrant": False})
-
-
-@torch.no_grad()
-def refuse_damaged_weights(
-    model: PreTrainedModel, path: str, what: str, placement: Placement
-) -> None:
-    """Raise DenserlError, by name, for weights that are NaN or infinite.
-
-    Args:
-        model: As it was loaded.
-        path: Where it came from.
-        what: The model's part, for the error.
-        placement: Where the weights are.
-    """
-    weights = {
-        name: placement.held(weight)
-        for name, weight in model.named_parameters()
-        if weight.is_floating_point() and not weight.is_meta
-    }
-    # the extremes are not finite where a weight is not; one transfer for all of them
-    none = torch.zeros(2, device=model.device)
-    extremes = [
-        torch.stack(torch.aminmax(weight)).float().to(none.device) if weight.numel() else none
-        for weight in weights.values()
-    ]
-    bad = placement.in_any(~torch.isfinite(torch.stack(extremes)).all(1)).tolist()
-    damaged = [name for name, found in zip(weights, bad, strict=True) if found]
-    if damaged:
-        raise DenserlError(
-            f"{path} has weights of the {what} that are NaN or infinite: {', '.join(damaged[:5])}",
-            hint="its file is damaged, or the training that made it diverged; name another model",
-        )
-
-
-@torch.no_grad()
-def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
-    """Raise DenserlError when a token's hidden state depends on the tokens after it."""
-    ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
-    training = model.training
-    model.eval()
-    long = model.base_model(input_ids=ids).last_hidden_state[:, :4]
-    short = model.base_model(input_ids=ids[:, :4]).last_hidden_state
-    model.train(training)
-    if (long - short).abs().max() > _tolerance(long) * long.abs().max():
-        raise DenserlError(
-            f"{path}: a {model.config.model_type} model that reads in both directions is not a "
-            "causal language model",
-            hint="name a causal language model: --set model.path=FOLDER",
-        )
-
-
-@torch.no_grad()
-def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
-    """Raise DenserlError unless the model's logits are `hidden @ W.T` and nothing else."""
-    head = model.get_output_embeddings()
-    ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
-    training = model.training
-    model.eval()
-    products: list[Tensor] = []
-
-    def record(head: Any, inputs: tuple[Tensor], _: Tensor) -> None:
-        products.append(hidden.float() @ head.weight.float().T)
-
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    hook = head.register_forward_hook(record, prepend=True)  # a sharded weight is in place there
-    output = model(input_ids=ids, use_cache=False).logits
-    hook.remove()
-    model.train(training)
-    logits, plain = output.float(), products[0]
-    capped = getattr(model.config, "final_logit_softcapping", None)
-    if capped or (logits - plain).abs().max() > _tolerance(output) * plain.abs().max():
-        raise DenserlError(
-            f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
-            hint="denserl supports heads that are a plain matrix product",
-        )
-
-
-def _tolerance(output: Tensor) -> float:
-    """How far two forward passes of equal results may differ, as a share of the largest number."""
-    half = output.dtype == torch.bfloat16 or torch.is_autocast_enabled(output.device.type)
-    return 0.05 if half else 1e-4
 
 
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:

@@ -95,18 +95,20 @@ class RewardTrainer:
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
-        held = {flag: placement(recipe, self.settings.engine, trained=flag) for flag in (False, True)}
+        held = {
+            flag: placement(recipe, self.settings.engine, trained=flag) for flag in (False, True)
+        }
         reference = None
         if recipe.segmentation.by_entropy:
             reference = load_reference(recipe, held[False])
         self.engine = make_engine(
             recipe,
-            self.settings.engine,
-            new_scalar_model(recipe, reference, held[True]),
+            engine,
+            new_scalar_model(recipe, reference, placement(recipe, engine, trained=True)),
             learning_rate=self.settings.learning_rate,
             total_steps=len(batches),
         )
-        frozen = None if reference is None else freeze(reference, recipe, self.settings.engine)
+        frozen = None if reference is None else freeze(reference, recipe, engine)
         self.scorer = Scorer(recipe.segmentation, reference=frozen, tokenizer=tokenizer)
         self.segments = None if frozen is None else open_cache(rows, recipe, self.scorer, observer)
         self.session = StageSession(

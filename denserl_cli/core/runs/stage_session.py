@@ -181,7 +181,8 @@ class StageSession:
         for name, engine in self.engines.items():
             engine.restore(state[name])
             engine.load_shards(checkpoint.folder / name)
-        restore_random_state(state["random"][rank()])
+        # another number of processes may go on: what is trained does not draw from these
+        restore_random_state(state["random"][rank() % len(state["random"])])
         self.guard.restore(state["guard"])
         if self.trainer is not None:
             self.trainer.restore(state)

@@ -14,6 +14,7 @@ from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine, placement
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
+from denserl_cli.core.models.saving import save_model
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
@@ -162,9 +163,9 @@ def _stop_generation(policy: Any, chat: ChatFormat) -> None:
 
 
 def _save(actor: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
-    with actor.gathered() as policy:
-        if is_main_process():
-            with replaced_folder(run.path / name) as folder:
-                policy.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
+    weights = actor.weights()
+    if weights is not None:
+        with replaced_folder(run.path / name) as folder:
+            save_model(actor.model, weights, folder)
+            tokenizer.save_pretrained(folder)
     barrier()

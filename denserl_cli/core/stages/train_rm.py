@@ -10,6 +10,7 @@ from denserl_cli.core.data.loading import load_pairs
 from denserl_cli.core.engine.factory import check_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.reward_metadata import RewardRecord
+from denserl_cli.core.models.saving import save_model
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.recipe.stages import TRAIN_RM
 from denserl_cli.core.reward_model.trainer import RewardTrainer
@@ -47,14 +48,14 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
         pad_id=chat.pad_id,
     )
     trainer.train(trainer.session.start(mode, data.skipped))
-    with trainer.engine.gathered() as model:
-        if is_main_process():
-            model.config.pad_token_id = chat.pad_id
-            with replaced_folder(run.reward_model) as folder:
-                model.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                # the model as the user named it, the cutoff as a number
-                RewardRecord.of(replace(resolved, model=recipe.model), chat).save(folder)
+    weights, model = trainer.engine.weights(), trainer.engine.model
+    if weights is not None:
+        model.config.pad_token_id = chat.pad_id
+        with replaced_folder(run.reward_model) as folder:
+            save_model(model, weights, folder)
+            tokenizer.save_pretrained(folder)
+            # the model as the user named it, the cutoff as a number
+            RewardRecord.of(replace(resolved, model=recipe.model), chat).save(folder)
     barrier()
     if not is_main_process():
         return
