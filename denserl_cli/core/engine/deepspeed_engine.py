@@ -188,8 +188,8 @@ class DeepSpeedEngine:
             )
         if state["zero_stage"] != now["zero_stage"]:
             raise DenserlError(
-                f"the checkpoint's shards are of another job: zero_stage was {state['zero_stage']}, "
-                f"is {now['zero_stage']}",
+                f"the checkpoint's shards are of ZeRO {state['zero_stage']}, this job's engine is "
+                f"of ZeRO {now['zero_stage']}",
                 hint="go on with the ZeRO stage as before",
             )
         self.regroup = state["processes"] != now["processes"]

@@ -95,12 +95,10 @@ class RewardTrainer:
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
-        held = {
-            flag: placement(recipe, self.settings.engine, trained=flag) for flag in (False, True)
-        }
+        engine = self.settings.engine
         reference = None
         if recipe.segmentation.by_entropy:
-            reference = load_reference(recipe, held[False])
+            reference = load_reference(recipe, placement(recipe, engine, trained=False))
         self.engine = make_engine(
             recipe,
             engine,
