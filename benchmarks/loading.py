@@ -6,7 +6,7 @@
 Policy, critic, reference and reward model of train-ppo are loaded on the CPU as the stage does it.
 Measured is the private memory of all processes together (Private_Clean + Private_Dirty of
 /proc/PID/smaps_rollup), above what it was just before, when all libraries were in use already: at
-its highest while models load (no engine is being made), at its highest until both engines with
+its highest while one of the models is being loaded, at its highest until both engines with
 their optimizers stand, and at the end. The trees take turns. Prints a Markdown table in MiB.
 """
 
@@ -120,7 +120,8 @@ def measure(asked: argparse.Namespace, tree: Path, count: int) -> Peaks:
 
 def peaks(marks: list[tuple[str, float]], samples: list[tuple[float, int]]) -> Peaks:
     """What the samples say of the spans between the marks of the first process."""
-    spans: dict[str, list[int]] = {"before": [], "load": [], "engine": [], "after": [], "end": []}
+    words = ("before", "between", "load", "engine", "after", "end")
+    spans: dict[str, list[int]] = {word: [] for word in words}
     times = [mark for mark in marks if mark[0] in spans]
     for moment, value in samples:
         name = next((name for name, since in reversed(times) if since <= moment), None)
@@ -158,13 +159,14 @@ def work(asked: argparse.Namespace) -> None:
                 file.write(f"{word} {time.time()}\n")
         distributed.barrier()
 
-    make_engine = train_ppo.make_engine
+    def marked(word: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            mark(word)
+            result = function(*arguments, **options)
+            mark("between")
+            return result
 
-    def marked(*arguments: Any, **options: Any) -> Any:
-        mark("engine")
-        made = make_engine(*arguments, **options)
-        mark("load")
-        return made
+        return call
 
     distributed.join()
     load(asked, asked.out / "tiny", asked.out / "tiny-reward")
@@ -173,8 +175,11 @@ def work(asked: argparse.Namespace) -> None:
         file.write(f"process {os.getpid()}\n")
     mark("before")
     time.sleep(1)
-    train_ppo.make_engine = marked  # type: ignore[attr-defined]
-    mark("load")
+    loads = ("load_reference", "load_scorer", "load_reward_model", "new_policy", "new_scalar_model")
+    for name in loads:
+        setattr(train_ppo, name, marked("load", getattr(train_ppo, name)))
+    train_ppo.make_engine = marked("engine", train_ppo.make_engine)  # type: ignore[attr-defined]
+    mark("between")
     held = load(asked, asked.model, asked.out / "reward")
     gc.collect()
     mark("after")

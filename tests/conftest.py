@@ -13,7 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: there is a worker
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before its library: no test waits for a network
 from tests import SHARED, tiny
 
-LONGEST = ("test_torchrun.py", "test_errors_of_processes.py", "test_deepspeed_engine.py")
+LONGEST = (
+    "test_torchrun.py",
+    "test_errors_of_processes.py",
+    "test_deepspeed_engine.py",
+    "test_sharding.py",
+)
 """Few tests that start processes: pytest-xdist would keep these files for the end."""
 
 

@@ -174,8 +174,10 @@ def test_a_job_survives_a_scheduler_a_kill_and_a_damaged_shard(
 
 def test_shards_of_another_job_are_refused():
     now = SimpleNamespace(state=lambda: {"processes": 2, "zero_stage": 3})
-    DeepSpeedEngine.restore(now, {"processes": 2, "zero_stage": 3})
-    with pytest.raises(DenserlError, match="processes was 4, is 2"):
-        DeepSpeedEngine.restore(now, {"processes": 4, "zero_stage": 3})
+    for processes in (2, 4):
+        DeepSpeedEngine.restore(now, {"processes": processes, "zero_stage": 3})
+        assert now.regroup is (processes == 4)
+    with pytest.raises(DenserlError, match="of ZeRO 2, this job's engine is of ZeRO 3"):
+        DeepSpeedEngine.restore(now, {"processes": 2, "zero_stage": 2})
     with pytest.raises(DenserlError, match="of one process without DeepSpeed, this job has 2"):
         DeepSpeedEngine.restore(now, {"model": {}, "optimizer": {}, "schedule": {}})

@@ -13,8 +13,9 @@ import torch
 
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.engine.base import NonFiniteError, step
+from denserl_cli.core.engine.frozen import LocalModel, ShardedModel
 from denserl_cli.core.engine.torch_engine import TorchEngine
-from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.models.causal_lm import hidden_states, response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
 from denserl_cli.core.system import distributed
@@ -86,8 +87,7 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
         norms += [norm.float() for norm in step(actor, critic)]
         if number == 1:
             generated = generate(actor)
-    with actor.gathered() as model:
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = actor.weights()
     figures = {"losses": torch.stack(losses), "norms": torch.stack(norms)}
     return {**figures, "rates": torch.tensor(rates), "generated": generated, "weights": weights}
 
@@ -116,6 +116,39 @@ def leaves_out_in_half_precision(stage: int, offload: bool) -> None:
     assert torch.equal(found[1], first)
 
 
+def computes_values_in_float32(stage: int) -> None:
+    """The scalar head in a run in bfloat16, while it is trained and in the saved weights."""
+    engine = make_engine(tiny.scalar_model(1), "deepspeed", stage, torch.bfloat16)
+    start = {name: value.clone() for name, value in tiny.scalar_model(1).state_dict().items()}
+    batch = collate_sequences([np.array([3, 5])] * 4, [np.array([4, 6, 2])] * 4, 0)
+    for trained in (False, True):
+        weights = engine.weights()
+        values = engine(token_values, batch)
+        states = engine(hidden_states, batch)[batch.response_positions].float()
+        if weights is not None:
+            head = weights["score.weight"]
+            assert torch.equal(head, start["score.weight"]) is not trained
+            expected = batch.window((states @ head.T)[:, 0])
+            torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+            body = weights["model.norm.weight"]
+            assert body.dtype == torch.float32
+            assert torch.equal(body, body.bfloat16().float()) is not trained  # masters
+        engine.backward((values - 1).square().mean() / distributed.world_size())
+        step(engine)
+
+
+def scores_in_shards_as_whole() -> None:
+    """A frozen reward model in bfloat16 whose weights are spread over the processes."""
+    batch = collate_sequences([np.array([3, 5])] * 4, [np.array([4, 6, 2])] * 4, 0)
+    models = [tiny.scalar_model(1) for _ in range(2)]
+    for model in models:
+        for weight in model.model.parameters():
+            weight.data = weight.data.bfloat16()
+    whole = LocalModel(models[0], torch.bfloat16)(token_values, batch)
+    shards = ShardedModel(models[1], EngineConfig(), torch.bfloat16)(token_values, batch)
+    torch.testing.assert_close(shards, whole, rtol=0, atol=1e-5)
+
+
 def generate(actor: TorchEngine) -> torch.Tensor:
     """Six tokens; each process asks for another number, which is no collective call."""
     with actor.gathered() as model, torch.no_grad():
@@ -135,6 +168,8 @@ def main(tied: str, out: str) -> None:
     for stage in (1, 2, 3):
         for offload in (False, True):
             leaves_out_in_half_precision(stage, offload)
+        computes_values_in_float32(stage)
+    scores_in_shards_as_whole()
     if distributed.is_main_process():
         torch.save(found, Path(out))
     distributed.leave()
