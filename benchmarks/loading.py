@@ -112,7 +112,7 @@ def measure(asked: argparse.Namespace, tree: Path, count: int) -> Peaks:
             pids = [line[1] for line in read(marks) if line[0] == "process"]
             if len(pids) == count:
                 samples.append((time.time(), sum(map(private, pids))))
-            time.sleep(0.005)
+            time.sleep(0.02)
     if job.returncode:
         raise SystemExit(f"{tree} failed:\n{log.read_text()[-3000:]}")
     return peaks([(line[0], float(line[1])) for line in read(marks)], samples)

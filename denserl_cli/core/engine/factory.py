@@ -53,10 +53,10 @@ def check_engine(recipe: Recipe, engine: EngineConfig, field: str) -> None:
         )
     if not uses_deepspeed(engine):
         return
-    if recipe.lora is not None and engine.zero_stage == 3:
+    if recipe.lora is not None and recipe.lora.quantize and engine.zero_stage == 3:
         raise DenserlError(
-            "adapters share one frozen body, whose weights ZeRO 3 would shard once for each model",
-            hint=f"set {field}.zero_stage=2",
+            "ZeRO 3 does not spread weights that are packed into 4 bits",
+            hint=f"set {field}.zero_stage=2, or lora.quantize=false",
         )
 
 
@@ -105,7 +105,7 @@ def placement(
     dtype = compute_dtype(recipe.model)
     if engine is None or not uses_deepspeed(engine):
         return whole(recipe.model, trained=trained)
-    if recipe.lora is None and trained and engine.zero_stage == 3:
+    if trained and engine.zero_stage == 3:
         return ShardedPlacement(dtype, configuration(engine, 0.0, dtype))
     if not trained and shards_frozen(recipe, engine, alone):
         return ShardedPlacement(dtype, frozen_configuration(engine))
@@ -114,10 +114,12 @@ def placement(
 
 def shards_frozen(recipe: Recipe, engine: EngineConfig | None, alone: bool = False) -> bool:
     """Whether models that are not trained are spread over the processes."""
-    if engine is None or recipe.lora is not None:  # adapters share the weights with what is trained
+    if engine is None or alone or not uses_deepspeed(engine):
         return False
-    wanted = engine.zero_stage == 3 if engine.shard_frozen is None else engine.shard_frozen
-    return wanted and world_size() > 1 and uses_deepspeed(engine) and not alone
+    zero3 = engine.zero_stage == 3
+    if recipe.lora is not None:  # adapters share the weights with what is trained
+        return zero3
+    return world_size() > 1 and (zero3 if engine.shard_frozen is None else engine.shard_frozen)
 
 
 def freeze(
@@ -132,10 +134,10 @@ def freeze(
         alone: The model is never sharded, because processes call it at different times.
     """
     dtype = compute_dtype(recipe.model)
-    if engine is None or recipe.lora is not None:
-        return LocalModel(model, dtype)
-    if shards_frozen(recipe, engine, alone):
+    if engine is not None and shards_frozen(recipe, engine, alone):
         return ShardedModel(model, engine, dtype)
+    if engine is None or recipe.lora is not None:  # what is trained shares the weights
+        return LocalModel(model, dtype)
     if engine.offload_frozen and torch.cuda.is_available():  # else they are on the CPU already
         return OffloadedModel(model, dtype, device())
     return LocalModel(model, dtype)

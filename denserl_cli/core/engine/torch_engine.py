@@ -104,7 +104,7 @@ class TorchEngine:
             raise DenserlError(
                 f"the checkpoint's shards are of {state['processes']} processes under ZeRO "
                 f"{state['zero_stage']}, this job is one process without DeepSpeed",
-                hint="go on with as many processes and the engine as before",
+                hint="go on in two processes or more",
             )
         with torch.no_grad():
             for name, weight in self.trained.items():

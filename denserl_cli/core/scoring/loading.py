@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from denserl_cli.core.engine.factory import freeze, placement
+from denserl_cli.core.engine.factory import freeze, placement, shards_frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
 from denserl_cli.core.models.reward_metadata import RewardRecord
@@ -116,13 +116,15 @@ def load_scorer(
     read: ReadValues = token_values
     if record is not None:
         foreign = bool(prompts) and setup.reward_chat_format is not setup.chat
+        place = placement(recipe, engine, trained=False, alone=foreign)
+        shared = not foreign or not shards_frozen(recipe, engine)  # processes read it by themselves
         loaded = load_reward_model(
             record,
             recipe,
             run,
-            placement=placement(recipe, engine, trained=False, alone=foreign),
+            placement=place,
             observer=observer,
-            reference=reference,
+            reference=reference if shared else None,
         )
         read = _read_prompts(loaded, setup, prompts, observer)
         alone = isinstance(read, SequenceReader)
