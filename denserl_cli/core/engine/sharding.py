@@ -96,16 +96,28 @@ class _Spreader:
         read = weight is not None and getattr(weight, "_is_hf_initialized", False)
         if not read or weight.is_meta or weight.dtype is not self.dtype or _is_share(weight):
             return
-        if rank():  # it gets the first process's values; what it read may be the file itself
-            weight.data = torch.empty_like(weight.data)
         if self.first is not None:
             self.first.convert_to_zero_parameters(param_list=[weight])
             return
         deepspeed = import_deepspeed()
         if world_size() == 1:
             join_alone()
-        deepspeed.zero.Init(module=_Holder(weight), config_dict_or_path=self.config)
+        _cutter(deepspeed)(module=_Holder(weight), config_dict_or_path=self.config)
         self.first = weight
+
+
+def _cutter(deepspeed: Any) -> Any:
+    """DeepSpeed's `zero.Init` that cuts what each process has read, where it sends it around.
+
+    All processes read the same file. Received weights would take memory in each of them once more.
+    """
+
+    class Cut(deepspeed.zero.Init):
+        def _zero_init_param(self, param: Any) -> None:
+            self._convert_to_deepspeed_param(param)
+            param.partition()
+
+    return Cut
 
 
 class _Holder(nn.Module):
