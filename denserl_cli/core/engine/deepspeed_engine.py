@@ -159,18 +159,16 @@ class DeepSpeedEngine:
     def weights(self) -> dict[str, Any] | None:
         """All weights by name, the trained ones' float32 masters; None but in the first process.
 
-        Each is gathered for itself and moved to the CPU's memory before the next one.
+        Each is gathered for itself and moved to the CPU's memory before the next one. The body
+        under adapters, which are saved without it, stays where it is.
         """
-        found: dict[str, Tensor] = {}
-        names: dict[int, str] = {}
+        values: dict[int, Tensor | None] = {}  # a tied weight has two names
+        found = {}
         for name, weight in self.model.state_dict(keep_vars=True).items():
-            known = names.setdefault(id(weight), name)  # a tied weight has two names
-            value = found.get(known)
-            if value is None and weight.requires_grad:
-                value = _master(weight)
-            elif value is None:
-                value = weight.detach()
-            found[name] = value.cpu() if is_main_process() else value[:0]
+            if id(weight) not in values:
+                value = _master(weight) if weight.requires_grad else weight.detach()
+                values[id(weight)] = value.cpu() if is_main_process() else None
+            found[name] = values[id(weight)]
         return found if is_main_process() else None
 
     def state(self) -> dict[str, Any]:
@@ -203,6 +201,7 @@ class DeepSpeedEngine:
         with universal(folder, _TAG) if self.regroup else nullcontext(folder) as source:
             self.engine._config.load_universal_checkpoint = self.regroup
             found, _ = self.engine.load_checkpoint(str(source), tag=_TAG)
+            self.engine._config.load_universal_checkpoint = False
         if found is None:
             raise DenserlError(f"no shards in {folder}", hint="go back to an older checkpoint")
         self._show_heads()
