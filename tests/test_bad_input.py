@@ -341,9 +341,12 @@ def test_a_model_with_a_torn_file(refused, mine: Path, model: Path):
     assert f"cannot load the starting model {model}" in message
 
 
-def test_a_reward_model_is_no_starting_model(refused, mine: Path, finished: Path):
+def test_a_reward_model_is_no_starting_model(
+    refused, mine: Path, finished: Path, slots: SandboxFiles
+):
     message = refused("train-rm", "-r", mine, "--model", finished / "reward_model", "-o", "x")
-    assert "lacks weights of the starting model" in message
+    assert "is a reward model (LlamaForSequenceClassification), not a starting model" in message
+    assert str(slots.model) in message  # what it was trained from
 
 
 def test_weights_that_are_nan(refused, mine: Path, model: Path):

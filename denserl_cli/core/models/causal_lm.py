@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.likelihood import logprob_and_entropy
-from denserl_cli.core.models.device import attention_kernel, autocast, compute_dtype, device
+from denserl_cli.core.models.architecture import (
+    causal_class,
+    forget_text_part,
+    read_config,
+    refuse_beyond_limit,
+    refuse_reward_model,
+    text_part_names,
+)
+from denserl_cli.core.models.attention import attention_kernel, set_aside_cudnn
+from denserl_cli.core.models.device import autocast, compute_dtype, device
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    refuse_reward_model(model.path, model.revision, what)
     loaded = load_weights(
         AutoModelForCausalLM,
         model,
@@ -107,33 +117,38 @@ def load_weights(
         DenserlError: The model is absent, not causal, lacks weights, which transformers would fill
             with random numbers, or has a bias that transformers would leave out.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
     revision = model.revision if path == model.path else revision
+    config = read_config(path, revision, what=what, option=option)
+    if causal:
+        causal_class(config, path)
+    elif config.is_encoder_decoder:
+        raise DenserlError(
+            f"{path}: a {config.model_type} model is an encoder and a decoder",
+            hint=f"name another model: --set {option}=FOLDER",
+        )
+    if num_labels is not None:
+        config.num_labels = num_labels
+    set_aside_cudnn(model)
+    kernel = (
+        attention_kernel(model, kind._model_mapping.get(type(config), None)) if causal else None
+    )
+    renamed = text_part_names(path, revision, what=what, option=option)
     with readable_errors(path, what, option):
-        # code beside the weights is never run: only architectures of transformers are supported
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        known = not causal or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        if not known or config.is_encoder_decoder:
-            raise ValueError(f"a {config.model_type} model is not a causal language model")
-        if num_labels is not None:
-            config.num_labels = num_labels
-        for name, value in vars(config).items():
-            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-                setattr(config, name, 0.0)  # with dropout a policy's ratio to itself would not be 1
         loaded, report = kind.from_pretrained(
             path,
             config=config,
             revision=revision,
             dtype=dtype or (torch.float32 if trained else compute_dtype(model)),
-            attn_implementation=attention_kernel(model) if causal else None,
+            attn_implementation=kernel,
+            key_mapping=renamed,
             quantization_config=quantization,
             device_map=None if quantization is None else {"": device()},
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    if renamed:
+        forget_text_part(loaded)
     prepare(loaded, model, trained=trained)
     if causal:
         with autocast(loaded.device, compute_dtype(model)):  # FlashAttention needs half precision
@@ -251,6 +266,7 @@ def _tolerance(output: Tensor) -> float:
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
     """Last hidden states of a batch, one row after the other: (R * S, H)."""
     body = model.base_model if hasattr(model, "base_model") else model
+    refuse_beyond_limit(model.config, batch.input_ids.shape[1])
     states = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     return states.flatten(0, 1)
 

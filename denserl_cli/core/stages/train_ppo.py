@@ -13,6 +13,7 @@ from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine
 from denserl_cli.core.engine.random_state import seed_everything
+from denserl_cli.core.models.architecture import check_scalar_class
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
@@ -42,6 +43,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
     setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
     resolved, tokenizer = setup.recipe, setup.tokenizer
+    check_scalar_class(resolved.model)
     normalizer = None if setup.record is None else load_normalizer(resolved, run)
     functions = RewardFunctions(resolved, tokenizer)
     sources = RewardSources(reward_settings(resolved), normalizer, functions)
