@@ -228,8 +228,7 @@ def positions_limit(config: PreTrainedConfig) -> tuple[int, str] | None:
     ropes = getattr(config, "rope_parameters", None)
     most = getattr(config, "max_position_embeddings", None)
     if ropes is None:
-        has_table = isinstance(most, int) and most > 0
-        return (most, "it has no positions beyond them") if has_table else None
+        return (most, "it has no positions beyond them") if most and most > 0 else None
     borders = []
     for rope in (ropes, *ropes.values()):
         kind = rope.get("rope_type") or rope.get("type") if isinstance(rope, dict) else None

@@ -5,6 +5,8 @@ Everything works on hidden states; logits exist only inside the streamed likelih
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from denserl_cli.core.models.architecture import (
     text_part_names,
 )
 from denserl_cli.core.models.attention import attention_kernel, set_aside_cudnn
+from denserl_cli.core.models.cache_check import refuse_unfaithful_cache
 from denserl_cli.core.models.device import autocast, compute_dtype, device
 from denserl_cli.core.system.hub import readable_errors
 
@@ -78,6 +81,8 @@ def load_causal_lm(
     )
     with autocast(loaded.device, compute_dtype(model)):
         refuse_unusual_head(loaded, model.path)
+        if not trained:  # every stage that samples, and most of the others, load a frozen one
+            refuse_unfaithful_cache(loaded, model.path)
     StreamedHead.take_over(loaded)
     return loaded
 
@@ -115,7 +120,7 @@ def load_weights(
 
     Raises:
         DenserlError: The model is absent, not causal, lacks weights, which transformers would fill
-            with random numbers, or has a bias that transformers would leave out.
+            with random numbers, or has others that transformers would leave out.
     """
     revision = model.revision if path == model.path else revision
     config = read_config(path, revision, what=what, option=option)
@@ -162,20 +167,25 @@ def load_weights(
             hint="name a folder that has a whole model of this kind",
         )
     refuse_damaged_weights(loaded, path, what)
-    biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
-    if biases:
+    left_out = _left_out(loaded, report["unexpected_keys"])
+    if left_out:
         raise DenserlError(
-            f"{path} has weights that are not part of a {config.model_type} model: "
-            f"{', '.join(sorted(biases)[:5])}",
+            f"{path} has weights that are not part of the {config.model_type} model that its "
+            f"config.json describes: {', '.join(left_out[:5])}",
             hint="without them it would be another model; name one that transformers supports",
         )
     return loaded
 
 
-def _is_bias(model: Any, key: str) -> bool:
-    """Whether a name is that of the bias of a linear layer that the model has."""
-    layer, _, name = key.rpartition(".")
-    return name == "bias" and isinstance(dict(model.named_modules()).get(layer), torch.nn.Linear)
+def _left_out(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Weights of the kinds that a model has, but it has no place for them.
+
+    They are biases of its linear layers, and whole layers beyond its last.
+    """
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    kinds = {re.sub(r"\d+", "*", name) for name, _ in model.named_parameters()}
+    kinds |= {f"{re.sub(r'[0-9]+', '*', name)}.bias" for name in linear}
+    return sorted(name for name in unexpected if re.sub(r"\d+", "*", name) in kinds)
 
 
 def prepare(loaded: Any, model: ModelConfig, *, trained: bool) -> None:
@@ -223,11 +233,17 @@ def refuse_damaged_weights(model: PreTrainedModel, path: str, what: str) -> None
 @torch.no_grad()
 def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
     """Raise DenserlError when a token's hidden state depends on the tokens after it."""
+    if model.base_model is model:
+        raise DenserlError(
+            f"{path}: transformers does not tell the body of a {model.config.model_type} model "
+            "from its head",
+            hint="name a model of another kind: --set model.path=FOLDER",
+        )
     ids = torch.arange(8, device=model.device).remainder(model.config.vocab_size)[None]
     training = model.training
     model.eval()
-    long = model.base_model(input_ids=ids).last_hidden_state[:, :4]
-    short = model.base_model(input_ids=ids[:, :4]).last_hidden_state
+    long = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :4]
+    short = model.base_model(input_ids=ids[:, :4], use_cache=False).last_hidden_state
     model.train(training)
     if (long - short).abs().max() > _tolerance(long) * long.abs().max():
         raise DenserlError(

@@ -14,6 +14,7 @@ from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.architecture import check_scalar_class
+from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
@@ -22,6 +23,7 @@ from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settin
 from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
+from denserl_cli.core.ppo.self_checks import RATIO_TOLERANCE
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.stages import TRAIN_PPO
@@ -138,7 +140,14 @@ def _models(
         micro_batch_size=ppo.rollout_micro_batch_size,
         pad_id=chat.pad_id,
     )
-    updater = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
+    updater = Updater(
+        ppo,
+        actor=actor,
+        critic=critic,
+        pad_id=chat.pad_id,
+        seed=recipe.seed,
+        ratio_tolerance=RATIO_TOLERANCE[compute_dtype(recipe.model)],
+    )
     return collector, updater
 
 
