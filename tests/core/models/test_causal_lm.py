@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from denserl_cli.core.chat.loading import load_tokenizer
-from denserl_cli.core.data.batches import SequenceBatch, collate_sequences
+from denserl_cli.core.data.batches import WIDTH_STEP, SequenceBatch, collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_causal_lm, refuse_unusual_head, response_logprobs
 from denserl_cli.core.models.scalar_head import load_scalar_model, token_values
@@ -108,6 +108,24 @@ def test_padding_changes_nothing():
                 torch.testing.assert_close(joint[row, :size], single[0], atol=1e-5, rtol=1e-4)
     for first, second in zip(together, other_pad, strict=True):
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("step", [8, 64])
+def test_wider_batches_have_the_same_values_and_gradients(step: int, monkeypatch):
+    """As on a GPU, where widths are rounded so that shapes recur."""
+    shapes, numbers = [], []
+    for width in (1, step):
+        monkeypatch.setitem(WIDTH_STEP, "cpu", width)
+        policy, reward = causal_lm().train(), scalar_model().train()
+        found = response_logprobs(policy, batch(), temperature=0.7)
+        values = token_values(reward, batch())
+        (found.logprobs.sum() + values.square().sum()).backward()
+        gradients = [p.grad for model in (policy, reward) for p in model.parameters()]
+        numbers.append([*found, values, *(g for g in gradients if g is not None)])
+        shapes.append(tuple(batch().input_ids.shape))
+    assert shapes == [(3, 6), (3, step)]
+    for narrow, wide in zip(*numbers, strict=True):
+        torch.testing.assert_close(wide, narrow, atol=1e-5, rtol=1e-4)
 
 
 def test_without_entropy_none_is_returned():
