@@ -70,7 +70,11 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     part = getattr(config, "text_config", None)
-    return part if part is not None and type(part) in MODEL_FOR_CAUSAL_LM_MAPPING else config
+    if part is None or type(part) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    # some say only of the whole that its head is its embedding
+    part.tie_word_embeddings = bool(config.tie_word_embeddings or part.tie_word_embeddings)
+    return part
 
 
 def text_part_names(
