@@ -311,7 +311,7 @@ def test_a_model_without_tokenizer(refused, mine: Path, model: Path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()
     message = refused("train-rm", "-r", mine, "--model", model, "-o", "x")
-    assert f"cannot load the tokenizer {model}" in message
+    assert f"cannot load the tokenizer {model}" in message and "model.tokenizer" in message
 
 
 @pytest.mark.parametrize("granularity", ["segment", "token"])
@@ -339,11 +339,36 @@ def test_a_model_with_a_torn_file(refused, mine: Path, model: Path):
     file.write_bytes(file.read_bytes()[:100])
     message = refused("train-rm", "-r", mine, "--model", model, "-o", "x")
     assert f"cannot load the starting model {model}" in message
+    assert "model.safetensors is damaged (100 bytes)" in message
 
 
-def test_a_reward_model_is_no_starting_model(refused, mine: Path, finished: Path):
+@pytest.mark.parametrize("granularity", ["segment", "bandit"])
+def test_packed_weights_of_llama_cpp(refused, mine: Path, model: Path, granularity: str):
+    (model / "model.safetensors").rename(model / "model-Q4_K_M.gguf")
+    for path in (model, model / "model-Q4_K_M.gguf"):
+        message = refused(
+            *("train-rm", "-r", mine, "--model", path, "-o", "x"),
+            *("--set", f"segmentation.granularity={granularity}"),
+            *("--set", f"segmentation.cutoff={1.0 if granularity == 'segment' else 'null'}"),
+        )
+        assert "4 bits each" in message and "gguf_file='model-Q4_K_M.gguf'" in message
+
+
+def test_lengths_beyond_a_border_of_positions(refused, mine: Path, model: Path):
+    file = model / "config.json"
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    changed = {"max_position_embeddings": 16, "rope_parameters": rope}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    message = refused("train-rm", "-r", mine, "--model", model, "-o", "x")
+    assert "at most 16 tokens" in message and "data.max_length" in message
+
+
+def test_a_reward_model_is_no_starting_model(
+    refused, mine: Path, finished: Path, slots: SandboxFiles
+):
     message = refused("train-rm", "-r", mine, "--model", finished / "reward_model", "-o", "x")
-    assert "lacks weights of the starting model" in message
+    assert "is a reward model (LlamaForSequenceClassification), not a starting model" in message
+    assert str(slots.model) in message  # what it was trained from
 
 
 def test_weights_that_are_nan(refused, mine: Path, model: Path):

@@ -37,7 +37,7 @@ class Script:
 
 def test_defect_3_a_row_does_not_end_where_the_first_row_does(monkeypatch) -> None:
     """Their Llama path cuts the mask of the whole batch at the first row's terminator."""
-    cache = type("Cache", (), {"batch_select_indices": lambda self, rows: None})
+    cache = type("Cache", (), {"reorder_cache": lambda self, rows: None})
     monkeypatch.setattr("transformers.DynamicCache", lambda config: cache())
     said = [[5, END], [6, 7, 6, 7, END], [8, 9, 8]]
     sampling = Sampling(max_new_tokens=5, stop_ids=(END,))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PASS_TOKENS = {"cpu": 64, "cuda": 1024}
 """What one more forward pass costs, in tokens of padding (docs/performance.md)."""
+WIDTH_STEP = {"cpu": 1, "cuda": 64}
+"""Batches are padded to a multiple of this, so that kernels planned for a shape meet it again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +176,12 @@ def _device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def padded_width(tokens: int, device: torch.device | str | None) -> int:
+    """The width that sequences of at most so many tokens are padded to on a device."""
+    step = WIDTH_STEP.get(str(device or "cpu").partition(":")[0], 1)
+    return -(-tokens // step) * step
+
+
 def collate_sequences(
     prompts: Sequence[Ids],
     responses: Sequence[Ids],
@@ -184,7 +192,8 @@ def collate_sequences(
     import torch
 
     starts, lengths = (np.array([*map(len, ids)]) for ids in (prompts, responses))
-    input_ids = np.full((len(prompts), (starts + lengths).max()), pad_id, np.int64)
+    width = padded_width(int((starts + lengths).max()), device)
+    input_ids = np.full((len(prompts), width), pad_id, np.int64)
     windows = np.full((len(prompts), lengths.max()), pad_id, np.int64)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         start, length = starts[row], lengths[row]

@@ -153,7 +153,8 @@ def _deepspeed() -> Iterator[tuple[str, str]]:
 def _attention() -> Iterator[tuple[str, str]]:
     from transformers.utils import is_flash_attn_2_available
 
-    from denserl_cli.core.models.device import attention_kernel, compute_dtype
+    from denserl_cli.core.models.attention import attention_kernel
+    from denserl_cli.core.models.device import compute_dtype
     from denserl_cli.core.recipe.schema import ModelConfig
 
     yield "FlashAttention 2", "usable" if is_flash_attn_2_available() else "not usable here"

@@ -27,16 +27,6 @@ def compute_dtype(model: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
-def attention_kernel(model: ModelConfig) -> str:
-    """The attention kernel to ask transformers for."""
-    from transformers.utils import is_flash_attn_2_available
-
-    if model.attention != "auto":
-        return model.attention
-    usable = is_flash_attn_2_available() and compute_dtype(model) is torch.bfloat16
-    return "flash_attention_2" if usable else "sdpa"
-
-
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Autocast to `dtype`; does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

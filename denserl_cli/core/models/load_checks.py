@@ -67,6 +67,12 @@ _PASSED: set[tuple[str, str, str]] = set()
 @torch.no_grad()
 def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
     """Raise DenserlError when a token's hidden state depends on the tokens after it."""
+    if model.base_model is model:
+        raise DenserlError(
+            f"{path}: transformers does not tell the body of a {model.config.model_type} model "
+            "from its head",
+            hint="name a model of another kind: --set model.path=FOLDER",
+        )
     rows = torch.arange(8, device=model.device).repeat(2, 1)
     rows[1, 4:] += 8  # another continuation
     training = model.training

@@ -16,14 +16,11 @@ import torch
 from torch import nn
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import (
-    checkpoint_activations,
-    load_causal_lm,
-    prepare,
-    readable_errors,
-)
+from denserl_cli.core.models.causal_lm import load_causal_lm
 from denserl_cli.core.models.device import compute_dtype, device
 from denserl_cli.core.models.scalar_head import ScalarHead, draw_head, load_scalar_model
+from denserl_cli.core.models.weights import checkpoint_activations, prepare
+from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
     from peft import LoraModel

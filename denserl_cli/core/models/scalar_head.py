@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import hidden_states, load_weights
+from denserl_cli.core.models.causal_lm import hidden_states
+from denserl_cli.core.models.weights import load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,9 +20,9 @@ from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.encoding import PromptEncoding
 from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import load_weights
 from denserl_cli.core.models.placement import Placement
 from denserl_cli.core.models.scalar_head import token_values
+from denserl_cli.core.models.weights import load_weights
 from denserl_cli.core.system.hub import readable_errors, weight_names
 
 if TYPE_CHECKING:

@@ -159,7 +159,8 @@ def sample(
             positions = positions[going]
             if not len(rows):
                 break
-            cache.batch_select_indices(going.nonzero()[:, 0])
+            # states of linear attention as well
+            cache.reorder_cache(going.nonzero()[:, 0])  # type: ignore[arg-type]
         ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1

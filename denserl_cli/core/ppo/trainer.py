@@ -14,6 +14,7 @@ from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
+from denserl_cli.core.ppo.self_checks import refuse_other_samples
 from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.system.distributed import broadcast_object
 
@@ -86,6 +87,8 @@ class PPOTrainer:
                 count = len(prompts.prompts)
                 with session.interruptible("sample responses", count, iteration - 1) as progress:
                     rollout = self.collector.collect(prompts.ids, prompts.keys, progress)
+                if iteration == start + 1:
+                    refuse_other_samples(rollout)
                 mask = rollout.response_mask
                 functions = self.sources.functions(prompts.prompts, rollout)
                 rewards = self.sources.of(rollout, functions)

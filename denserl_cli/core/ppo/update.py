@@ -15,6 +15,7 @@ from denserl_cli.core.engine.base import step
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
+from denserl_cli.core.ppo.self_checks import refuse_other_ratio
 from denserl_cli.core.system.distributed import all_reduce_sum, max_over_ranks, shard_micro_batches
 
 if TYPE_CHECKING:
@@ -34,9 +35,22 @@ class Updater:
         critic: Engine,
         pad_id: int,
         seed: int,
+        ratio_tolerance: float | None = None,
     ) -> None:
+        """Set up an updater.
+
+        Args:
+            settings: The recipe's `ppo`.
+            actor: The policy.
+            critic: Trained beside it.
+            pad_id: Token that fills batches up.
+            seed: Of the order of responses.
+            ratio_tolerance: What the policy may differ from itself before its first update, see
+                `refuse_other_ratio`; None: not checked.
+        """
         self.settings, self.actor, self.critic = settings, actor, critic
         self.pad_id, self.seed = pad_id, seed
+        self.ratio_tolerance = ratio_tolerance
 
     def update(
         self,
@@ -131,6 +145,9 @@ class Updater:
             self.actor.backward(policy_loss.loss * weight, last=last)
             _add(total, "policy", policy_loss, weight, tokens)
         _over_ranks(total)
+        if policy_learns and self.ratio_tolerance is not None:
+            refuse_other_ratio(total["policy_approx_kl"].item(), self.ratio_tolerance)
+            self.ratio_tolerance = None  # from now on the policy moves within an iteration
         engines = {"critic": self.critic} | ({"policy": self.actor} if policy_learns else {})
         for name, norm in zip(engines, step(*engines.values()), strict=True):
             total[f"{name}_gradient_norm"] = norm

@@ -147,7 +147,9 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; trained weights stay float32. auto: bfloat16 where the hardware has it."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel. auto: FlashAttention 2 where installed and usable, else SDPA."""
+    """Attention kernel. auto: FlashAttention 2 where installed and usable, SDPA, or eager."""
+    cudnn_attention: bool = False
+    """Let SDPA on a GPU use cuDNN's kernels, which are planned anew for every new length."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute."""
 

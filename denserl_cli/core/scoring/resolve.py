@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.architecture import check_starting_model
 from denserl_cli.core.models.lora import is_adapters
 from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.models.sequence_classifier import (
@@ -85,6 +86,7 @@ def prepare(
             knows_true_reward=recipe.sandbox is not None and not recipe.data.prompts,
         )
         tokenizer, chat = load_chat(resolved, observer)
+        check_starting_model(resolved, observer)
         if record is None:
             return RewardSetup(resolved, None, tokenizer, chat, chat)
         reward_chat_format = own_format(record, chat) or chat

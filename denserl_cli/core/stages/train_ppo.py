@@ -13,6 +13,8 @@ from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine, placement
 from denserl_cli.core.engine.random_state import seed_everything
+from denserl_cli.core.models.architecture import check_scalar_class
+from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
 from denserl_cli.core.models.saving import save_model
 from denserl_cli.core.planning.workload import count_steps
@@ -22,6 +24,7 @@ from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settin
 from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
+from denserl_cli.core.ppo.self_checks import RATIO_TOLERANCE
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.stages import TRAIN_PPO
@@ -43,6 +46,7 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
     setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
     resolved, tokenizer = setup.recipe, setup.tokenizer
+    check_scalar_class(resolved.model)
     normalizer = None if setup.record is None else load_normalizer(resolved, run)
     functions = RewardFunctions(resolved, tokenizer)
     sources = RewardSources(reward_settings(resolved), normalizer, functions)
@@ -144,7 +148,14 @@ def _models(
         micro_batch_size=ppo.rollout_micro_batch_size,
         pad_id=chat.pad_id,
     )
-    updater = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
+    updater = Updater(
+        ppo,
+        actor=actor,
+        critic=critic,
+        pad_id=chat.pad_id,
+        seed=recipe.seed,
+        ratio_tolerance=RATIO_TOLERANCE[compute_dtype(recipe.model)],
+    )
     return collector, updater
 
 

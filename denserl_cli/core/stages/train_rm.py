@@ -9,6 +9,7 @@ from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.loading import load_pairs
 from denserl_cli.core.engine.factory import check_engine
 from denserl_cli.core.engine.random_state import seed_everything
+from denserl_cli.core.models.architecture import check_scalar_class
 from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.models.saving import save_model
 from denserl_cli.core.planning.workload import count_steps
@@ -29,6 +30,7 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
     check_engine(recipe, recipe.reward_model.engine, "reward_model.engine")
     setup = prepare(recipe, run, observer, reward_model=False)
     resolved, tokenizer, chat = setup.recipe, setup.tokenizer, setup.chat
+    check_scalar_class(resolved.model)
     data = load_pairs(resolved, chat, observer)
     batches = global_batches(
         len(data.train),

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zipfile import is_zipfile
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", _INDEX)
+_POINTER = b"version https://git-lfs"
+
+
+def packed_for_llama_cpp(path: Path) -> str | None:
+    """The GGUF file that a path is, or that is all the weights of the folder; None without one."""
+    if path.suffix.lower() == ".gguf":
+        return path.name
+    if not path.is_dir() or any(found for kind in _WEIGHTS for found in path.glob(kind)):
+        return None
+    return next((file.name for file in sorted(path.glob("*.gguf"))), None)
+
+
+def how_to_unpack(path: Path) -> str:
+    """What to do with the GGUF file or folder that a path names."""
+    file = packed_for_llama_cpp(path) or "FILE.gguf"
+    folder = path.parent if path.name == file else path
+    return (
+        "name the model that it was packed from; or unpack it, which does not bring back what "
+        f"packing lost: AutoModelForCausalLM.from_pretrained({str(folder)!r}, "
+        f"gguf_file={file!r}).save_pretrained(FOLDER), and the same with AutoTokenizer "
+        "(pip install gguf)"
+    )
 
 
 def damage(folder: Path, *, tokenizer: bool) -> str | None:
@@ -34,6 +57,8 @@ def damage(folder: Path, *, tokenizer: bool) -> str | None:
 
 
 def _unreadable(file: Path) -> str | None:
+    if _is_pointer(file):
+        return _FETCH
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json" and not isinstance(json.loads(text), dict):
@@ -47,6 +72,17 @@ def _unreadable(file: Path) -> str | None:
     return None
 
 
+_FETCH = "only a git-lfs pointer, not the file; run git lfs pull in its folder"
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
+
+
 def _damaged_weights(folder: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
@@ -55,11 +91,20 @@ def _damaged_weights(folder: Path) -> str | None:
     if (folder / _INDEX).exists():
         if why := _unreadable(folder / _INDEX):
             return f"{_INDEX} is damaged: {why}"
-        parts = json.loads((folder / _INDEX).read_text(encoding="utf-8")).get("weight_map", {})
+        parts = json.loads((folder / _INDEX).read_text(encoding="utf-8")).get("weight_map")
+        if not isinstance(parts, dict) or not parts:
+            return f"{_INDEX} is damaged: it names no weights"
         absent = sorted({part for part in parts.values() if not (folder / part).exists()})
         if absent:
             return f"there is no {absent[0]}, which {_INDEX} names"
+    elif parts := sorted(folder.glob("model-?????-of-?????.safetensors")):
+        return f"there is no {_INDEX} beside {parts[0].name}"
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        if why := _torn_pickle(file):
+            return f"{file.name} is damaged ({file.stat().st_size:,} bytes): {why}"
     for file in sorted(folder.glob("*.safetensors")):
+        if _is_pointer(file):
+            return f"{file.name} is {_FETCH}"
         try:
             with safe_open(file, "pt"):
                 pass
@@ -69,3 +114,14 @@ def _damaged_weights(folder: Path) -> str | None:
                 f"{file.name} is damaged ({size:,} bytes): {str(error).partition(': ')[2] or error}"
             )
     return None
+
+
+def _torn_pickle(file: Path) -> str | None:
+    """What is wrong with a file of torch.save, as far as its beginning and its end say."""
+    if _is_pointer(file):
+        return _FETCH
+    with file.open("rb") as opened:
+        start = opened.read(2)
+    if not start:
+        return "empty"
+    return None if start != b"PK" or is_zipfile(file) else "its end is missing"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.system.damage import damage
+from denserl_cli.core.system.damage import damage, how_to_unpack, packed_for_llama_cpp
 
 _TRAIN_AGAIN = "train it again, with --fresh"
 
@@ -30,24 +30,39 @@ class readable_errors:
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         from pickle import UnpicklingError
 
+        from huggingface_hub.errors import StrictDataclassError
         from safetensors import SafetensorError
 
         if not isinstance(error, Exception) or isinstance(error, DenserlError):
             return
-        local = Path(self.path).is_dir()
-        if local and (found := damage(Path(self.path), tokenizer=self.what == "tokenizer")):
+        if packed_for_llama_cpp(Path(self.path)) or self.path.lower().endswith("gguf"):
+            raise DenserlError(
+                f"cannot load the {self.what} {self.path}: GGUF holds weights that are packed for "
+                "llama.cpp, mostly into 4 bits each, and packed weights cannot be trained",
+                hint=how_to_unpack(Path(self.path)),
+            ) from error
+        folder = Path(self.path) if Path(self.path).is_dir() else _snapshot(self.path)
+        if folder and (found := damage(folder, tokenizer=self.what == "tokenizer")):
             again = (
                 f"copy or download the folder again, or name another: --set {self.option}=FOLDER"
             )
+            if self.what == "tokenizer" and self.option == "model.path":
+                again += ", or a tokenizer elsewhere: --set model.tokenizer=FOLDER"
             raise DenserlError(
                 f"cannot load the {self.what} {self.path}: {found}",
                 hint=again if self.option else _TRAIN_AGAIN,
             ) from error
-        torn = (SafetensorError, UnpicklingError, EOFError, RuntimeError)
+        if folder and self.what != "adapters" and _adapters_alone(folder):
+            raise DenserlError(
+                f"cannot load the {self.what} {self.path}: it holds adapters, not a whole model",
+                hint="merge them into their model first: denserl export does, or peft's "
+                "merge_and_unload",
+            ) from error
+        torn = (SafetensorError, UnpicklingError, EOFError, RuntimeError, StrictDataclassError)
         if isinstance(error, (OSError, ValueError, KeyError, ImportError, *torn)):
-            folder = "name the folder of a downloaded model"
+            advice = "name the folder of a downloaded model"
             reason, first = _hub_refusal(self.path, error) or (_first_line(error), "")
-            hint = f"{first}, or {folder}" if first else folder
+            hint = f"{first}, or {advice}" if first else advice
             raise DenserlError(
                 f"cannot load the {self.what} {self.path}: {reason}",
                 hint=f"{hint}: --set {self.option}=FOLDER" if self.option else _TRAIN_AGAIN,
@@ -105,8 +120,29 @@ def _hub_refusal(path: str, error: BaseException) -> tuple[str, str] | None:
     return None
 
 
+def _snapshot(path: str) -> Path | None:
+    """The folder of a hub model in the cache of this machine; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, "config.json")
+    except HFValidationError:  # neither a folder nor a name that the hub allows
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _adapters_alone(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    """The first sentence of an error; where that only announces the next line, both."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    announced = lines[0].endswith(":") and len(lines) > 1
+    return f"{lines[0]} {lines[1]}" if announced else lines[0]
 
 
 def has_tokenizer(path: str, revision: str | None = None) -> bool:

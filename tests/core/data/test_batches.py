@@ -15,6 +15,7 @@ from denserl_cli.core.data.batches import (
     global_batches,
     margins,
     micro_batches,
+    padded_width,
     pair_batches,
 )
 
@@ -163,3 +164,9 @@ def test_a_batch_is_its_rows_one_by_one() -> None:
         for name in ("input_ids", "responses", "response_mask"):
             own = getattr(alone, name)[0].tolist()
             assert getattr(batch, name)[i].tolist()[: len(own)] == own
+
+
+def test_widths_are_rounded_on_a_gpu_alone() -> None:
+    assert [padded_width(n, "cuda:1") for n in (1, 64, 65)] == [64, 64, 128]
+    assert [padded_width(n, torch.device("cuda")) for n in (1, 129)] == [64, 192]
+    assert [padded_width(n, device) for n in (1, 65) for device in (None, "cpu")] == [1, 1, 65, 65]

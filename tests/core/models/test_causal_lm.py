@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from denserl_cli.core.chat.loading import load_tokenizer
-from denserl_cli.core.data.batches import SequenceBatch, collate_sequences
+from denserl_cli.core.data.batches import WIDTH_STEP, SequenceBatch, collate_sequences
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.causal_lm import load_causal_lm, refuse_unusual_head, response_logprobs
+from denserl_cli.core.models.causal_lm import load_causal_lm, response_logprobs
+from denserl_cli.core.models.load_checks import refuse_unusual_head
 from denserl_cli.core.models.scalar_head import load_scalar_model, token_values
 from denserl_cli.core.recipe.schema import ModelConfig
 from denserl_cli.core.sandbox.files import SandboxFiles
@@ -108,6 +109,24 @@ def test_padding_changes_nothing():
                 torch.testing.assert_close(joint[row, :size], single[0], atol=1e-5, rtol=1e-4)
     for first, second in zip(together, other_pad, strict=True):
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("step", [8, 64])
+def test_wider_batches_have_the_same_values_and_gradients(step: int, monkeypatch):
+    """As on a GPU, where widths are rounded so that shapes recur."""
+    shapes, numbers = [], []
+    for width in (1, step):
+        monkeypatch.setitem(WIDTH_STEP, "cpu", width)
+        policy, reward = causal_lm().train(), scalar_model().train()
+        found = response_logprobs(policy, batch(), temperature=0.7)
+        values = token_values(reward, batch())
+        (found.logprobs.sum() + values.square().sum()).backward()
+        gradients = [p.grad for model in (policy, reward) for p in model.parameters()]
+        numbers.append([*found, values, *(g for g in gradients if g is not None)])
+        shapes.append(tuple(batch().input_ids.shape))
+    assert shapes == [(3, 6), (3, step)]
+    for narrow, wide in zip(*numbers, strict=True):
+        torch.testing.assert_close(wide, narrow, atol=1e-5, rtol=1e-4)
 
 
 def test_without_entropy_none_is_returned():
@@ -207,11 +226,11 @@ def test_missing_weights_are_never_made_up(tmp_path: Path):
     causal_lm().save_pretrained(tmp_path / "lm")
     with pytest.raises(DenserlError, match=r"lacks weights of the reward model.*score\.weight"):
         load_scalar_model(model_at(tmp_path / "lm"), fresh_head=False, trained=False)
-    scalar_model().save_pretrained(tmp_path / "rm")
-    with pytest.raises(DenserlError, match=r"lacks weights of the starting model.*lm_head\.weight"):
-        load_causal_lm(model_at(tmp_path / "rm"), trained=False)
     file = tmp_path / "lm" / "model.safetensors"
     weights = load_file(file)
+    save_file({k: w for k, w in weights.items() if k != "lm_head.weight"}, file, {"format": "pt"})
+    with pytest.raises(DenserlError, match=r"lacks weights of the starting model.*lm_head\.weight"):
+        load_causal_lm(model_at(tmp_path / "lm"), trained=False)
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(DenserlError, match=r"lacks weights .*up_proj"):
