@@ -13,7 +13,12 @@ from denserl_cli.core.data.loading import load_prompts
 from denserl_cli.core.engine.base import Engine
 from denserl_cli.core.engine.factory import check_engine, make_engine
 from denserl_cli.core.engine.random_state import seed_everything
-from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
+from denserl_cli.core.models.lora import (
+    load_reference,
+    new_policy,
+    new_scalar_model,
+    saved_scalar_model,
+)
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
@@ -32,6 +37,8 @@ from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
@@ -50,11 +57,12 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     seed_everything(resolved.seed)
     collector, updater = _models(setup, run, observer, plan, prompts.everything)
     _stop_generation(updater.actor.model, setup.chat)
+    critic = updater.critic
     session = StageSession(
         TRAIN_PPO,
         run,
         observer,
-        engines={"actor": updater.actor, "critic": updater.critic},
+        engines={"actor": updater.actor} | ({} if critic is None else {"critic": critic}),
         unit="iteration",
         total=plan.iterations,
         save_every=resolved.ppo.save_every,
@@ -80,6 +88,8 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     )
     trainer.train(session.start(mode, prompts.skipped))
     trainer.save_policy("policy")
+    if critic is not None and resolved.ppo.save_critic:
+        _save(critic, tokenizer, run, "critic")
     if not is_main_process():
         return
     summary = trainer.summary()
@@ -94,7 +104,14 @@ def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
     batches = global_batches(
         len(prompts), ppo.rollout_batch_size, steps=steps.batches, seed=recipe.seed
     )
-    return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
+    return PromptPlan(
+        prompts,
+        batches,
+        samples=ppo.samples_per_prompt,
+        seed=recipe.seed,
+        warmup=ppo.critic_warmup,
+        warmup_rollouts=ppo.critic_warmup_rollouts,
+    )
 
 
 def _models(
@@ -119,15 +136,15 @@ def _models(
         learning_rate=ppo.actor_learning_rate,
         total_steps=max(1, (steps.batches - ppo.critic_warmup) * steps.per_batch),
     )
-    critic = make_engine(
-        recipe,
-        ppo.engine,
-        load_reward_model(record, recipe, run, trained=True, reference=reference).model
-        if record is not None and ppo.critic_init == "reward_model"
-        else new_scalar_model(recipe, reference),
-        learning_rate=ppo.critic_learning_rate,
-        total_steps=steps.total,
-    )
+    critic = None
+    if ppo.has_critic:
+        critic = make_engine(
+            recipe,
+            ppo.engine,
+            _critic(setup, run, reference),
+            learning_rate=ppo.critic_learning_rate,
+            total_steps=steps.total,
+        )
     collector = Collector(
         policy=actor,
         critic=critic,
@@ -138,6 +155,21 @@ def _models(
     )
     updater = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
     return collector, updater
+
+
+def _critic(setup: RewardSetup, run: RunFolder, reference: PreTrainedModel) -> PreTrainedModel:
+    """The critic before training: from the policy, the reward model, or a folder."""
+    recipe, record, start = setup.recipe, setup.record, setup.recipe.ppo.critic_init
+    if start == "policy":
+        return new_scalar_model(recipe, reference)
+    if start != "reward_model":
+        option = "ppo.critic_init"
+        return saved_scalar_model(recipe, start, trained=True, reference=reference, option=option)
+    assert record is not None
+    model: PreTrainedModel = load_reward_model(
+        record, recipe, run, trained=True, reference=reference
+    ).model
+    return model
 
 
 def _stop_generation(policy: Any, chat: ChatFormat) -> None:
@@ -154,10 +186,10 @@ def _stop_generation(policy: Any, chat: ChatFormat) -> None:
         )
 
 
-def _save(actor: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
-    with actor.gathered() as policy:
+def _save(engine: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
+    with engine.gathered() as model:
         if is_main_process():
             with replaced_folder(run.path / name) as folder:
-                policy.save_pretrained(folder)
+                model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
     barrier()
