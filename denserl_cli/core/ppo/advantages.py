@@ -12,7 +12,7 @@ from denserl_cli.core.precision import at_least_float32
 Baseline = Literal["response", "token"]
 
 _SAME = 1e-12
-"""Returns whose variance is at most this share of their mean square are the same but for rounding."""
+"""Returns with a variance of at most this share of their mean square differ by rounding alone."""
 
 
 def generalized_advantages(

@@ -25,9 +25,7 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def masked_mean(
-    values: Tensor, mask: Tensor, reduce: Reduce, length: int | None = None
-) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, reduce: Reduce, length: int | None = None) -> Tensor:
     """Mean over the tokens that count; 0, with gradient 0, where none does.
 
     Args:
@@ -86,9 +84,9 @@ def clipped_policy_loss(
         length: As in `masked_mean`.
 
     Returns:
-        The loss, and metrics over all tokens: clip_fraction (share with r outside the clip range),
-        approx_kl (KL of the old policy to the new: mean of r - 1 - log r, never negative), ratio_max
-        (0 where no token counts).
+        The loss, and metrics over all tokens: clip_fraction (share with r outside the range),
+        approx_kl (KL of the old policy to the new: mean of r - 1 - log r, never negative),
+        ratio_max (0 where no token counts).
     """
     clip = math.inf if clip is None else clip
     high = clip if clip_high is None else clip_high

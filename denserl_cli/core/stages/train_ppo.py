@@ -122,7 +122,7 @@ def _models(
     prompts: Sequence[Prompt],
 ) -> tuple[Collector, Updater]:
     """A collector with policy, critic and scorer, and an updater of policy and critic."""
-    recipe, record, chat = setup.recipe, setup.record, setup.chat
+    recipe, chat = setup.recipe, setup.chat
     ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(plan.prompts))
     reference = load_reference(recipe)
     # the frozen models first: they are sharded or offloaded before the trained ones need memory
