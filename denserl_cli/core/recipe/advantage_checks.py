@@ -1,4 +1,4 @@
-"""Choices of action, advantage and loss that contradict each other."""
+"""Choices of action, advantage and losses that contradict each other."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ def advantage_problems(recipe: Recipe) -> Iterator[Problem]:
     if ppo.kl_loss is not None and ppo.kl_coef == 0:
         advice = "the loss would add 0 times the KL; set it above 0"
         yield Problem("ppo.kl_coef", advice, ("ppo.kl_loss",))
+    if recipe.reward_model.label_smoothing >= 0.5:
+        advice = "must be below 0.5, or nothing, or the contrary, is learned"
+        yield Problem("reward_model.label_smoothing", advice)
     yield from _critic(ppo) if ppo.has_critic else _no_critic(ppo)
 
 

@@ -272,6 +272,16 @@ class RewardModelConfig:
     """Peak learning rate."""
     aggregate: Aggregate = "mean"
     """How segment rewards become the sequence score of the Bradley-Terry loss."""
+    margins: Literal["target", "weight", "ignore"] = "target"
+    """A pair's margin: how much higher its chosen score should be, its weight, or nothing."""
+    temperature: float = 1.0
+    """Divides the differences of scores in the loss: 1 / beta of Q-RM and SimPO."""
+    target_margin: float = 0.0
+    """By how much every difference has to exceed 0: gamma of Q-RM and SimPO."""
+    label_smoothing: float = 0.0
+    """Share of the preferences taken to be the wrong way round, below one half."""
+    center_rewards: float = 0.0
+    """Weight of the squared sum of a pair's scores in the loss, which keeps their mean near 0."""
     eval_every: int = 512
     """Optimizer steps between evaluations; the last step always evaluates."""
     save_every: int = 256
