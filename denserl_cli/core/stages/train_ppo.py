@@ -19,6 +19,7 @@ from denserl_cli.core.models.lora import (
     new_scalar_model,
     saved_scalar_model,
 )
+from denserl_cli.core.models.sequence_classifier import check_critic
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
@@ -163,6 +164,7 @@ def _critic(setup: RewardSetup, run: RunFolder, reference: PreTrainedModel) -> P
     if start == "policy":
         return new_scalar_model(recipe, reference)
     if start != "reward_model":
+        check_critic(start, setup.chat)
         option = "ppo.critic_init"
         return saved_scalar_model(recipe, start, trained=True, reference=reference, option=option)
     assert record is not None

@@ -381,6 +381,14 @@ def test_a_critic_that_was_saved_starts_another_run(scored: Path):
     first, second = (lines(folder)[1] for folder in (fresh, again))
     assert second["rm_score"] == first["rm_score"]
     assert second["explained_variance"] > first["explained_variance"]
+    file = critic / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other, *_ = (token for token in vocabulary if token.isalpha())
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(DenserlError, match=r"ppo\.critic_init: .* has another tokenizer"):
+        train(again, f"ppo.critic_init={critic}", *once, mode="fresh")
 
 
 def test_a_warm_up_over_kept_rollouts_goes_on_where_it_was_stopped(scored: Path):
