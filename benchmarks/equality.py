@@ -92,6 +92,8 @@ GROUPS = {
     "critic from the reward model": Group(("ppo.critic_init=reward_model",), (PLAIN, *TWO[1:])),
     "loss over tokens": Group(("ppo.loss_reduce=token",), (PLAIN, *TWO[1:])),
     "critic warm-up": Group(("ppo.critic_warmup=1",), (PLAIN, *TWO[1:])),
+    "macro actions": Group(("ppo.action=segment", "ppo.lam_value=1"), (PLAIN, *TWO[1:])),
+    "no critic": Group(("ppo.advantage=rloo", "ppo.samples_per_prompt=2"), (PLAIN, *TWO[1:])),
     "gradient checkpointing": Group(("model.gradient_checkpointing=true",), (PLAIN, *TWO[1:])),
     "LoRA": Group(("lora={rank: 4}",), (PLAIN, *TWO[:2])),
     "accumulation": Group(

@@ -55,13 +55,13 @@ PLAIN = "python:benchmarks.study_rewards.plain"
 TASKS = {
     "long": Task(
         ("sandbox.response_phrases=48", "ppo.max_new_tokens=256", "data.max_length=384"),
-        ("granularity", "KL coefficient", "lambda"),
+        ("granularity", "KL coefficient", "lambda", "action", "advantage"),
     ),
     "medium": Task(
         (),
         (
             *("granularity", "normaliser", "interpolation", "segment total"),
-            *("cutoff", "cut", "aggregation", "pairs", "samples"),
+            *("cutoff", "cut", "aggregation", "pairs", "samples", "action", "advantage"),
         ),
     ),
     "short": Task(("sandbox.response_phrases=6", "ppo.max_new_tokens=48"), ("granularity",)),
@@ -100,6 +100,9 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 }
 TRUE = "ppo.reward=true_reward"
 PHRASES = "ppo.reward=python:benchmarks.study_rewards.phrase_worth"
+MACRO = ("ppo.action=segment",)
+SAMPLES = ("ppo.rollout_batch_size=16", "ppo.samples_per_prompt=4")
+"""As many responses as the base arm has, from half of the prompts."""
 FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "granularity": {
         **GRANULARITIES,
@@ -122,6 +125,20 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "lambda": {
         f"{name}, lambda 1": (*GRANULARITIES[name], "ppo.lam=1.0") for name in ("segment", "bandit")
+    },
+    "action": {
+        "macro": MACRO,
+        "macro, lambda 1": (*MACRO, "ppo.lam=1.0"),
+        "macro, KL 0.08": (*MACRO, "ppo.kl_coef=0.08"),
+    },
+    "advantage": {
+        f"{name}{suffix}": (f"ppo.advantage={name}", *SAMPLES, *settings)
+        for name in ("group", "rloo", "reinforce++")
+        for suffix, settings in (("", ()), (", KL 0.08", ("ppo.kl_coef=0.08",)))
+    }
+    | {
+        "rloo, token baseline": ("ppo.advantage=rloo", "ppo.baseline=token", *SAMPLES),
+        "gae, 4 samples": SAMPLES,
     },
     "normaliser": {
         f"normaliser {k}": (f"normalizer.kind={k}",) for k in ("global", "last", "none")

@@ -26,6 +26,7 @@ MATHS = {
         "normalizer",
         "reward_model.loss",
         "ppo.rewards",
+        "ppo.actions",
         "ppo.advantages",
         "ppo.losses",
     )

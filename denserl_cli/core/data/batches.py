@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -223,9 +224,10 @@ def collate_sides(
 
 
 def margins(rows: Sequence[EncodedPairRow], device: torch.device) -> Tensor | None:
-    """(B,) float32, 0 for a pair without margin; None where no pair has one."""
+    """(B,) float32, NaN for a pair without margin; None where no pair has one."""
     import torch
 
     if all(row.margin is None for row in rows):
         return None
-    return torch.tensor([row.margin or 0.0 for row in rows], device=device)
+    found = [math.nan if row.margin is None else row.margin for row in rows]
+    return torch.tensor(found, device=device)

@@ -189,13 +189,18 @@ class Translation:
 
 def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a published reward model's weights, if there is one."""
+    if record.weights is None:
+        return None
+    return _tokenizer_beside(record.weights, record.weights_revision, "published.reward_model")
+
+
+def _tokenizer_beside(
+    path: str, revision: str | None, option: str
+) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
-    if record.weights is None:
-        return None
-    path, revision = record.weights, record.weights_revision
-    with readable_errors(path, "tokenizer", "published.reward_model"):
+    with readable_errors(path, "tokenizer", option):
         names = ("tokenizer_config.json", "tokenizer.json")
         if not any(
             cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -203,6 +208,20 @@ def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:
         ):
             return None
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def check_critic(path: str, chat: ChatFormat) -> None:
+    """Raise DenserlError when a critic's folder or hub name has another tokenizer than the policy.
+
+    One without a tokenizer beside it is taken to have the policy's.
+    """
+    own = _tokenizer_beside(path, None, "ppo.critic_init")
+    if own is not None and not _same_ids(chat.template.tokenizer, own):
+        raise DenserlError(
+            f"ppo.critic_init: {path} has another tokenizer than the policy, so it cannot judge "
+            "its tokens",
+            hint="name a critic or reward model of the same tokenizer, or policy",
+        )
 
 
 def reads_ids_of(record: RewardRecord, chat: ChatFormat) -> bool:

@@ -167,14 +167,16 @@ def _train_ppo(
 ) -> tuple[dict[str, Bytes], float]:
     ppo, lora = recipe.ppo, recipe.lora is not None
     length = ppo.max_prompt_length + ppo.max_new_tokens
-    policy, critic = _policy(recipe, shape), _scalar(recipe, shape)
+    policy = _policy(recipe, shape)
+    critics = [_scalar(recipe, shape)] if ppo.has_critic else []  # the one critic, if any
     base = _base(recipe, shape, setting)
     if ppo.learned_weight and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
     waiting, returned, offloaded = memory.frozen_models(base, setting)
-    held = added(waiting, policy.state(setting), critic.state(setting))
-    held_in_rollout = added(held, policy.held_bucket(setting), critic.held_bucket(setting))
+    models = (policy, *critics)
+    held = added(waiting, *(model.state(setting) for model in models))
+    held_in_rollout = added(held, *(model.held_bucket(setting) for model in models))
     sampled, record = (
         ppo.rollout_micro_batch_size,
         memory.rollout_record(responses, ppo.max_new_tokens),
@@ -186,26 +188,29 @@ def _train_ppo(
     )
     phases = {
         "load": memory.loading(
-            added(waiting, policy.state(setting)), 0 if lora else critic.weights, setting
+            added(waiting, *(model.state(setting) for model in models[:-1])),
+            0 if lora else models[-1].weights,
+            setting,
         ),
         "rollout": added(held_in_rollout, _sampling(recipe, shape, setting, policy)),
         "score": added(
             held_in_rollout, returned, record, _scoring(recipe, shape, setting, policy, sampled)
         ),
-        "critic": added(
+    }
+    for critic in critics:
+        phases["critic"] = added(
             held,
             record,
             policy.waiting(setting),
             critic.update(shape, setting, activations, lora=lora),
-        ),
-        "policy": added(
-            held,
-            record,
-            critic.waiting(setting),
-            policy.update(shape, setting, added(activations, likelihood), lora=lora),
-        ),
-    }
-    return phases, offloaded + memory.offloaded(policy.trained + critic.trained, setting)
+        )
+    phases["policy"] = added(
+        held,
+        record,
+        *(critic.waiting(setting) for critic in critics),
+        policy.update(shape, setting, added(activations, likelihood), lora=lora),
+    )
+    return phases, offloaded + memory.offloaded(sum(m.trained for m in models), setting)
 
 
 def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:

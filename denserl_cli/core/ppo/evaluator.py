@@ -66,7 +66,7 @@ class Evaluator:
         rollout: Rollout,
         functions: FunctionRewards | None,
         rewards: Tensor,
-        returns: Tensor,
+        returns: Tensor | None,
     ) -> Described:
         """The metrics of a training rollout, and its first samples.
 
@@ -75,15 +75,14 @@ class Evaluator:
             rollout: With R responses.
             functions: What the reward functions returned for them; None without functions.
             rewards: (R, T), before the KL penalty.
-            returns: (R, T).
+            returns: (R, T), the critic's targets; None without a critic.
         """
         settings, normalizer = self.sources.settings, self.sources.normalizer
-        tensors = self._means(rollout, functions) | {
-            **reward_metrics(rollout, rewards, settings.clip, normalizer),
-            "explained_variance": explained_variance(
-                rollout.values, returns, rollout.response_mask
-            ),
-        }
+        tensors = self._means(rollout, functions)
+        tensors |= reward_metrics(rollout, rewards, settings.clip, normalizer)
+        if returns is not None:
+            mask = rollout.response_mask
+            tensors["explained_variance"] = explained_variance(rollout.values, returns, mask)
         metrics = to_numbers(tensors) | self._true_reward(prompts, rollout)
         shown = self._samples(prompts, rollout, rewards)
         return Described(metrics | {"responses": len(rollout.responses)}, shown)

@@ -284,11 +284,23 @@ class AdaptiveKL:
         coef: The current weight. It is the whole state: save it, and set it to resume.
         target: Mean per-token KL in nats; None keeps coef as it is.
         horizon: In responses; over one horizon an error of 20 % or more changes coef by about 20 %.
+        in_loss: The KL is a term of the policy's loss, not a penalty on the rewards.
     """
 
     coef: float
     target: float | None = None
     horizon: int = 10_000
+    in_loss: bool = False
+
+    @property
+    def of_rewards(self) -> float:
+        """The weight of the penalty on the rewards."""
+        return 0.0 if self.in_loss else self.coef
+
+    @property
+    def of_loss(self) -> float:
+        """The weight of the term of the policy's loss."""
+        return self.coef if self.in_loss else 0.0
 
     def update(self, kl: float, responses: int) -> None:
         """Adapt the weight after `responses` responses whose mean per-token KL was `kl` nats."""

@@ -204,6 +204,30 @@ class Collector:
             **columns,
         )
 
+    @torch.no_grad()
+    def valued_again(self, rollout: Rollout) -> Rollout:
+        """The same rollout with the values of the critic as it is now."""
+        if self.critic is None:
+            return rollout
+        values = torch.zeros_like(rollout.values)
+        lengths = [len(p) + len(r) for p, r in zip(rollout.prompts, rollout.responses, strict=True)]
+        parts = micro_batches(lengths, np.arange(len(lengths)), self.micro_batch_size)
+        self.seconds = {"rollout_seconds": 0.0}
+        with evaluating(self.critic.model), timed(self.seconds, "scoring_seconds"):
+            for part, counts in shard_micro_batches(parts):
+                batch = collate_sequences(
+                    [rollout.prompts[i] for i in part],
+                    [rollout.responses[i] for i in part],
+                    self.pad_id,
+                    self.device,
+                )
+                found = self.critic(token_values, batch, before=True)
+                if counts:
+                    rows = torch.from_numpy(part).to(self.device)
+                    values[rows, : found.shape[1]] = found
+            all_reduce_sum(values)
+        return rollout._replace(values=values)
+
 
 @contextmanager
 def evaluating(*models: Any) -> Iterator[None]:

@@ -12,7 +12,7 @@ import torch
 
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.observer import throughput, timed
-from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
+from denserl_cli.core.ppo.estimators import estimate_advantages
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.self_checks import refuse_other_samples
 from denserl_cli.core.recipe.functions import short_name
@@ -20,7 +20,7 @@ from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
     from denserl_cli.core.ppo.evaluator import Evaluator
-    from denserl_cli.core.ppo.prompts import PromptPlan
+    from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan
     from denserl_cli.core.ppo.rewards import RewardSources
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.ppo.update import Updater
@@ -65,12 +65,16 @@ class PPOTrainer:
         self.plan, self.collector, self.sources = plan, collector, sources
         self.updater, self.evaluator, self.save_policy = updater, evaluator, save_policy
         self.kl = AdaptiveKL(
-            settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon
+            settings.kl_coef,
+            target=settings.kl_target,
+            horizon=settings.kl_horizon,
+            in_loss=settings.kl_loss is not None,
         )
         self.best: float | None = None
         self.start_segments: float | None = None
         self.warned = False
         self.beyond = False
+        self.kept: dict[int, Rollout] = {}
         session.trainer = self
 
     def train(self, start: int) -> None:
@@ -86,31 +90,50 @@ class PPOTrainer:
                 prompts = self.plan.batch(iteration)
                 count = len(prompts.prompts)
                 with session.interruptible("sample responses", count, iteration - 1) as progress:
-                    rollout = self.collector.collect(prompts.ids, prompts.keys, progress)
+                    rollout = self.collect(iteration, prompts, progress)
                 if iteration == start + 1:
                     refuse_other_samples(rollout)
                 mask = rollout.response_mask
                 functions = self.sources.functions(prompts.prompts, rollout)
                 rewards = self.sources.of(rollout, functions)
                 penalized = penalize_kl(
-                    rewards, rollout.logprobs, rollout.reference_logprobs, mask, self.kl.coef
+                    rewards, rollout.logprobs, rollout.reference_logprobs, mask, self.kl.of_rewards
                 )
-                advantages, returns = generalized_advantages(
-                    penalized, rollout.values, mask, gamma=settings.gamma, lam=settings.lam
-                )
+                advantages, returns = estimate_advantages(settings, penalized, rollout)
                 seconds = dict(self.collector.seconds)
                 with timed(seconds, "update_seconds"):
                     metrics: Metrics = {}
                     if self.is_finite(iteration, rollout):
                         guarded = partial(session.guard.update, iteration, partial(_kept, rollout))
                         metrics = self.updater.update(
-                            iteration, rollout, whiten(advantages, mask), returns, guarded
+                            *(iteration, rollout, advantages, returns, guarded),
+                            kl_coef=self.kl.of_loss,
                         )
                 described = self.evaluator.describe(prompts, rollout, functions, rewards, returns)
                 metrics |= described.metrics | seconds
                 metrics |= throughput(time.perf_counter() - began, rollout.tokens, count)
                 if self.conclude(iteration, metrics, described.samples):
                     break
+
+    def collect(
+        self, iteration: int, prompts: PromptBatch, progress: Callable[[int], None]
+    ) -> Rollout:
+        """A new rollout or, where the critic's warm-up takes one again, that with its new values.
+
+        Args:
+            iteration: Its number, from 1.
+            prompts: Of the iteration.
+            progress: Called with the number of responses that have just been sampled.
+        """
+        source = self.plan.source(iteration)
+        if source in self.kept:
+            return self.collector.valued_again(self.kept[source])
+        rollout = self.collector.collect(prompts.ids, prompts.keys, progress)
+        if self.plan.warmup_rollouts is not None and iteration <= self.plan.warmup:
+            self.kept[source] = rollout
+        else:
+            self.kept.clear()
+        return rollout
 
     def evaluate_start(self) -> None:
         """Record metrics of the starting policy, unless an interrupted run has done so."""

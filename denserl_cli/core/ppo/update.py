@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,13 @@ from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micr
 from denserl_cli.core.engine.base import step
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
-from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
+from denserl_cli.core.ppo.losses import (
+    LossOutput,
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_loss,
+    masked_mean,
+)
 from denserl_cli.core.ppo.self_checks import refuse_other_ratio
 from denserl_cli.core.system.distributed import all_reduce_sum, max_over_ranks, shard_micro_batches
 
@@ -25,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Updater:
-    """Trains actor and critic on rollouts in train batches, each split by length."""
+    """Trains actor and critic, if there is one, on rollouts in train batches split by length."""
 
     def __init__(
         self,
         settings: ResolvedPPO,
         *,
         actor: Engine,
-        critic: Engine,
+        critic: Engine | None,
         pad_id: int,
         seed: int,
         ratio_tolerance: float | None = None,
@@ -57,8 +63,10 @@ class Updater:
         iteration: int,
         rollout: Rollout,
         advantages: Tensor,
-        returns: Tensor,
+        returns: Tensor | None,
         guarded: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        kl_coef: float = 0.0,
     ) -> dict[str, float]:
         """Take every optimizer step of one iteration.
 
@@ -66,18 +74,18 @@ class Updater:
             iteration: Its number, from 1.
             rollout: With R responses.
             advantages: (R, T).
-            returns: (R, T).
+            returns: (R, T), the critic's targets; None without a critic.
             guarded: Makes the context of each step, in which a step raises NonFiniteError before
                 either model is changed.
+            kl_coef: Weight of the KL in the policy's loss.
 
         Returns:
             Mean metrics of the steps.
         """
         settings = self.settings
-        rates = {
-            "policy_learning_rate": self.actor.learning_rate,
-            "critic_learning_rate": self.critic.learning_rate,
-        }
+        rates = {"policy_learning_rate": self.actor.learning_rate}
+        if self.critic is not None:
+            rates["critic_learning_rate"] = self.critic.learning_rate
         policy_learns = iteration > settings.critic_warmup
         steps = []
         for epoch in range(settings.epochs):
@@ -85,7 +93,8 @@ class Updater:
             order = rng.permutation(len(rollout.responses))
             for rows in np.split(order, len(order) // settings.train_batch_size):
                 with guarded():
-                    steps.append(self.step(rollout, advantages, returns, rows, policy_learns))
+                    found = self.step(rollout, advantages, returns, rows, policy_learns, kl_coef)
+                    steps.append(found)
         if not steps:
             return rates
         means = {name: torch.stack([s[name] for s in steps]).mean() for name in steps[0]}
@@ -95,63 +104,111 @@ class Updater:
         self,
         rollout: Rollout,
         advantages: Tensor,
-        returns: Tensor,
+        returns: Tensor | None,
         rows: np.ndarray,
         policy_learns: bool,
+        kl_coef: float = 0.0,
     ) -> dict[str, Tensor]:
         """One optimizer step on a train batch; micro-batches weigh by their share of it.
 
         Args:
             rollout: With R responses.
             advantages: (R, T).
-            returns: (R, T).
+            returns: (R, T); None without a critic.
             rows: Numbers of the responses in the train batch.
             policy_learns: False trains the critic alone.
+            kl_coef: Weight of the KL in the policy's loss.
 
         Returns:
             Metrics of the step by name, 0-d each.
         """
-        settings, total = self.settings, dict[str, Tensor]()
+        total = dict[str, Tensor]()
         mine = shard_micro_batches(self.parts(rollout, rows))
         for number, (part, counts) in enumerate(mine, 1):
             batch = self.collate(rollout, part)
-            mask, last = batch.response_mask, number == len(mine)
+            last = number == len(mine)
             tokens = _share(rollout, part, rows) * counts
-            weight = tokens if settings.loss_reduce == "token" else len(part) / len(rows) * counts
-            values = self.critic(token_values, batch, before=True)
-            value_loss = clipped_value_loss(
-                values,
-                _window(rollout.values, part, mask),
-                _window(returns, part, mask),
-                mask,
-                clip=settings.value_clip,
-                reduce=settings.loss_reduce,
-            )
-            self.critic.backward(value_loss.loss * weight, last=last)
-            _add(total, "value", value_loss, weight, tokens)
-            if not policy_learns:
-                continue
-            logprobs = self.actor(
-                response_logprobs, batch, temperature=settings.temperature, with_entropy=False
-            ).logprobs
-            policy_loss = clipped_policy_loss(
-                logprobs,
-                _window(rollout.logprobs, part, mask),
-                _window(advantages, part, mask),
-                mask,
-                clip=settings.policy_clip,
-                reduce=settings.loss_reduce,
-            )
-            self.actor.backward(policy_loss.loss * weight, last=last)
-            _add(total, "policy", policy_loss, weight, tokens)
+            by_token = self.settings.loss_reduce == "token"
+            weight = tokens if by_token else len(part) / len(rows) * counts
+            if self.critic is not None and returns is not None:
+                value_loss = self.value_loss(self.critic, batch, rollout, returns, part)
+                self.critic.backward(value_loss.loss * weight, last=last)
+                _add(total, "value", value_loss, weight, tokens)
+            if policy_learns:
+                policy_loss = self.policy_loss(batch, rollout, advantages, part, kl_coef)
+                self.actor.backward(policy_loss.loss * weight, last=last)
+                _add(total, "policy", policy_loss, weight, tokens)
         _over_ranks(total)
         if policy_learns and self.ratio_tolerance is not None:
             refuse_other_ratio(total["policy_approx_kl"].item(), self.ratio_tolerance)
             self.ratio_tolerance = None  # from now on the policy moves within an iteration
-        engines = {"critic": self.critic} | ({"policy": self.actor} if policy_learns else {})
+        engines = {} if self.critic is None else {"critic": self.critic}
+        engines |= {"policy": self.actor} if policy_learns else {}
         for name, norm in zip(engines, step(*engines.values()), strict=True):
             total[f"{name}_gradient_norm"] = norm
         return total
+
+    def value_loss(
+        self,
+        critic: Engine,
+        batch: SequenceBatch,
+        rollout: Rollout,
+        returns: Tensor,
+        part: np.ndarray,
+    ) -> LossOutput:
+        """The critic's loss on a micro-batch, the rows `part` of the rollout."""
+        settings, mask = self.settings, batch.response_mask
+        return clipped_value_loss(
+            critic(token_values, batch, before=True),
+            _window(rollout.values, part, mask),
+            _window(returns, part, mask),
+            mask,
+            clip=None if settings.value_clip == "none" else settings.value_clip,
+            **self.reduction,
+        )
+
+    def policy_loss(
+        self,
+        batch: SequenceBatch,
+        rollout: Rollout,
+        advantages: Tensor,
+        part: np.ndarray,
+        kl_coef: float,
+    ) -> LossOutput:
+        """The policy's loss on a micro-batch, the rows `part` of the rollout."""
+        settings, mask = self.settings, batch.response_mask
+        drawn = settings.entropy_coef != 0
+        logprobs, entropy = self.actor(
+            response_logprobs,
+            batch,
+            temperature=settings.temperature,
+            with_entropy=drawn,
+            drawn=drawn,
+        )
+        found = clipped_policy_loss(
+            logprobs,
+            _window(rollout.logprobs, part, mask),
+            _window(advantages, part, mask),
+            mask,
+            clip=settings.policy_clip,
+            clip_high=settings.policy_clip_high,
+            dual_clip=settings.dual_clip,
+            **self.reduction,
+        )
+        loss = found.loss
+        if settings.kl_loss is not None:
+            reference = _window(rollout.reference_logprobs, part, mask)
+            estimate = settings.kl_loss
+            kl = kl_loss(logprobs, reference, mask, estimator=estimate, **self.reduction)
+            loss = loss + kl_coef * kl
+        if entropy is not None:
+            loss = loss - settings.entropy_coef * masked_mean(entropy, mask, **self.reduction)
+        return found._replace(loss=loss)
+
+    @property
+    def reduction(self) -> dict[str, Any]:
+        """How the losses of tokens become one."""
+        return {"reduce": self.settings.loss_reduce, "length": self.settings.max_new_tokens}
 
     def collate(self, rollout: Rollout, part: np.ndarray) -> SequenceBatch:
         """The prompts and responses of some rows as one batch."""

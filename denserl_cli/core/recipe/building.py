@@ -37,14 +37,14 @@ class Builder:
         """Return the node's value as the type `expected`, or INVALID after recording why not."""
         if node.value is None and type(None) in options(expected):
             return None
-        expected = _option(expected, node.value)
+        allowed, expected = expected, _option(expected, node.value)
         if is_dataclass(expected):
             return self._section(expected, node, key)
         origin = get_origin(expected)
         if origin is tuple:
             return self._list(expected, node, key)
         if origin is Literal:
-            return self._choice(expected, node, key)
+            return self._choice(expected, node, key, allowed)
         if origin is dict and isinstance(node.value, dict | None):
             return plain(node) or {}
         return self._scalar(expected, node, key)
@@ -84,12 +84,12 @@ class Builder:
         built = [self.build(item, child, f"{key}[{i}]") for i, child in enumerate(items)]
         return INVALID if INVALID in built else tuple(built)
 
-    def _choice(self, expected: Any, node: Node, key: str) -> Any:
+    def _choice(self, expected: Any, node: Node, key: str, allowed: Any) -> Any:
         choices = get_args(expected)
         if node.value in choices and type(node.value) is not bool:
             return node.value
         near = get_close_matches(str(node.value), map(str, choices), 1)
-        message = f"must be {describe(expected)}, not {_found(node)}"
+        message = f"must be {describe(allowed)}, not {_found(node)}"
         return self.reject(node, key, message + did_you_mean(near))
 
     def _scalar(self, expected: Any, node: Node, key: str) -> Any:

@@ -6,10 +6,17 @@ import os
 from collections.abc import Iterator
 from glob import glob
 
+from denserl_cli.core.recipe.advantage_checks import advantage_problems
 from denserl_cli.core.recipe.fields import value_of
 from denserl_cli.core.recipe.functions import short_name, why_not
 from denserl_cli.core.recipe.mapping_checks import Problem, mapping_problems
-from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
+from denserl_cli.core.recipe.schema import (
+    CRITIC_WORDS,
+    CUT_FIELDS,
+    PublishedConfig,
+    Recipe,
+    Source,
+)
 
 
 def _keys(block: str, names: str) -> tuple[str, ...]:
@@ -21,13 +28,14 @@ _POSITIVE = (
     *_keys("sandbox", "hidden_size layers fit_steps"),
     *_keys("data", "max_length max_prompt_length"),
     *_keys("optimizer", "clip_norm"),
-    *_keys("reward_model", "epochs batch_size micro_batch_size learning_rate"),
+    *_keys("reward_model", "epochs batch_size micro_batch_size learning_rate temperature"),
     *_keys("reward_model", "eval_every save_every"),
     *_keys("normalizer", "pairs batch_size min_std"),
     *_keys("ppo", "passes iterations rollout_batch_size samples_per_prompt"),
     *_keys("ppo", "rollout_micro_batch_size train_batch_size micro_batch_size epochs"),
     *_keys("ppo", "max_prompt_length max_new_tokens temperature top_p"),
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
+    *_keys("ppo", "policy_clip_high dual_clip lam_alpha critic_warmup_rollouts"),
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
     *_keys("ppo", "eval_samples eval_every save_every"),
     *_keys("run", "keep_checkpoints keep_gigabytes"),
@@ -43,14 +51,17 @@ _ZERO_OR_MORE = (
     *_keys("published", "cutoff"),
     *_keys("data", "eval_pairs eval_prompts"),
     *_keys("optimizer", "weight_decay"),
+    *_keys("reward_model", "target_margin label_smoothing center_rewards"),
     *_keys("normalizer", "seed"),
-    *_keys("ppo", "kl_coef critic_warmup reward_model_weight"),
+    *_keys("ppo", "kl_coef critic_warmup reward_model_weight entropy_coef"),
     *_keys("run", "log_samples"),
 )
 _AT_MOST_ONE = (
     *_keys("optimizer", "warmup_ratio min_lr_ratio"),
-    *_keys("ppo", "gamma lam top_p"),
+    *_keys("ppo", "gamma lam lam_value top_p"),
 )
+_WORDS = ("auto", "adaptive", "none")
+"""Words in place of a number."""
 _LOCAL_STARTS = ("/", "./", "../", "~")
 _LOCAL_ENDS = tuple(
     f"{kind}{packed}"
@@ -68,6 +79,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _source_ranges(recipe)
     yield from _method(recipe)
     yield from _rewards(recipe)
+    yield from advantage_problems(recipe)
     yield from _batches(recipe)
     yield from _engines(recipe)
     yield from _origins(recipe)
@@ -77,14 +89,16 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
 def _ranges(recipe: Recipe) -> Iterator[Problem]:
     for key in _POSITIVE:
         value = value_of(recipe, key)
-        if value is not None and not value > 0:
+        if value not in (None, *_WORDS) and not value > 0:
             yield Problem(key, f"must be positive, not {value}")
     for key in _ZERO_OR_MORE:
         value = value_of(recipe, key)
-        if value not in (None, "auto") and not value >= 0:
+        if value not in (None, *_WORDS) and not value >= 0:
             yield Problem(key, f"must be zero or more, not {value}")
     for key in _AT_MOST_ONE:
         value = value_of(recipe, key)
+        if value in (None, *_WORDS):
+            continue
         if value > 1 or (value < 0 and key not in _POSITIVE):
             yield Problem(key, f"must be between 0 and 1, not {value}")
     for place, beta in enumerate(recipe.optimizer.betas):
@@ -269,6 +283,8 @@ def _missing_files(recipe: Recipe) -> Iterator[Problem]:
     named = [(f"{key}.path", source.path) for key, source in _sources(recipe)]
     for key in ("model.path", "model.tokenizer", "published.reward_model", "published.policy"):
         named.append((key, value_of(recipe, key) or ""))
+    if recipe.ppo.critic_init not in CRITIC_WORDS:
+        named.append(("ppo.critic_init", recipe.ppo.critic_init))
     for key, path in named:
         home = os.path.expanduser(path)
         if "://" in path or not looks_local(path) or os.path.exists(home):

@@ -40,6 +40,7 @@ def resolved(recipe: Recipe) -> Recipe:
             recipe.ppo,
             interpolation=interpolation,
             value_clip=value_clip,
+            critic_init=expanduser(recipe.ppo.critic_init),
             reward_model_weight=recipe.ppo.learned_weight,
         ),
         published=_published_at_home(recipe.published),

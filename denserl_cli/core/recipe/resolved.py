@@ -8,7 +8,7 @@ command that loads models adds the sandbox's files and a cutoff that is a number
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from denserl_cli.core.recipe.schema import (
     Interpolation,
@@ -39,7 +39,7 @@ class ResolvedNormalizer(NormalizerConfig):
 class ResolvedPPO(PPOConfig):
     """PPO, with the fields that a granularity or a reward decides where a recipe does not."""
 
-    value_clip: float
+    value_clip: float | Literal["none"]
     reward_model_weight: float
     interpolation: Interpolation
 

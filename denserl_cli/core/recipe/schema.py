@@ -14,6 +14,7 @@ Granularity = Literal["segment", "token", "bandit"]
 Interpolation = Literal["even", "repeat", "end"]
 Aggregate = Literal["mean", "sum", "last"]
 NormalizerKind = Literal["location", "global", "last", "none"]
+AdvantageName = Literal["gae", "group", "rloo", "reinforce++"]
 Cut = Literal["entropy", "quantile", "sentence", "newline", "fixed", "random"]
 
 
@@ -273,6 +274,16 @@ class RewardModelConfig:
     """Peak learning rate."""
     aggregate: Aggregate = "mean"
     """How segment rewards become the sequence score of the Bradley-Terry loss."""
+    margins: Literal["target", "weight", "ignore"] = "target"
+    """A pair's margin: how much higher its chosen score should be, its weight, or nothing."""
+    temperature: float = 1.0
+    """Divides the differences of scores in the loss: 1 / beta of Q-RM and SimPO."""
+    target_margin: float = 0.0
+    """By how much every difference has to exceed 0: gamma of Q-RM and SimPO."""
+    label_smoothing: float = 0.0
+    """Share of the preferences taken to be the wrong way round, below one half."""
+    center_rewards: float = 0.0
+    """Weight of the squared sum of a pair's scores in the loss, which keeps their mean near 0."""
     eval_every: int = 512
     """Optimizer steps between evaluations; the last step always evaluates."""
     save_every: int = 256
@@ -339,20 +350,42 @@ class PPOConfig:
     """Peak learning rate of the policy."""
     critic_learning_rate: float = 9e-6
     """Peak learning rate of the critic."""
-    critic_init: Literal["policy", "reward_model"] = "policy"
-    """Where the critic's body starts; `policy` comes with a fresh head."""
+    critic_init: str = "policy"
+    """Where the critic starts: policy (with a fresh head), reward_model, or a critic's folder."""
     critic_warmup: int = 0
     """First iterations in which the critic alone learns."""
+    critic_warmup_rollouts: int | None = None
+    """Rollouts that `critic_warmup` samples and then goes over again; null: a new one each time."""
+    save_critic: bool = False
+    """Save the critic as well, in the run folder's `critic`: another run's `critic_init`."""
+    action: Literal["token", "segment"] = "token"
+    """What one action is: a token, or a segment as a macro action (docs/advantages.md)."""
+    advantage: AdvantageName = "gae"
+    """gae: by a critic; group, rloo: by the other samples of a prompt; reinforce++: by neither."""
+    baseline: Literal["response", "token"] = "response"
+    """What group and rloo compare with: the mean return of a response, or reward of a token."""
+    divide_by_std: bool = True
+    """group: divide by the std of a prompt's returns (GRPO), or do not (Dr. GRPO)."""
     gamma: float = 1.0
-    """Discount per token."""
-    lam: float = 0.95
-    """GAE's lambda."""
+    """Discount per action."""
+    lam: float | Literal["adaptive"] = 0.95
+    """GAE's lambda; adaptive: 1 - 1 / (lam_alpha · actions of the response)."""
+    lam_alpha: float = 0.05
+    """Share of a response over which `lam: adaptive` lets errors reach back."""
+    lam_value: float | None = None
+    """Lambda of the critic's targets; null: as `lam`."""
     policy_clip: float = 0.2
     """Clip range of the probability ratio."""
-    value_clip: float | None = None
-    """Clip range of the value update; null: 0.25, with bandit 0.2."""
-    loss_reduce: Literal["sequence", "token"] = "sequence"
-    """sequence: mean of the rows' token means; token: mean over all tokens of the batch."""
+    policy_clip_high: float | None = None
+    """Clip range of the ratio above 1; null: as `policy_clip`."""
+    dual_clip: float | None = None
+    """Bound, above 1, of the ratio of tokens with a negative advantage; null: none."""
+    value_clip: float | Literal["none"] | None = None
+    """Clip range of the value update, or none; null: 0.25, with bandit 0.2."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, in nats a token, as a bonus in its loss."""
+    loss_reduce: Literal["sequence", "token", "constant"] = "sequence"
+    """Mean of the rows' token means, of all tokens, or of the rows' sums / max_new_tokens."""
     reward: tuple[RewardFunction, ...] = ()
     """Rewards of your own, in the reward model's place or beside it (docs/rewards.md)."""
     reward_model_weight: float | None = None
@@ -373,6 +406,8 @@ class PPOConfig:
     """Reward, on every token, of an over-long response instead of its RM rewards."""
     kl_coef: float = 0.01
     """Weight of the per-token KL penalty against the reference; the start value if adaptive."""
+    kl_loss: Literal["k2", "k3"] | None = None
+    """Estimate of the KL that the policy's loss adds; null: k1, taken off the rewards."""
     kl_target: float | None = None
     """Mean per-token KL that an adaptive controller steers to; null: `kl_coef` is fixed."""
     kl_horizon: int = 10000
@@ -387,6 +422,11 @@ class PPOConfig:
     """Iterations between checkpoints."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What trains policy and critic."""
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the advantages need a critic."""
+        return self.advantage == "gae"
 
     @property
     def learned_weight(self) -> float:
@@ -536,3 +576,6 @@ CUT_FIELDS: dict[Cut, tuple[str, ...]] = {
     "random": ("segment_length", "cut_seed"),
 }
 """The fields of `segmentation` that each cut reads."""
+
+CRITIC_WORDS = ("policy", "reward_model")
+"""What `ppo.critic_init` may be beside a folder."""

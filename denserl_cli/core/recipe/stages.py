@@ -97,7 +97,7 @@ _ROWS = (
             *(*_COMMON, "data.prompts", "data.eval_prompts", "data.strict", "optimizer"),
             *("normalizer.kind", "ppo"),
         ),
-        results=("policy", "policy_best"),
+        results=("policy", "policy_best", "critic"),
     ),
     Stage(
         EVALUATE_RM,

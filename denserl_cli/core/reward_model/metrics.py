@@ -10,23 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from denserl_cli.core.reward_model.loss import preference_loss
+from denserl_cli.core.reward_model.loss import PreferenceObjective
 
 Metrics = dict[str, Tensor]
 """Metrics by name, 0-d each: means over the pairs."""
 
 
-def preference_metrics(scores: Tensor, segments: Tensor, margin: Tensor | None) -> Metrics:
+def preference_metrics(
+    scores: Tensor, segments: Tensor, margin: Tensor | None, objective: PreferenceObjective
+) -> Metrics:
     """Loss and metrics of B pairs.
 
     Args:
         scores: (2B,), those of the chosen responses before those of the rejected ones.
         segments: (2B,), numbers of segments, in the same order.
-        margin: (B,), as in `preference_loss`.
+        margin: (B,), of each pair, NaN where it has none; None where no pair has one.
+        objective: What the loss is.
     """
     chosen, rejected = scores.chunk(2)
     return {
-        "loss": preference_loss(chosen, rejected, margin),
+        "loss": objective.loss(chosen, rejected, margin),
         "accuracy": (chosen > rejected).float().mean(),
         "reward_mean": scores.mean(),
         "reward_square": scores.square().mean(),

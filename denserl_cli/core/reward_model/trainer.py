@@ -38,6 +38,7 @@ from denserl_cli.core.reward_model.metrics import (
     preference_metrics,
     to_numbers,
 )
+from denserl_cli.core.reward_model.objective import objective_of
 from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.scoring.segment_cache import open_cache
@@ -91,6 +92,7 @@ class RewardTrainer:
             pad_id: Token that fills batches up.
         """
         self.settings = recipe.reward_model
+        self.objective = objective_of(recipe.reward_model, (rows, evaluation))
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.tokenizer, self.pad_id = tokenizer, pad_id
@@ -187,7 +189,9 @@ class RewardTrainer:
             segments.append(ends.sum(1))
         order = torch.from_numpy(np.argsort(np.concatenate(cut))).to(ends.device)
         margin = margins(rows, ends.device)
-        return preference_metrics(torch.cat(scores)[order], torch.cat(segments)[order], margin)
+        return preference_metrics(
+            torch.cat(scores)[order], torch.cat(segments)[order], margin, self.objective
+        )
 
     def segment(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
         """Segment ends of training sequences.
@@ -232,7 +236,8 @@ class RewardTrainer:
         model.train()
         observer.end()
         all_reduce_sum(found)
-        metrics = preference_metrics(scores, segments, margins(self.evaluation, device()))
+        margin = margins(self.evaluation, device())
+        metrics = preference_metrics(scores, segments, margin, self.objective)
         named = to_numbers(list(metrics), torch.stack(list(metrics.values())))
         chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
         effect = length_effect(chosen - rejected, lengths[:, 1] - lengths[:, 2])

@@ -15,8 +15,14 @@ from denserl_cli.core.engine.factory import check_engine, make_engine, placement
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.architecture import check_scalar_class
 from denserl_cli.core.models.device import compute_dtype
-from denserl_cli.core.models.lora import load_reference, new_policy, new_scalar_model
+from denserl_cli.core.models.lora import (
+    load_reference,
+    new_policy,
+    new_scalar_model,
+    saved_scalar_model,
+)
 from denserl_cli.core.models.saving import save_model
+from denserl_cli.core.models.sequence_classifier import check_critic
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
@@ -36,6 +42,9 @@ from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from denserl_cli.core.models.placement import Placement
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
@@ -55,11 +64,12 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     seed_everything(resolved.seed)
     collector, updater = _models(setup, run, observer, plan, prompts.everything)
     _stop_generation(updater.actor.model, setup.chat)
+    critic = updater.critic
     session = StageSession(
         TRAIN_PPO,
         run,
         observer,
-        engines={"actor": updater.actor, "critic": updater.critic},
+        engines={"actor": updater.actor} | ({} if critic is None else {"critic": critic}),
         unit="iteration",
         total=plan.iterations,
         save_every=resolved.ppo.save_every,
@@ -85,6 +95,8 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
     )
     trainer.train(session.start(mode, prompts.skipped))
     trainer.save_policy("policy")
+    if critic is not None and resolved.ppo.save_critic:
+        _save(critic, tokenizer, run, "critic")
     if not is_main_process():
         return
     summary = trainer.summary()
@@ -99,7 +111,14 @@ def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
     batches = global_batches(
         len(prompts), ppo.rollout_batch_size, steps=steps.batches, seed=recipe.seed
     )
-    return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
+    return PromptPlan(
+        prompts,
+        batches,
+        samples=ppo.samples_per_prompt,
+        seed=recipe.seed,
+        warmup=ppo.critic_warmup,
+        warmup_rollouts=ppo.critic_warmup_rollouts,
+    )
 
 
 def _models(
@@ -110,7 +129,7 @@ def _models(
     prompts: Sequence[Prompt],
 ) -> tuple[Collector, Updater]:
     """A collector with policy, critic and scorer, and an updater of policy and critic."""
-    recipe, record, chat = setup.recipe, setup.record, setup.chat
+    recipe, chat = setup.recipe, setup.chat
     ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(plan.prompts))
     reference = load_reference(recipe, placement(recipe, ppo.engine, trained=False))
     # the frozen models first: they are sharded or offloaded before the trained ones need memory
@@ -119,13 +138,7 @@ def _models(
     )
     trained = placement(recipe, ppo.engine, trained=True)
     policy = new_policy(recipe, reference, trained)
-    values = (
-        load_reward_model(
-            record, recipe, run, trained=True, placement=trained, reference=reference
-        ).model
-        if record is not None and ppo.critic_init == "reward_model"
-        else new_scalar_model(recipe, reference, trained)
-    )
+    values = _critic(setup, run, reference, trained) if ppo.has_critic else None
     actor = make_engine(
         recipe,
         ppo.engine,
@@ -133,13 +146,15 @@ def _models(
         learning_rate=ppo.actor_learning_rate,
         total_steps=max(1, (steps.batches - ppo.critic_warmup) * steps.per_batch),
     )
-    critic = make_engine(
-        recipe,
-        ppo.engine,
-        values,
-        learning_rate=ppo.critic_learning_rate,
-        total_steps=steps.total,
-    )
+    critic = None
+    if values is not None:
+        critic = make_engine(
+            recipe,
+            ppo.engine,
+            values,
+            learning_rate=ppo.critic_learning_rate,
+            total_steps=steps.total,
+        )
     collector = Collector(
         policy=actor,
         critic=critic,
@@ -159,6 +174,26 @@ def _models(
     return collector, updater
 
 
+def _critic(
+    setup: RewardSetup, run: RunFolder, reference: PreTrainedModel, placement: Placement
+) -> PreTrainedModel:
+    """The critic before training: from the policy, the reward model, or a folder."""
+    recipe, record, start = setup.recipe, setup.record, setup.recipe.ppo.critic_init
+    if start == "policy":
+        return new_scalar_model(recipe, reference, placement)
+    if start != "reward_model":
+        check_critic(start, setup.chat)
+        option = "ppo.critic_init"
+        return saved_scalar_model(
+            recipe, start, trained=True, placement=placement, reference=reference, option=option
+        )
+    assert record is not None
+    model: PreTrainedModel = load_reward_model(
+        record, recipe, run, trained=True, placement=placement, reference=reference
+    ).model
+    return model
+
+
 def _stop_generation(policy: Any, chat: ChatFormat) -> None:
     """Make the policy's `generate` end at the stop ids; drop settings that cannot be saved."""
     from transformers import GenerationConfig
@@ -173,10 +208,10 @@ def _stop_generation(policy: Any, chat: ChatFormat) -> None:
         )
 
 
-def _save(actor: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
-    weights = actor.weights()
+def _save(engine: Engine, tokenizer: Any, run: RunFolder, name: str) -> None:
+    weights = engine.weights()
     if weights is not None:
         with replaced_folder(run.path / name) as folder:
-            save_model(actor.model, weights, folder)
+            save_model(engine.model, weights, folder)
             tokenizer.save_pretrained(folder)
     barrier()

@@ -278,3 +278,19 @@ def test_adapters_leave_the_base_once_and_train_little(recipe: Recipe):
     quantized = replace(recipe, lora=LoraConfig(rank=16, quantize=True))
     small = phases.plan(quantized, llama, "train-ppo", setting).phases["policy"]
     assert small["frozen models"] < 0.4 * terms["frozen models"]
+
+
+def test_without_a_critic_its_memory_is_free(recipe: Recipe):
+    llama = shape(LLAMA3)
+    alone = replace(recipe, ppo=replace(recipe.ppo, advantage="rloo", samples_per_prompt=2))
+    for gpus in (1, 8):
+        setting = planning.recipe_setting(recipe, "train-ppo", gpus)
+        both, one = (phases.plan(r, llama, "train-ppo", setting) for r in (recipe, alone))
+        assert set(both.phases) - set(one.phases) == {"critic"}
+        state = memory.training_state(llama.body + llama.hidden, setting)
+        saved = {
+            name: both.phases["policy"].get(name, 0) - one.phases["policy"].get(name, 0)
+            for name in ("weights", "optimizer")
+        }
+        assert saved == pytest.approx({name: state[name] for name in saved})
+        assert one.peak < both.peak

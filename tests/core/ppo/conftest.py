@@ -12,8 +12,7 @@ PROMPTS = [np.arange(1, 1 + length, dtype=np.int32) for length in (3, 1, 7, 4, 2
 RESPONSE_LENGTHS = (2, 6, 1, 4, 6, 3)
 
 
-@pytest.fixture
-def rollout() -> Rollout:
+def made_up_rollout() -> Rollout:
     """Six responses of uneven length, with plausible numbers that no model has measured."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     lengths = torch.tensor(RESPONSE_LENGTHS)
@@ -36,3 +35,9 @@ def rollout() -> Rollout:
         ends=mask & (torch.rand(mask.shape, generator=generator) < 0.5)
         | (torch.arange(6) == lengths[:, None] - 1),
     )
+
+
+@pytest.fixture
+def rollout() -> Rollout:
+    """A rollout of its own for each test."""
+    return made_up_rollout()

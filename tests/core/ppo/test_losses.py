@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss, masked_mean
+from denserl_cli.core.ppo.losses import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_loss,
+    masked_mean,
+)
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
 
@@ -137,3 +142,46 @@ def test_a_batch_without_tokens_costs_nothing(shape):
     policy_loss = clipped_policy_loss(nothing, nothing, nothing, nothing.bool(), clip=0.2)
     value_loss = clipped_value_loss(nothing, nothing, nothing, nothing.bool(), clip=0.2)
     assert policy_loss.loss == value_loss.loss == policy_loss.metrics["ratio_max"] == 0
+
+
+def test_a_constant_length_weighs_every_token_alike():
+    values = torch.tensor([[1.0, 3.0, math.nan], [5.0, math.nan, 0.0], [7.0, 7.0, 7.0]])
+    assert masked_mean(values, MASK, "constant", 10).item() == pytest.approx((0.4 + 0.5) / 2)
+    with pytest.raises(DenserlError, match="no length"):
+        masked_mean(values, MASK, "constant")
+
+
+def test_the_clip_range_above_may_be_another_than_below():
+    up, down = math.log(1.5), math.log(0.5)
+    output, gradient = policy([up, down], [0.0] * 2, [1.0, -1.0], clip_high=0.28)
+    assert output.loss.item() == pytest.approx(-(1.28 - 0.8) / 2)
+    assert gradient == [0, 0]
+    inside, _ = policy([math.log(1.25), 0.0], [0.0] * 2, [1.0, 1.0], clip_high=0.28)
+    assert inside.metrics["clip_fraction"].item() == 0
+    same, _ = policy([up, down], [0.0] * 2, [1.0, -1.0], clip_high=0.2)
+    assert torch.equal(same.loss, policy([up, down], [0.0] * 2, [1.0, -1.0])[0].loss)
+
+
+def test_the_dual_clip_bounds_what_a_bad_token_costs():
+    far = math.log(5.0)
+    output, gradient = policy([far, far, 0.0], [0.0] * 3, [-1.0, 1.0, -1.0], dual_clip=3.0)
+    assert output.loss.item() == pytest.approx(-(-3.0 + 1.2 - 1.0) / 3)
+    assert gradient == pytest.approx([0, 0, 1 / 3])
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_losses_by_hand(estimator: str):
+    logprobs = torch.tensor([[-1.0, -2.0, math.nan]], requires_grad=True)
+    reference = torch.tensor([[-1.5, -1.0, 9.0]])
+    loss = kl_loss(logprobs, reference, MASK[:1], estimator=estimator)
+    loss.backward()
+    terms = {
+        "k2": ([0.125, 0.5], [0.5, -1.0]),
+        "k3": ([math.exp(-0.5) - 0.5, math.e - 2], [1 - math.exp(-0.5), 1 - math.e]),
+    }[estimator]
+    assert loss.item() == pytest.approx(sum(terms[0]) / 2)
+    assert logprobs.grad[0].tolist() == pytest.approx([terms[1][0] / 2, terms[1][1] / 2, 0.0])
+    same = kl_loss(reference[:, :2], reference[:, :2], MASK[:1, :2], estimator=estimator)
+    assert same.item() == 0
+    with pytest.raises(DenserlError, match="unknown estimator 'k1'"):
+        kl_loss(reference, reference, MASK[:1], estimator="k1")

@@ -53,6 +53,7 @@ class Updates:
     def __init__(self) -> None:
         self.actor, self.critic = Engine(), Engine()
         self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.kl_coefs: list[float] = []
 
     def update(
         self,
@@ -61,9 +62,12 @@ class Updates:
         advantages: torch.Tensor,
         returns: torch.Tensor,
         guarded: Any,
+        *,
+        kl_coef: float,
     ) -> dict[str, float]:
         self.actor.value = iteration
         self.given.append((advantages, returns))
+        self.kl_coefs.append(kl_coef)
         return {"policy_loss": 0.5}
 
 
@@ -276,6 +280,48 @@ def test_the_kl_penalty_enters_the_returns_and_not_the_dense_reward(tmp_path: Pa
     assert lines(tmp_path)[-1]["dense_reward"] == pytest.approx(1.3)
 
 
+def test_the_kl_is_a_penalty_on_the_rewards_or_a_term_of_the_loss(tmp_path: Path):
+    given = rollout(kl=4.0, score=1.0, ends=(3,))
+    in_rewards = trainer(tmp_path / "k1", [given], kl_coef=0.5)
+    in_loss = trainer(tmp_path / "k3", [given], kl_coef=0.5, kl_loss="k3")
+    without = trainer(tmp_path / "none", [given])
+    for made in (in_rewards, in_loss, without):
+        made.train(0)
+    assert [made.updater.kl_coefs for made in (in_rewards, in_loss)] == [[0.0], [0.5]]
+    returns = [made.updater.given[0][1] for made in (in_rewards, in_loss, without)]
+    assert torch.equal(returns[1], returns[2]) and not torch.equal(returns[0], returns[2])
+
+
+def test_without_a_critic_there_are_no_targets_for_one(tmp_path: Path):
+    made = trainer(tmp_path, [rollout(score=1.0)], advantage="rloo", samples_per_prompt=2)
+    made.train(0)
+    ((advantages, returns),) = made.updater.given
+    assert returns is None
+    assert not advantages[:, 0].any()  # both responses of the prompt have the same return
+    assert "explained_variance" not in lines(tmp_path)[-1]
+
+
+def test_a_warm_up_goes_over_its_rollouts_again_with_new_values(tmp_path: Path):
+    first, second, third = rollout(score=1.0), rollout(score=2.0), rollout(score=3.0)
+    made = trainer(tmp_path, [first, second, third, third, third, third], critic_warmup=4)
+    made.plan.warmup, made.plan.warmup_rollouts = 4, 2
+    collected: list[int] = []
+    collect = made.collector.collect
+
+    def noting(ids: Any, keys: Any, progress: Any = None) -> Rollout:
+        collected.append(keys[0][1])
+        return collect(ids, keys, progress)
+
+    made.collector.collect = noting
+    made.collector.valued_again = lambda kept: kept._replace(values=kept.values + 1)
+    made.train(0)
+    assert collected == [1, 2, 5, 6] and not made.kept
+    scores = [line["rm_score"] for line in lines(tmp_path)[1:]]
+    assert scores == pytest.approx([1.15, 2.15, 1.15, 2.15, 3.15, 3.15])
+    before, again = (made.updater.given[place][1] for place in (0, 2))
+    assert not torch.equal(before, again)
+
+
 def test_advantages_are_whitened(tmp_path: Path):
     made = trainer(tmp_path, [rollout(score=1.0)])
     made.train(0)
@@ -381,7 +427,7 @@ def test_a_reward_that_is_not_finite_stops_with_the_rollout_kept(tmp_path: Path)
 def test_a_nan_gradient_stops_with_the_rollout_kept(tmp_path: Path):
     made = trainer(tmp_path, [rollout()])
 
-    def fail(*words: Any) -> dict[str, float]:
+    def fail(*words: Any, kl_coef: float) -> dict[str, float]:
         with words[-1]():
             raise NonFiniteError("the gradient norm is nan")
 

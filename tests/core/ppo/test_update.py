@@ -20,6 +20,18 @@ from tests import tiny
 ALL = np.arange(6)
 
 
+EVERYTHING = {
+    "kl_loss": "k3",
+    "entropy_coef": 0.3,
+    "policy_clip_high": 0.28,
+    "dual_clip": 3.0,
+    "value_clip": "none",
+    "loss_reduce": "constant",
+    "max_new_tokens": 10,
+}
+"""Every term of the losses that is off by default."""
+
+
 def engine(model: Any, steps: int = 10) -> TorchEngine:
     return TorchEngine(
         model.train(),
@@ -141,6 +153,51 @@ def test_the_metrics_do_not_depend_on_the_micro_batches(reduce: str, rollout: Ro
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("micro", [6, 2])
+def test_every_term_of_the_losses_by_hand(micro: int, rollout: Rollout):
+    update = updater(micro_batch_size=micro, **EVERYTHING)
+    advantages, returns = numbers(rollout)
+    actor = update.actor.model
+    policy_terms, errors = [], []
+    for row, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True)):
+        ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
+        before, count = slice(len(prompt) - 1, -1), len(response)
+        choices = (actor(ids).logits[0, before] / 0.7).log_softmax(-1)
+        logprobs = choices.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        ratio = (logprobs - rollout.logprobs[row, :count]).exp()
+        gain = advantages[row, :count]
+        surrogate = torch.minimum(ratio * gain, ratio.clamp(0.8, 1.28) * gain)
+        surrogate = torch.where(gain < 0, torch.maximum(surrogate, 3 * gain), surrogate)
+        lack = rollout.reference_logprobs[row, :count] - logprobs
+        kl, entropy = lack.exp() - 1 - lack, -(choices.exp() * choices).sum(-1)
+        policy_terms.append((-surrogate + 0.05 * kl - 0.3 * entropy).sum() / 10)
+        states = update.critic.model.model(ids).last_hidden_state[0, before]
+        values = update.critic.model.score(states)[:, 0]
+        errors.append((values - returns[row, :count]).square().sum() / 20)
+    expected = torch.stack(policy_terms).mean()
+    by_hand = torch.autograd.grad(expected, update.actor.parameters)
+    found = gradients(update)
+    stats = update.step(rollout, advantages, returns, ALL, True, kl_coef=0.05)
+    torch.testing.assert_close(stats["policy_loss"], expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["actor"], list(by_hand), rtol=1e-4, atol=1e-5)
+    value_loss = torch.stack(errors).mean().detach()
+    torch.testing.assert_close(stats["value_loss"], value_loss, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_critic_the_policy_learns_the_same(rollout: Rollout):
+    advantages, returns = numbers(rollout)
+    both, alone = updater(), updater()
+    alone.critic = None
+    one = both.update(1, rollout, advantages, returns)
+    other = alone.update(1, rollout, advantages, None)
+    assert other == {name: one[name] for name in other}
+    assert set(one) - set(other) == {name for name in one if name.startswith(("value", "critic"))}
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(both.actor.parameters, alone.actor.parameters, strict=True)
+    )
+
+
 def test_the_critic_warms_up_alone(rollout: Rollout):
     update = updater(critic_warmup=2)
     before = weights(update)
@@ -159,9 +216,9 @@ def test_every_epoch_sees_every_response_once_in_an_order_of_its_own(rollout: Ro
     seen: list[int] = []
     step = update.step
 
-    def noting(rollout, advantages, returns, rows, policy_learns):
+    def noting(rollout, advantages, returns, rows, *others):
         seen.extend(rows.tolist())
-        return step(rollout, advantages, returns, rows, policy_learns)
+        return step(rollout, advantages, returns, rows, *others)
 
     update.step = noting
     update.update(1, rollout, *numbers(rollout))

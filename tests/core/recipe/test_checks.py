@@ -57,6 +57,16 @@ def test_good_recipes_have_no_problems():
         ("ppo", "gamma", -0.1),
         ("ppo", "lam", 1.01),
         ("ppo", "kl_coef", -1.0),
+        ("ppo", "lam_value", 1.5),
+        ("ppo", "lam_alpha", 0.0),
+        ("ppo", "entropy_coef", -0.1),
+        ("ppo", "policy_clip_high", 0.0),
+        ("ppo", "dual_clip", 1.0),
+        ("ppo", "dual_clip", -3.0),
+        ("ppo", "value_clip", 0.0),
+        ("reward_model", "temperature", 0.0),
+        ("reward_model", "label_smoothing", 0.5),
+        ("reward_model", "center_rewards", -0.01),
         ("segmentation", "cutoff", -1.0),
         ("optimizer", "warmup_ratio", 2.0),
         ("run", "keep_checkpoints", 0),
@@ -106,6 +116,52 @@ def test_a_name_must_name_a_folder(name: str):
 )
 def test_impossible_combinations(recipe: Recipe, key: str):
     assert keys(recipe) == [key]
+
+
+GROUP = {"advantage": "group", "samples_per_prompt": 4}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "words"),
+    [
+        (changed(BANDIT, ppo={"action": "segment"}), "action", "one action"),
+        (changed(GOOD, ppo={"advantage": "group"}), "samples_per_prompt", "2 or more"),
+        (changed(GOOD, ppo={"advantage": "rloo"}), "samples_per_prompt", "2 or more"),
+        (changed(GOOD, ppo={**GROUP, "critic_warmup": 3}), "critic_warmup", "no critic"),
+        (changed(GOOD, ppo={**GROUP, "critic_init": "reward_model"}), "critic_init", "no critic"),
+        (changed(GOOD, ppo={**GROUP, "save_critic": True}), "save_critic", "no critic"),
+        (changed(GOOD, ppo={**GROUP, "lam_value": 1.0}), "lam_value", "no critic"),
+        (changed(GOOD, ppo={**GROUP, "lam": "adaptive"}), "lam", "no lambda"),
+        (
+            changed(GOOD, ppo={"advantage": "reinforce++", "baseline": "token"}),
+            "baseline",
+            "no baseline",
+        ),
+        (changed(GOOD, ppo={"baseline": "token"}), "baseline", "critic"),
+        (changed(GOOD, ppo={"divide_by_std": False}), "divide_by_std", "critic"),
+        (
+            changed(GOOD, ppo={**GROUP, "advantage": "rloo", "divide_by_std": False}),
+            *("divide_by_std", "never divided"),
+        ),
+        (changed(GOOD, ppo={"kl_loss": "k3", "kl_coef": 0.0}), "kl_coef", "0 times"),
+        (changed(GOOD, ppo={"critic_init": "critc"}), "critic_init", "a folder is ./critc"),
+        (changed(GOOD, ppo={"critic_init": "./gone"}), "critic_init", "no such file"),
+        (
+            changed(GOOD, ppo={"critic_warmup": 2, "critic_warmup_rollouts": 3}),
+            *("critic_warmup_rollouts", "more than the 2"),
+        ),
+    ],
+)
+def test_contradictions_of_action_advantage_and_loss(recipe: Recipe, key: str, words: str):
+    (problem,) = problems(recipe)
+    assert problem.key == f"ppo.{key}"
+    assert words in problem.message
+
+
+def test_words_in_place_of_numbers_are_in_range(tmp_path):
+    ppo = {"lam": "adaptive", "value_clip": "none", "critic_init": f"{tmp_path}"}
+    assert keys(changed(GOOD, ppo=ppo)) == []
+    assert keys(changed(GOOD, ppo={**GROUP, "baseline": "token", "divide_by_std": False})) == []
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ data:
         "expected the node content, but found '<stream end>'",
         "r.yaml:7: unknown key ppo.kl_coeff, did you mean ppo.kl_coef?",
         "r.yaml:8: ppo.epochs: must be an integer, not true",
-        "--set ppo.lam=x: ppo.lam: must be a number, not the text 'x'",
+        "--set ppo.lam=x: ppo.lam: must be a number or adaptive, not the text 'x'",
         "--set run.log_samples=-1: run.log_samples: must be zero or more, not -1",
         "r.yaml:10: ppo.gamma: must be between 0 and 1, not 2.0",
         "r.yaml:5: segmentation.cutoff: bandit has no cutoff; set it to null",

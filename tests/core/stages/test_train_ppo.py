@@ -290,6 +290,9 @@ def test_every_combination_runs(granularity: str, interpolation: str, kind: str,
         ["ppo.missing_eos_penalty=-0.1", "ppo.max_response_tokens=8", "ppo.overlong_penalty=-0.2"],
         ["model.gradient_checkpointing=true"],
         ["ppo.max_new_tokens=1"],
+        ["ppo.action=segment", "ppo.lam=adaptive", "ppo.lam_alpha=0.5", "ppo.lam_value=1"],
+        ["ppo.value_clip=none", "ppo.kl_loss=k3", "ppo.entropy_coef=0.01", "ppo.dual_clip=3",
+         "ppo.policy_clip_high=0.28", "ppo.loss_reduce=constant"],
     ],
     ids=lambda settings: settings[0],
 )  # fmt: skip
@@ -326,6 +329,83 @@ def test_the_critic_starts_from_the_policy_or_from_the_reward_model(scored: Path
     policy, reward_model = first
     assert policy["rm_score"] == reward_model["rm_score"]
     assert policy["value_loss"] != reward_model["value_loss"]
+
+
+def test_settings_that_say_the_default_in_other_words_change_no_byte(scored: Path):
+    one, other = copied(scored, "one"), copied(scored, "other")
+    train(one, "ppo.iterations=2")
+    same = ("ppo.lam_value=0.95", "ppo.policy_clip_high=0.2", "ppo.dual_clip=1e30")
+    train(other, "ppo.iterations=2", *same)
+    assert outcome(one) == outcome(other)
+
+
+def test_one_token_a_macro_action_changes_no_byte(scored: Path):
+    settings = ("segmentation={granularity: token}", "segmentation.cutoff=null")
+    tiny.pretend(scored, tiny.recipe(*settings))
+    one, other = copied(scored, "one"), copied(scored, "other")
+    train(one, "ppo.iterations=2", *settings)
+    train(other, "ppo.iterations=2", "ppo.action=segment", *settings)
+    assert outcome(one) == outcome(other)
+
+
+@pytest.mark.parametrize("advantage", ["group", "rloo", "reinforce++"])
+def test_without_a_critic_none_is_trained_recorded_or_saved(advantage: str, scored: Path):
+    settings = (
+        *(f"ppo.advantage={advantage}", "ppo.samples_per_prompt=2", "ppo.rollout_batch_size=2"),
+        *("ppo.iterations=2", "data.eval_prompts=0"),
+    )
+    with pytest.raises(Interrupted):
+        train(scored, *settings, observer=InterruptingObserver(1, "train the policy"))
+    run = RunFolder(scored, tiny.recipe(*settings))
+    kept = run.latest_checkpoint(STAGE, Observer()).state
+    assert "actor" in kept and "critic" not in kept
+    train(scored, *settings, mode="resume")
+    _, *steps = lines(scored)
+    named = [name for line in steps for name in line]
+    assert not [n for n in named if n.startswith(("value_", "critic_", "explained"))]
+    assert all(np.isfinite(line["policy_loss"]) for line in steps)
+    start = AutoModelForCausalLM.from_pretrained(scored / "sandbox" / "model").state_dict()
+    trained = AutoModelForCausalLM.from_pretrained(scored / "policy").state_dict()
+    assert not all(torch.equal(trained[name], start[name]) for name in start)
+
+
+def test_a_critic_that_was_saved_starts_another_run(scored: Path):
+    warm = copied(scored, "warm")
+    train(warm, "ppo.critic_warmup=4", "ppo.save_critic=true", "data.eval_prompts=0")
+    critic = warm / "critic"
+    fresh, again = copied(scored, "fresh"), copied(scored, "again")
+    once = ("ppo.iterations=1", "data.eval_prompts=0")
+    train(fresh, *once)
+    train(again, f"ppo.critic_init={critic}", *once)
+    assert not (fresh / "critic").exists()
+    first, second = (lines(folder)[1] for folder in (fresh, again))
+    assert second["rm_score"] == first["rm_score"]
+    assert second["explained_variance"] > first["explained_variance"]
+    file = critic / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other, *_ = (token for token in vocabulary if token.isalpha())
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(DenserlError, match=r"ppo\.critic_init: .* has another tokenizer"):
+        train(again, f"ppo.critic_init={critic}", *once, mode="fresh")
+
+
+def test_a_warm_up_over_kept_rollouts_goes_on_where_it_was_stopped(scored: Path):
+    settings = (
+        *("ppo.critic_warmup=3", "ppo.critic_warmup_rollouts=1", "ppo.save_every=1"),
+        "data.eval_prompts=0",
+    )
+    whole, halves = copied(scored, "whole"), copied(scored, "halves")
+    train(whole, *settings)
+    scores = [line["rm_score"] for line in lines(whole)[1:]]
+    assert scores[0] == scores[1] == scores[2] != scores[3]
+    losses = [line["value_loss"] for line in lines(whole)[1:]]
+    assert losses[2] < losses[0]
+    with pytest.raises(Interrupted, match="stopped after iteration 2 of 4"):
+        train(halves, *settings, observer=InterruptingObserver(2, "train the policy"))
+    train(halves, *settings, mode="resume")
+    assert outcome(halves) == outcome(whole)
 
 
 def test_a_generation_config_that_cannot_be_saved_is_replaced(scored: Path):

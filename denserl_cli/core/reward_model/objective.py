@@ -1,0 +1,43 @@
+"""What a recipe makes of its pairs: the objective of train-rm, and whether the data fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.reward_model.loss import PreferenceObjective
+
+if TYPE_CHECKING:
+    from denserl_cli.core.data.arrow_rows import PairRows
+    from denserl_cli.core.recipe.schema import RewardModelConfig
+
+
+def objective_of(settings: RewardModelConfig, data: Sequence[PairRows]) -> PreferenceObjective:
+    """The objective of a recipe.
+
+    Args:
+        settings: The recipe's `reward_model`.
+        data: All pairs whose loss is taken.
+
+    Raises:
+        DenserlError: Margins are to be weights, and there are none, or negative ones.
+    """
+    if settings.margins == "weight":
+        found = np.concatenate([rows.numbers("margin").astype(float) for rows in data])
+        if np.isnan(found).all():
+            raise DenserlError(
+                "reward_model.margins is weight, and no pair has a margin",
+                hint="name its column in columns.margin, or set reward_model.margins=ignore",
+            )
+        if (found < 0).any():
+            raise DenserlError(
+                f"reward_model.margins is weight, and {int((found < 0).sum())} pairs have a "
+                "negative margin: they would be learned the other way round",
+                hint="correct the column of the margin, or set reward_model.margins=target",
+            )
+    return PreferenceObjective(
+        **{name: getattr(settings, name) for name in PreferenceObjective._fields}
+    )
