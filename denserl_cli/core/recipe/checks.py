@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from glob import glob
 
 from denserl_cli.core.recipe.fields import value_of
-from denserl_cli.core.recipe.functions import short_name, why_not
 from denserl_cli.core.recipe.mapping_checks import Problem, mapping_problems
+from denserl_cli.core.recipe.reward_checks import reward_problems
 from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
 
 
@@ -29,7 +29,7 @@ _POSITIVE = (
     *_keys("ppo", "max_prompt_length max_new_tokens temperature top_p"),
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
-    *_keys("ppo", "eval_samples eval_every save_every"),
+    *_keys("ppo", "eval_samples eval_every save_every softmin_temperature"),
     *_keys("run", "keep_checkpoints keep_gigabytes"),
     *_keys("segmentation", "segment_length"),
     *_keys("lora", "rank alpha"),
@@ -44,7 +44,7 @@ _ZERO_OR_MORE = (
     *_keys("data", "eval_pairs eval_prompts"),
     *_keys("optimizer", "weight_decay"),
     *_keys("normalizer", "seed"),
-    *_keys("ppo", "kl_coef critic_warmup reward_model_weight"),
+    *_keys("ppo", "kl_coef critic_warmup"),
     *_keys("run", "log_samples"),
 )
 _AT_MOST_ONE = (
@@ -67,7 +67,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _ranges(recipe)
     yield from _source_ranges(recipe)
     yield from _method(recipe)
-    yield from _rewards(recipe)
+    yield from reward_problems(recipe)
     yield from _batches(recipe)
     yield from _engines(recipe)
     yield from _origins(recipe)
@@ -181,24 +181,6 @@ def _cuts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{block}.segment_length", f"fixed needs whole tokens, not {length}", by_cut)
 
 
-def _rewards(recipe: Recipe) -> Iterator[Problem]:
-    """Rewards of the user's own: each must be there, and something must be rewarded."""
-    ppo, weight, seen = recipe.ppo, "ppo.reward_model_weight", set[str]()
-    for place, one in enumerate(ppo.reward):
-        key = f"ppo.reward[{place}].function"
-        if problem := why_not(one.function):
-            yield Problem(key, problem)
-        elif (name := short_name(one.function)) in seen:
-            yield Problem(key, f"a second reward called {name}; metrics need names of their own")
-        seen.add(short_name(one.function))
-    if ppo.learned_weight:
-        return
-    if not any(one.weight for one in ppo.reward):
-        yield Problem(weight, "without it nothing is rewarded; name a ppo.reward", ("ppo.reward",))
-    if ppo.critic_init == "reward_model":
-        yield Problem("ppo.critic_init", "there is no reward model; use policy", (weight,))
-
-
 def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:
     """A published pair must be whole in itself; whether the recipe can use it is seen later."""
     granularity, normalizer = published.granularity, published.normalizer
@@ -269,6 +251,8 @@ def _missing_files(recipe: Recipe) -> Iterator[Problem]:
     named = [(f"{key}.path", source.path) for key, source in _sources(recipe)]
     for key in ("model.path", "model.tokenizer", "published.reward_model", "published.policy"):
         named.append((key, value_of(recipe, key) or ""))
+    rewards = enumerate(recipe.ppo.rewards)
+    named += [(f"ppo.rewards[{place}].model", one.model or "") for place, one in rewards]
     for key, path in named:
         home = os.path.expanduser(path)
         if "://" in path or not looks_local(path) or os.path.exists(home):
