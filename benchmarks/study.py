@@ -72,11 +72,11 @@ TASKS = {
         (
             *("sandbox=null", f"model.path={MADE}/model", f"data.preferences={MADE}/pairs.jsonl"),
             *(f"data.prompts={MADE}/prompts.jsonl", "segmentation.cutoff=auto"),
-            *("ppo.max_new_tokens=96", "ppo.reward_model_weight=1.0", "data.eval_prompts=32"),
+            *("ppo.max_new_tokens=96", "data.eval_prompts=32"),
             *(
                 "reward_model.epochs=1.0",
                 "ppo.eval_samples=4",
-                f"ppo.reward=[{{function: {PLAIN}, weight: 0}}]",
+                f"ppo.rewards=[values, {{source: {PLAIN}, weight: 0}}]",
             ),
         ),
         ("granularity in English", "cut in English"),
@@ -98,8 +98,8 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
     "token": _cut("granularity: token"),
     "bandit": _cut("granularity: bandit"),
 }
-TRUE = "ppo.reward=true_reward"
-PHRASES = "ppo.reward=python:benchmarks.study_rewards.phrase_worth"
+TRUE = "ppo.rewards=true_reward"
+PHRASES = "ppo.rewards=python:benchmarks.study_rewards.phrase_worth"
 FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "granularity": {
         **GRANULARITIES,
@@ -108,7 +108,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "granularity in English": {
         **GRANULARITIES,
-        "true reward, response": (f"ppo.reward={PLAIN}", "ppo.reward_model_weight=0"),
+        "true reward, response": (f"ppo.rewards={PLAIN}",),
     },
     "cut in English": {"sentences": _cut("cut: sentence")},
     "KL coefficient": {
@@ -317,7 +317,7 @@ def train(out: Path, results: Path, arm: Arm) -> str:
     """Fit the normaliser, train the policy, and leave the arm's result."""
     recipe, began = recipe_of(out, arm), time.process_time()
     folder = _copied(reward_model_of(out, arm), out / arm.task / arm.slug)
-    if recipe.ppo.learned_weight:
+    if recipe.ppo.uses_normalizer:
         _stage("fit-function", recipe, folder)
     _stage("train-ppo", recipe, folder)
     file = result_file(results, arm)

@@ -89,7 +89,11 @@ def new_scalar_model(recipe: Recipe, reference: PreTrainedModel | None) -> PreTr
 
 
 def load_policy(
-    recipe: Recipe, path: str | Path, *, reference: PreTrainedModel | None = None
+    recipe: Recipe,
+    path: str | Path,
+    *,
+    reference: PreTrainedModel | None = None,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A frozen policy to sample from: a whole model, or adapters over the recipe's model.
 
@@ -98,11 +102,12 @@ def load_policy(
         path: Folder or hub name.
         reference: The recipe's starting model where it is loaded already; adapters share its
             weights.
+        revision: Of a hub name that is not the recipe's model.
     """
-    if str(path) == recipe.model.path:
+    if str(path) == recipe.model.path and revision in (None, recipe.model.revision):
         return load_reference(recipe)
     if not is_adapters(path):
-        policy = replace(recipe.model, path=str(path), revision=None)
+        policy = replace(recipe.model, path=str(path), revision=revision)
         return load_causal_lm(policy, trained=False, what="policy")
     start = load_reference(recipe) if reference is None else twin(reference)
     return _load_adapters(start, path).requires_grad_(False).eval()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.attention_row import attention_calls, response_attention
 from denserl_cli.core.models.causal_lm import hidden_states, load_weights
 from denserl_cli.core.models.device import compute_dtype
 
@@ -74,6 +76,18 @@ def draw_head(model: Any) -> None:
     nn.init.normal_(model.score.weight, std=1 / (model.score.in_features + 1))
 
 
+class Reading(NamedTuple):
+    """What one pass of a reward model gave.
+
+    Attributes:
+        token_values: (R, T), float32, 0 where masked.
+        more: By the name that sources of rewards know it by: prompt_value (R,), attention (R, T).
+    """
+
+    token_values: Tensor
+    more: dict[str, Tensor]
+
+
 def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> Tensor:
     """The scalar head's value at every response token.
 
@@ -86,8 +100,32 @@ def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> T
     Returns:
         (R, T), float32, 0 where masked.
     """
-    states = hidden_states(model, batch)[batch.response_positions - int(before)]
+    return batch.window(_values(model, hidden_states(model, batch), batch, int(before)))
+
+
+def read_more(model: Any, batch: SequenceBatch, *, wanted: Collection[str]) -> Reading:
+    """The scalar head's value at every response token and, of the same pass, what else is wanted.
+
+    Args:
+        model: With a scalar head.
+        batch: Of R sequences.
+        wanted: Names of `Reading.more`.
+    """
+    more = {}
+    if "attention" in wanted:
+        with attention_calls(model) as call:
+            states = hidden_states(model, batch)
+        more["attention"] = response_attention(call, batch)
+    else:
+        states = hidden_states(model, batch)
+    if "prompt_value" in wanted:
+        more["prompt_value"] = batch.window(_values(model, states, batch, 1))[:, 0]
+    return Reading(batch.window(_values(model, states, batch, 0)), more)
+
+
+def _values(model: Any, states: Tensor, batch: SequenceBatch, before: int) -> Tensor:
+    """The head's value at each response token, or so many positions before it: (N,), float32."""
+    states = states[batch.response_positions - before]
     with torch.autocast(states.device.type, enabled=False):  # the head stays float32
         # its weight has another type only under DeepSpeed's bfloat16, which has float32 masters
-        values = model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()
-    return batch.window(values)
+        return model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()

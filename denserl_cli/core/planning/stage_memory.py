@@ -169,8 +169,12 @@ def _train_ppo(
     length = ppo.max_prompt_length + ppo.max_new_tokens
     policy, critic = _policy(recipe, shape), _scalar(recipe, shape)
     base = _base(recipe, shape, setting)
-    if ppo.learned_weight and (not lora or recipe.published is not None):
+    if ppo.uses_reward_model and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
+    further = {one.key: one.source for one in ppo.rewards if one.key}
+    for source in further.values():  # taken to be as large as the policy
+        weights = shape.parameters if source == "log_ratio" else shape.body
+        base = added(base, memory.frozen_weights(weights, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
     waiting, returned, offloaded = memory.frozen_models(base, setting)
     held = added(waiting, policy.state(setting), critic.state(setting))

@@ -14,13 +14,12 @@ from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
-from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
     from denserl_cli.core.ppo.evaluator import Evaluator
     from denserl_cli.core.ppo.prompts import PromptPlan
-    from denserl_cli.core.ppo.rewards import RewardSources
+    from denserl_cli.core.ppo.reward_sources import RewardSources
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.ppo.update import Updater
     from denserl_cli.core.recipe.resolved import ResolvedPPO
@@ -87,10 +86,9 @@ class PPOTrainer:
                 with session.interruptible("sample responses", count, iteration - 1) as progress:
                     rollout = self.collector.collect(prompts.ids, prompts.keys, progress)
                 mask = rollout.response_mask
-                functions = self.sources.functions(prompts.prompts, rollout)
-                rewards = self.sources.of(rollout, functions)
+                rewards = self.sources(prompts.prompts, rollout)
                 penalized = penalize_kl(
-                    rewards, rollout.logprobs, rollout.reference_logprobs, mask, self.kl.coef
+                    rewards.tokens, rollout.logprobs, rollout.reference_logprobs, mask, self.kl.coef
                 )
                 advantages, returns = generalized_advantages(
                     penalized, rollout.values, mask, gamma=settings.gamma, lam=settings.lam
@@ -103,9 +101,11 @@ class PPOTrainer:
                         metrics = self.updater.update(
                             iteration, rollout, whiten(advantages, mask), returns, guarded
                         )
-                described = self.evaluator.describe(prompts, rollout, functions, rewards, returns)
+                described = self.evaluator.describe(prompts, rollout, rewards, returns)
                 metrics |= described.metrics | seconds
                 metrics |= throughput(time.perf_counter() - began, rollout.tokens, count)
+                for broken in rewards.broken:
+                    session.observer.notice(broken)
                 if self.conclude(iteration, metrics, described.samples):
                     break
 
@@ -126,7 +126,10 @@ class PPOTrainer:
             iteration: Its number, from 1.
             rollout: Of the iteration.
         """
-        measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
+        measured = (
+            *(rollout.token_values, rollout.logprobs, rollout.reference_logprobs),
+            *rollout.measured.values(),
+        )
         if all(torch.isfinite(values).all() for values in measured if values is not None):
             return True
         error = NonFiniteError("a reward or log-probability is not finite")
@@ -178,12 +181,10 @@ class PPOTrainer:
 
     def keep_best(self, evaluated: Mapping[str, Any]) -> None:
         """Save the policy with the highest reward on the held-out prompts, if there are any."""
-        weights = {"rm_score": self.settings.reward_model_weight}
-        weights |= {f"reward_{short_name(o.function)}": o.weight for o in self.settings.reward}
         score = sum(
-            weight * evaluated.get(f"eval_{name}", math.nan)
-            for name, weight in weights.items()
-            if weight
+            one.weight * evaluated.get(f"eval_{one.metric}", math.nan)
+            for one in self.settings.rewards
+            if one.weight
         )
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score

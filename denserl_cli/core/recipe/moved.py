@@ -22,7 +22,9 @@ def moved(block: str, node: Node, name: str) -> tuple[str, str] | None:
         None where the key was never one.
     """
     if block == "ppo" and name in _REWARDS:
-        return "ppo.rewards", _rewards(*(plain(node.value.get(k, Node(None, ""))) for k in _REWARDS))
+        return "ppo.rewards", _rewards(
+            *(plain(node.value.get(k, Node(None, ""))) for k in _REWARDS)
+        )
     return None
 
 

@@ -15,7 +15,7 @@ _KEEPS_A_SUM = ("differences", "attention", "shapley")
 
 
 def reward_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield what is wrong with the sources of rewards: each must be there, and get what it needs."""
+    """Yield what is wrong with the sources of rewards: what is absent, or does not fit."""
     ppo, seen = recipe.ppo, set[str]()
     for place, one in enumerate(ppo.rewards):
         key = f"{_LIST}[{place}]"

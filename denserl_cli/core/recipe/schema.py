@@ -341,6 +341,17 @@ class RewardSource:
         return SOURCES.get(self.source) == "reward model" and self.model is None
 
     @property
+    def key(self) -> str:
+        """Whose numbers it reads: its own model's; empty for the run's reward model."""
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.model}{at}" if self.model else ""
+
+    @property
+    def metric(self) -> str:
+        """The metric of its rewards before their weight."""
+        return "rm_score" if self.reads_reward_model else f"reward_{self.label}"
+
+    @property
     def label(self) -> str:
         """What metrics call it."""
         return self.name or short_name(self.source)

@@ -10,7 +10,7 @@ def differences(token_values: Tensor, prompt_value: Tensor, places: Tensor) -> T
     """What each part of a response adds to the reward model's value: R(e_k) - R(e_{k-1}).
 
     The first difference is to the value after the prompt, so a response's rewards add up to
-    R(e_K) - R(0) (Li et al. 2024). With gamma 1 that is shaping by the potential R (Ng et al. 1999).
+    R(e_K) - R(0) (Li et al. 2024). With gamma 1 this is shaping by the potential R (Ng et al.).
 
     Args:
         token_values: (B, T), R at each token.

@@ -5,21 +5,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from denserl_cli.core.errors import DenserlError
 
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.schema import RewardSource
+
 Law = Literal["score", "final value - prompt value", "score - empty score"]
+"""What a source promises that the rewards of a response add up to."""
+LAWS: tuple[Law, ...] = get_args(Law)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What was measured on B responses. Tensors are (B, T) unless another shape is given.
 
-    What a run has not measured is None: of the reward model without one, of a further model unless
-    the source names one.
+    What nobody asked for, or the run does not measure, is None.
 
     Attributes:
         tokens: int64, ids of the response.
@@ -42,15 +46,15 @@ class Inputs:
         places: bool, where differences are taken: segment ends, or with bandit every token.
     """
 
-    tokens: Tensor
-    mask: Tensor
-    ends: Tensor
-    groups: Tensor
-    ended: Tensor
-    logprobs: Tensor
-    reference_logprobs: Tensor
-    reference_entropy: Tensor
-    places: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    ends: Tensor | None = None
+    groups: Tensor | None = None
+    ended: Tensor | None = None
+    logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    reference_entropy: Tensor | None = None
+    places: Tensor | None = None
     token_values: Tensor | None = None
     normal_values: Tensor | None = None
     prompt_value: Tensor | None = None
@@ -62,12 +66,30 @@ class Inputs:
     model_logprobs: Tensor | None = None
 
 
+OF_REWARD_MODEL = (
+    *("token_values", "normal_values", "prompt_value", "final_value", "score"),
+    *("empty_score", "shapley_values", "attention"),
+)
+"""The names of what a reward model is asked for."""
 NAMES = tuple(field.name for field in fields(Inputs))
 
 
-def asked(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of `Inputs` among a function's parameters."""
-    return tuple(name for name in inspect.signature(function).parameters if name in NAMES)
+class Asked(NamedTuple):
+    """What a source asks for.
+
+    Attributes:
+        source: Of the recipe.
+        names: Of `Inputs`.
+    """
+
+    source: RewardSource
+    names: tuple[str, ...]
+
+
+def asked_by(function: Callable[..., Any], law: Law | None = None) -> tuple[str, ...]:
+    """The names of `Inputs` that a function's parameters and its law ask for."""
+    named = {*inspect.signature(function).parameters, *(_terms(law) if law else ())}
+    return tuple(name for name in NAMES if name in named)
 
 
 def give(function: Callable[..., Tensor], inputs: Inputs, what: str) -> Tensor:
@@ -75,9 +97,10 @@ def give(function: Callable[..., Tensor], inputs: Inputs, what: str) -> Tensor:
 
     what: the source, for the error.
     """
-    given = {name: getattr(inputs, name) for name in asked(function)}
-    if absent := [name for name, value in given.items() if value is None]:
-        raise not_measured(what, absent[0])
+    given = {name: getattr(inputs, name) for name in asked_by(function)}
+    for name, value in given.items():
+        if value is None:
+            raise not_measured(what, name)
     return function(**given)
 
 
@@ -92,5 +115,9 @@ def not_measured(what: str, name: str) -> DenserlError:
 
 def promised(law: Law, inputs: Inputs) -> Tensor:
     """What a law says that each response's rewards add up to: (B,)."""
-    terms = [getattr(inputs, name.replace(" ", "_")) for name in law.split(" - ")]
-    return terms[0] if len(terms) == 1 else terms[0] - terms[1]
+    whole, *less = (getattr(inputs, name) for name in _terms(law))
+    return whole - less[0] if less else whole
+
+
+def _terms(law: Law) -> list[str]:
+    return [term.replace(" ", "_") for term in law.split(" - ")]

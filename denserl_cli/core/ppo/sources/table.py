@@ -53,8 +53,8 @@ def built_in(one: RewardSource, *, bandit: bool = False) -> BuiltIn:
     """
     found = _TABLE[one.source]
     if one.source == "log_ratio":
-        settings = {"scale": one.scale, "clip": one.clip}
-        return found._replace(function=partial(log_ratio, **settings))
+        assert one.scale is not None and one.clip is not None  # filled in by loading the recipe
+        return found._replace(function=partial(log_ratio, scale=one.scale, clip=one.clip))
     if one.source == "differences" and bandit:
         return found._replace(stands="tokens")
     return found
