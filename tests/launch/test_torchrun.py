@@ -40,7 +40,7 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 TRACKED = ("run.trackers=[tensorboard]",) if find_spec("tensorboard") else ()
 BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings, *TRACKED)
 HALF = ("model.dtype=bfloat16", "normalizer.kind=none")
-OWN = ("ppo.reward=python:tests.reward_functions.variety",)
+OWN = ("ppo.rewards=python:tests.reward_functions.variety",)
 CASES = (
     *TWO,
     Case("bandit", 3, 2, BANDIT),

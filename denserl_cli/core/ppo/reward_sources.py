@@ -47,12 +47,12 @@ class SourceRewards(NamedTuple):
         tokens: (R, T), of each token before the KL penalty.
         totals: By the metric `reward_` + a source's name: its reward for each response before its
             weight, (R,). The values of the run's reward model have a metric of their own, rm_score.
-        broken: What of a source's promise does not hold, for people; of the first rollout alone.
+        shares: What each source gave.
     """
 
     tokens: Tensor
     totals: dict[str, Tensor]
-    broken: list[str]
+    shares: list[Share]
 
 
 class Share(NamedTuple):
@@ -115,7 +115,6 @@ class RewardSources:
         self.normalizers = dict(normalizers or {})
         self.sources = [self._source(one) for one in recipe.ppo.rewards]
         self.asked = [Asked(source.source, source.names) for source in self.sources]
-        self.checked = False
 
     @property
     def normalizer(self) -> LocationNormalizer | None:
@@ -144,9 +143,7 @@ class RewardSources:
             for share in shares
             if share.source.metric != "rm_score"
         }
-        broken = [] if self.checked else broken_promises(shares, self.settings)
-        self.checked = True
-        return SourceRewards(tokens, totals, broken)
+        return SourceRewards(tokens, totals, shares)
 
     def _source(self, one: RewardSource) -> BuiltInSource | FunctionSource:
         source = BuiltInSource(one, self) if one.built_in else FunctionSource(one, self)
@@ -248,12 +245,12 @@ class FunctionSource:
         return Share(self.source, tokens, total, self.law, promise)
 
 
-def broken_promises(shares: Sequence[Share], settings: RewardSettings) -> list[str]:
+def broken_promises(shares: Sequence[Share], clip: float) -> list[str]:
     """What of the sources' promises does not hold for a rollout, for people.
 
     Args:
         shares: Of all sources.
-        settings: Their clip may change a response's sum.
+        clip: `ppo.reward_clip`, which may change a response's sum.
     """
     broken = []
     for share in shares:
@@ -270,10 +267,10 @@ def broken_promises(shares: Sequence[Share], settings: RewardSettings) -> list[s
     kept = [share.source.label for share in shares if share.law is not None]
     if kept:
         whole = torch.stack([share.source.weight * share.tokens for share in shares]).sum(0)
-        cut = _apart(whole.clamp(-settings.clip, settings.clip).sum(1), whole.sum(1))
+        cut = _apart(whole.clamp(-clip, clip).sum(1), whole.sum(1))
         if len(cut):
             broken.append(
-                f"ppo.reward_clip {settings.clip:g} changed the sum of the rewards of {len(cut)} "
+                f"ppo.reward_clip {clip:g} changed the sum of the rewards of {len(cut)} "
                 f"of the {len(whole)} responses of the first batch, so those of "
                 f"{' and '.join(kept)} no longer add up to a score: raise it, or "
                 "lower the source's weight"

@@ -13,13 +13,14 @@ import torch
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.advantages import generalized_advantages, whiten
+from denserl_cli.core.ppo.reward_sources import broken_promises
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
     from denserl_cli.core.ppo.evaluator import Evaluator
     from denserl_cli.core.ppo.prompts import PromptPlan
-    from denserl_cli.core.ppo.reward_sources import RewardSources
+    from denserl_cli.core.ppo.reward_sources import RewardSources, SourceRewards
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.ppo.update import Updater
     from denserl_cli.core.recipe.resolved import ResolvedPPO
@@ -69,6 +70,7 @@ class PPOTrainer:
         self.start_segments: float | None = None
         self.warned = False
         self.beyond = False
+        self.promises_checked = False
         session.trainer = self
 
     def train(self, start: int) -> None:
@@ -104,8 +106,7 @@ class PPOTrainer:
                 described = self.evaluator.describe(prompts, rollout, rewards, returns)
                 metrics |= described.metrics | seconds
                 metrics |= throughput(time.perf_counter() - began, rollout.tokens, count)
-                for broken in rewards.broken:
-                    session.observer.notice(broken)
+                self.watch_promises(rewards)
                 if self.conclude(iteration, metrics, described.samples):
                     break
 
@@ -179,6 +180,13 @@ class PPOTrainer:
                 "higher ppo.kl_coef"
             )
 
+    def watch_promises(self, rewards: SourceRewards) -> None:
+        """Give a notice, on the first batch, of what a source's promised sum does not survive."""
+        if not self.promises_checked:
+            self.promises_checked = True
+            for broken in broken_promises(rewards.shares, self.settings.reward_clip):
+                self.session.observer.notice(broken)
+
     def keep_best(self, evaluated: Mapping[str, Any]) -> None:
         """Save the policy with the highest reward on the held-out prompts, if there are any."""
         score = sum(
@@ -212,7 +220,7 @@ class PPOTrainer:
 
 def _kept(rollout: Rollout) -> dict[str, Any]:
     """A rollout in a form that torch.save can write for inspection."""
-    kept = rollout._asdict()
+    kept = {**rollout._asdict(), "measured": dict(rollout.measured)}
     for name in ("prompts", "responses"):
         kept[name] = [torch.from_numpy(ids) for ids in kept[name]]
     return kept

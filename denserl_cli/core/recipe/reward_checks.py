@@ -19,14 +19,15 @@ def reward_problems(recipe: Recipe) -> Iterator[Problem]:
     ppo, seen = recipe.ppo, set[str]()
     for place, one in enumerate(ppo.rewards):
         key = f"{_LIST}[{place}]"
+        called = one.source if one.reads_reward_model else one.metric
         if not one.built_in and (problem := why_not(one.source)):
             near = get_close_matches(one.source, SOURCES, 1)
             advice = f"did you mean {near[0]}?" if near else f"built in are {', '.join(SOURCES)}"
             yield Problem(f"{key}.source", f"{problem}; {advice}")
-        elif one.label in seen:
+        elif called in seen:
             advice = "metrics need names of their own; give it a `name`"
             yield Problem(f"{key}.source", f"a second reward called {one.label}; {advice}")
-        seen.add(one.label)
+        seen.add(called)
         yield from _fields(key, one)
         yield from _needs(key, one, recipe)
     yield from _kept_sums(recipe)
