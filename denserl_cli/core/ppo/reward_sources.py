@@ -25,8 +25,7 @@ from denserl_cli.core.ppo.sources.record import (
 )
 from denserl_cli.core.ppo.sources.table import built_in
 from denserl_cli.core.precision import at_least_float32
-from denserl_cli.core.reward_model.loss import aggregate_segments
-from denserl_cli.core.segmentation import segment_ids
+from denserl_cli.core.segmentation import aggregate_segments, segment_ids
 from denserl_cli.core.system.distributed import all_gather_object, world_size
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from denserl_cli.core.ppo.sources.shapley import (
     permutations,
     sampled_shapley,
 )
-from denserl_cli.core.reward_model.loss import aggregate_segments
+from denserl_cli.core.segmentation import aggregate_segments
 
 if TYPE_CHECKING:
     from denserl_cli.core.data.batches import SequenceBatch
