@@ -26,6 +26,7 @@ def test_every_arm_is_a_recipe_and_has_a_name_of_its_own(tmp_path):
     for name in ("model", "pairs.jsonl", "prompts.jsonl"):
         (english / name).mkdir(parents=True)
     for arm in arms:
+        (study.second_of(tmp_path, arm) / "policy").mkdir(parents=True, exist_ok=True)
         recipe = study.recipe_of(tmp_path, arm)
         assert recipe.seed == 0 and (recipe.sandbox is None) == (arm.task == "english")
 
