@@ -274,14 +274,13 @@ def load_normalizers(setup: RewardSetup, run: RunFolder) -> dict[str, LocationNo
 
 
 def _beside(recipe: ResolvedRecipe, source: RewardSource) -> LocationNormalizer | None:
-    """The normaliser in a reward model's folder or, of a run, beside it."""
+    """The normaliser in a reward model's folder."""
     if recipe.normalizer.kind == "none":
         return None
     folder = Path(str(source.model))
-    for file in (folder / NORMALIZER, folder.parent / NORMALIZER):
-        if file.is_file():
-            return LocationNormalizer.load(file)
+    if (folder / NORMALIZER).is_file():
+        return LocationNormalizer.load(folder / NORMALIZER)
     raise DenserlError(
-        f"ppo.rewards, values: no {NORMALIZER} in or beside {folder}",
+        f"ppo.rewards, values: no {NORMALIZER} in {folder}",
         hint="fit one with denserl fit-function in its run, or set normalizer.kind=none",
     )
