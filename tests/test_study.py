@@ -135,7 +135,8 @@ def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     ]
     monkeypatch.setattr(study, "grid", lambda quick, seeds: arms)
     asked = SimpleNamespace(out=tmp_path, results=tmp_path / "results", seeds=[3], tasks=None,
-                            arms=None, jobs=1, quick=True, preferences=None)  # fmt: skip
+                            arms=None, factors=None, jobs=1, quick=True,
+                            preferences=None)  # fmt: skip
     study.run(asked)
     file = study.result_file(asked.results, arms[0])
     found = json.loads(file.read_text())

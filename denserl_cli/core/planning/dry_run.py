@@ -9,6 +9,7 @@ from __future__ import annotations
 from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, workload
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.fields import value_of
+from denserl_cli.core.recipe.schema import RewardSource
 from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM
 from denserl_cli.core.system.hub import has_tokenizer
 
@@ -123,6 +124,8 @@ def _rewarded_by(recipe: Recipe) -> list[str]:
         if recipe.published is not None and recipe.published.normalizer is not None:
             lines[0] += " with its published normaliser"
     seen: set[str] = set()
+    if ppo.rewards == (RewardSource("values"),):
+        return lines
     for one in ppo.rewards:
         costs = [] if one.key in seen or not one.key else [f"one more model, {one.key}: 1 pass"]
         if one.source == "shapley":
