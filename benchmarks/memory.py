@@ -284,7 +284,7 @@ def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any],
     from denserl_cli.core.engine.base import step as engine_step
     from denserl_cli.core.models.scalar_head import token_values
     from denserl_cli.core.recipe.schema import SegmentationConfig
-    from denserl_cli.core.reward_model.loss import aggregate_segments, preference_loss
+    from denserl_cli.core.reward_model import aggregate_segments, preference_loss
     from denserl_cli.core.scoring.scorer import Scorer
 
     dtype = getattr(torch, ENGINES[engine].dtype)

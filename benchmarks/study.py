@@ -1,6 +1,7 @@
 """The study: what granularity, normaliser, interpolation and the rest do, on tasks of known reward.
 
     python benchmarks/study.py run --out runs/study [--quick] [--preferences pairs.jsonl]
+    python benchmarks/study.py run --out runs/study --tasks long medium --factors source
     python benchmarks/study.py report --results benchmarks/results/study --to docs/study
 
 `run` trains every arm of the grid for every seed, one process an arm, and leaves a small JSON file
@@ -42,7 +43,8 @@ COLUMNS = ("step", "true_reward", "kl", "response_length", "segments_per_respons
 class Task(NamedTuple):
     """A controlled task: settings that make it, and the factors that are varied on it.
 
-    true: the figure of its true reward. MADE in a setting stands for the folder of its files.
+    true: the figure of its true reward. MADE in a setting stands for the folder of its files,
+    SECOND for the policy that bandit PPO trains on the same task with the same seed.
     """
 
     settings: tuple[str, ...]
@@ -51,17 +53,19 @@ class Task(NamedTuple):
 
 
 MADE = "{made}"
+SECOND = "{second}"
 PLAIN = "python:benchmarks.study_rewards.plain"
 TASKS = {
     "long": Task(
         ("sandbox.response_phrases=48", "ppo.max_new_tokens=256", "data.max_length=384"),
-        ("granularity", "KL coefficient", "lambda", "action", "advantage"),
+        ("granularity", "KL coefficient", "lambda", "action", "advantage", "source"),
     ),
     "medium": Task(
         (),
         (
             *("granularity", "normaliser", "interpolation", "segment total"),
             *("cutoff", "cut", "aggregation", "pairs", "samples", "action", "advantage"),
+            *("KL coefficient", "lambda", "source"),
         ),
     ),
     "short": Task(("sandbox.response_phrases=6", "ppo.max_new_tokens=48"), ("granularity",)),
@@ -72,11 +76,11 @@ TASKS = {
         (
             *("sandbox=null", f"model.path={MADE}/model", f"data.preferences={MADE}/pairs.jsonl"),
             *(f"data.prompts={MADE}/prompts.jsonl", "segmentation.cutoff=auto"),
-            *("ppo.max_new_tokens=96", "ppo.reward_model_weight=1.0", "data.eval_prompts=32"),
+            *("ppo.max_new_tokens=96", "data.eval_prompts=32"),
             *(
                 "reward_model.epochs=1.0",
                 "ppo.eval_samples=4",
-                f"ppo.reward=[{{function: {PLAIN}, weight: 0}}]",
+                f"ppo.rewards=[values, {{source: {PLAIN}, weight: 0}}]",
             ),
         ),
         ("granularity in English", "cut in English"),
@@ -98,11 +102,23 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
     "token": _cut("granularity: token"),
     "bandit": _cut("granularity: bandit"),
 }
-TRUE = "ppo.reward=true_reward"
-PHRASES = "ppo.reward=python:benchmarks.study_rewards.phrase_worth"
+TRUE = "ppo.rewards=true_reward"
+PHRASES = "ppo.rewards=python:benchmarks.study_rewards.phrase_worth"
 MACRO = ("ppo.action=segment",)
 SAMPLES = ("ppo.rollout_batch_size=16", "ppo.samples_per_prompt=4")
 """As many responses as the base arm has, from half of the prompts."""
+SOURCES: dict[str, tuple[str, ...]] = {
+    "differences": ("ppo.rewards=differences",),
+    "differences of tokens": (*GRANULARITIES["bandit"], "ppo.rewards=differences"),
+    "attention": (*GRANULARITIES["bandit"], "ppo.rewards=attention"),
+    "log-ratio": (
+        *GRANULARITIES["bandit"],
+        f"ppo.rewards=[score, {{source: log_ratio, model: '{SECOND}'}}]",
+    ),
+    "Shapley": ("ppo.rewards=[{source: shapley, permutations: 2}]",),
+    "softmin": ("ppo.segment_total=softmin",),
+}
+"""Where else a dense reward can come from: docs/dense-rewards.md."""
 FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "granularity": {
         **GRANULARITIES,
@@ -111,7 +127,7 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "granularity in English": {
         **GRANULARITIES,
-        "true reward, response": (f"ppo.reward={PLAIN}", "ppo.reward_model_weight=0"),
+        "true reward, response": (f"ppo.rewards={PLAIN}",),
     },
     "cut in English": {"sentences": _cut("cut: sentence")},
     "KL coefficient": {
@@ -154,6 +170,15 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "fixed 4": _cut("cut: fixed, segment_length: 4"),
         "random 4": _cut("cut: random, segment_length: 4"),
     },
+    "source": {
+        f"{name}{further}": (*settings, *more)
+        for further, more in (
+            ("", ()),
+            (", lambda 1", ("ppo.lam=1.0",)),
+            (", KL 0.08", ("ppo.kl_coef=0.08",)),
+        )
+        for name, settings in SOURCES.items()
+    },
     "aggregation": {f"aggregate {k}": (f"reward_model.aggregate={k}",) for k in ("sum", "last")},
     "pairs": {f"{n} pairs": (f"sandbox.pairs={n}",) for n in (500, 1500)},
 }
@@ -190,6 +215,7 @@ def main() -> None:
     running.add_argument("--results", type=Path, help="where results go; OUT/results without it")
     running.add_argument("--seeds", type=int, nargs="+")
     running.add_argument("--tasks", nargs="+", choices=list(TASKS))
+    running.add_argument("--factors", nargs="+", choices=list(FACTORS))
     running.add_argument("--arms", nargs="+", help="names of the arms; all without it")
     running.add_argument(
         "--preferences", type=Path, help="real preference pairs for the task `english`"
@@ -221,6 +247,7 @@ def run(asked: argparse.Namespace) -> None:
         arm
         for arm in grid(asked.quick, asked.seeds)
         if arm.task in tasks and arm.name in (asked.arms or [arm.name])
+        if arm.factor in (asked.factors or [arm.factor])
         if not finished(asked.results, arm)
     ]
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -233,6 +260,8 @@ def run(asked: argparse.Namespace) -> None:
                 pool.submit(_prepare, what.__name__, asked.out, arm, asked.preferences)
                 for arm in once.values()
             )
+        seconds = {second_of(asked.out, arm): arm for arm in arms if _needs_second(arm)}
+        _all(pool.submit(_train_second, asked.out, arm) for arm in seconds.values())
         _all(pool.submit(train, asked.out, asked.results, arm) for arm in arms)
 
 
@@ -291,6 +320,26 @@ def reward_model_of(out: Path, arm: Arm) -> Path:
     return out / "reward-models" / _named(arm.shared(READ_BY_REWARD_MODEL))
 
 
+def second_of(out: Path, arm: Arm) -> Path:
+    """The run folder of the second policy that the arm's rewards read."""
+    blocks = {*READ_BY_REWARD_MODEL, "normalizer"}
+    return out.absolute() / "second" / _named((*arm.shared(blocks), "policy"))
+
+
+def _needs_second(arm: Arm) -> bool:
+    return any(SECOND in setting for setting in arm.settings)
+
+
+def _train_second(out: Path, arm: Arm) -> str:
+    """Train the second policy by bandit PPO, with the arm's reward model."""
+    varied = ("ppo.rewards", "ppo.lam", "ppo.kl_coef")
+    plain = arm._replace(settings=tuple(s for s in arm.settings if not s.startswith(varied)))
+    folder = _copied(reward_model_of(out, arm), second_of(out, arm))
+    for stage in ("fit-function", "train-ppo"):
+        _stage(stage, recipe_of(out, plain), folder)
+    return f"second policy of {arm.task}, seed {arm.seed}"
+
+
 def result_file(results: Path, arm: Arm) -> Path:
     """The file of an arm's result."""
     return results / arm.task / f"{arm.slug}.json"
@@ -334,7 +383,7 @@ def train(out: Path, results: Path, arm: Arm) -> str:
     """Fit the normaliser, train the policy, and leave the arm's result."""
     recipe, began = recipe_of(out, arm), time.process_time()
     folder = _copied(reward_model_of(out, arm), out / arm.task / arm.slug)
-    if recipe.ppo.learned_weight:
+    if recipe.ppo.uses_normalizer:
         _stage("fit-function", recipe, folder)
     _stage("train-ppo", recipe, folder)
     file = result_file(results, arm)
@@ -353,7 +402,8 @@ def recipe_of(out: Path, arm: Arm, blocks: Iterable[str] | None = None) -> Any:
 
     settings = arm.settings if blocks is None else arm.shared(blocks)
     made = str(sandbox_of(out, arm))
-    settings = tuple(setting.replace(MADE, made) for setting in settings)
+    second = str(second_of(out, arm) / "policy") if blocks is None else ""
+    settings = tuple(s.replace(MADE, made).replace(SECOND, second) for s in settings)
     return load_recipe("sandbox-segment", [*settings, "name=study"])
 
 

@@ -26,6 +26,7 @@ def test_every_arm_is_a_recipe_and_has_a_name_of_its_own(tmp_path):
     for name in ("model", "pairs.jsonl", "prompts.jsonl"):
         (english / name).mkdir(parents=True)
     for arm in arms:
+        (study.second_of(tmp_path, arm) / "policy").mkdir(parents=True, exist_ok=True)
         recipe = study.recipe_of(tmp_path, arm)
         assert recipe.seed == 0 and (recipe.sandbox is None) == (arm.task == "english")
 
@@ -134,7 +135,8 @@ def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     ]
     monkeypatch.setattr(study, "grid", lambda quick, seeds: arms)
     asked = SimpleNamespace(out=tmp_path, results=tmp_path / "results", seeds=[3], tasks=None,
-                            arms=None, jobs=1, quick=True, preferences=None)  # fmt: skip
+                            arms=None, factors=None, jobs=1, quick=True,
+                            preferences=None)  # fmt: skip
     study.run(asked)
     file = study.result_file(asked.results, arms[0])
     found = json.loads(file.read_text())

@@ -125,6 +125,31 @@ def calibrate_cutoff(
     return float(candidates[(mean_length - wanted).abs().argmin()])
 
 
+def aggregate_segments(
+    token_values: Tensor, ends: Tensor, how: Literal["mean", "sum", "last"] = "mean"
+) -> Tensor:
+    """Score each sequence by the rewards of its segments, the values at their ends (method §3).
+
+    Args:
+        token_values: (B, T), the scalar head at every token.
+        ends: (B, T) bool, of the segments.
+        how: The mean or the sum of the rewards, or that of the last segment.
+
+    Returns:
+        (B,), at least float32; a row without ends scores 0, with gradient 0.
+
+    Raises:
+        DenserlError: Unknown `how`.
+    """
+    values = at_least_float32(token_values)
+    if how == "last":
+        ends = ends & (ends.cumsum(1) == ends.sum(1, keepdim=True))
+    elif how not in ("mean", "sum"):
+        raise DenserlError(f"unknown aggregation {how!r}", hint="use mean, sum or last")
+    total = values.masked_fill(~ends, 0).sum(1)
+    return total / ends.sum(1).clamp(min=1) if how == "mean" else total
+
+
 def _closed(cuts: Tensor, number: Tensor, closing: Tensor, response_mask: Tensor) -> Tensor:
     return response_mask & ((cuts & (number < closing)) | (number == closing))
 

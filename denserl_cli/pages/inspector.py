@@ -88,7 +88,8 @@ def described_view(name: str, cut: Cut) -> dict[str, Any]:
         "spread": {
             "interpolation": cut.rewards.interpolation,
             "segment_total": cut.rewards.segment_total,
-            "weight": cut.rewards.learned_weight,
+            "softmin_temperature": cut.rewards.softmin_temperature,
+            "weight": cut.weight or 0.0,
             "length_normalize": cut.rewards.length_normalize,
             "clip": cut.rewards.clip,
         },

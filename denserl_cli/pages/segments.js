@@ -26,9 +26,19 @@ const denserl = (() => {
     return (value - mean) / Math.max(std, normalizer.min_std);
   }
 
+  /** The factor of each segment's reward in the response's total (`ppo.segment_total`). */
+  function shares(rewards, spread) {
+    if (spread.segment_total === "sum") return rewards.map(() => 1);
+    if (spread.segment_total === "mean") return rewards.map(() => 1 / rewards.length);
+    const least = Math.min(...rewards); // softmin
+    const weights = rewards.map((r) => Math.exp((least - r) / spread.softmin_temperature));
+    const sum = weights.reduce((total, weight) => total + weight, 0);
+    return weights.map((weight) => weight / sum);
+  }
+
   /** The reward that PPO gives the segment's last token, before KL and penalties (method §5). */
-  function perToken(reward, length, segments, tokens, spread) {
-    let given = spread.segment_total === "mean" ? reward / segments : reward;
+  function perToken(reward, length, tokens, spread) {
+    let given = reward;
     if (spread.interpolation === "even") given /= length;
     given *= spread.weight;
     if (spread.length_normalize) given /= tokens;
@@ -39,17 +49,22 @@ const denserl = (() => {
   function segments(trace, view, cutoff) {
     const count = trace.sizes.length;
     const ends = endsOf(trace, cutoff);
+    const raw = ends.map((end) => (trace.values ? trace.values[end] : null));
+    const rewards = raw.map((value, k) =>
+      value !== null && view.normalizer
+        ? normalized(value, view.normalizer, (k + 1) / ends.length)
+        : null,
+    );
+    const paid = trace.values && view.ready ? raw.map((value, k) => rewards[k] ?? value) : [];
+    const share = shares(paid, view.spread);
     return ends.map((end, k) => {
       const start = k ? ends[k - 1] + 1 : 0;
       const entropy = trace.entropy && end < count - 1 ? trace.entropy[end] : null;
-      const value = trace.values ? trace.values[end] : null;
-      const known = value !== null;
-      const reward =
-        known && view.normalizer ? normalized(value, view.normalizer, (k + 1) / ends.length) : null;
-      const given =
-        known && view.ready
-          ? perToken(reward ?? value, end - start + 1, ends.length, count, view.spread)
-          : null;
+      const value = raw[k];
+      const reward = rewards[k];
+      const given = paid.length
+        ? perToken(share[k] * paid[k], end - start + 1, count, view.spread)
+        : null;
       const peak = view.at_peaks && k < ends.length - 1;
       return { start, end, peak, entropy, value, reward, perToken: given };
     });

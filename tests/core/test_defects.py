@@ -18,8 +18,12 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.ppo.advantages import whiten
 from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss, masked_mean
 from denserl_cli.core.ppo.rewards import penalize_kl, replace_penalized, spread_rewards
-from denserl_cli.core.reward_model.loss import aggregate_segments
-from denserl_cli.core.segmentation import calibrate_cutoff, segment_ends, segment_ids
+from denserl_cli.core.segmentation import (
+    aggregate_segments,
+    calibrate_cutoff,
+    segment_ends,
+    segment_ids,
+)
 
 
 @pytest.mark.parametrize("prompt_width", [0, 4, 224])

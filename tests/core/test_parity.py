@@ -24,7 +24,7 @@ from denserl_cli.core.ppo.rewards import (
     replace_penalized,
     spread_rewards,
 )
-from denserl_cli.core.reward_model.loss import aggregate_segments, preference_loss
+from denserl_cli.core.reward_model import aggregate_segments, preference_loss
 from denserl_cli.core.segmentation import segment_ends, segment_ids
 
 INTERPOLATION = {

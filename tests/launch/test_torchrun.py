@@ -40,12 +40,16 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 TRACKED = ("run.trackers=[tensorboard]",) if find_spec("tensorboard") else ()
 BANDIT = (*GROUPS["bandit"].settings, *GROUPS["critic from the reward model"].settings, *TRACKED)
 HALF = ("model.dtype=bfloat16", "normalizer.kind=none")
-OWN = ("ppo.reward=python:tests.reward_functions.variety",)
+OWN = ("ppo.rewards=python:tests.reward_functions.variety",)
+SOURCES = ("ppo.rewards=[differences, attention, {source: log_ratio, model: SECOND}]",)
+PARTS = ("ppo.rewards=[shapley, values]",)
 CASES = (
     *TWO,
     Case("bandit", 3, 2, BANDIT),
     Case("LoRA", 2, 2, GROUPS["LoRA"].settings),
     Case("own reward", 2, 2, OWN),
+    Case("sources, sharded", 3, 2, SOURCES),
+    Case("sources of parts", 2, 2, PARTS),
 )
 HALVES = tuple(Case(f"bfloat16 {stage}", stage, 2, HALF) for stage in (1, 2, 3))
 PLAINS = (PLAIN, *(Case(f"torch {c.name}", 0, 1, c.settings) for c in CASES if c.settings))
@@ -54,7 +58,20 @@ PLAINS = (PLAIN, *(Case(f"torch {c.name}", 0, 1, c.settings) for c in CASES if c
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The settings of every run: a tiny task in which little divides."""
-    return make_task(tmp_path_factory.mktemp("task") / "task")
+    made = make_task(tmp_path_factory.mktemp("task") / "task")
+    shutil.copytree(model_of(made), model_of(made).with_name("second"))
+    return made
+
+
+def model_of(task: list[str]) -> Path:
+    """The folder of the starting model."""
+    return Path(next(one for one in task if one.startswith("model.path=")).partition("=")[2])
+
+
+def settings_of(task: list[str], case: Case) -> list[str]:
+    """The settings of a case, with the folder of its second policy."""
+    second = str(model_of(task).with_name("second"))
+    return [setting.replace("SECOND", second) for setting in (*task, *case.overrides())]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +79,7 @@ def runs(task: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of all cases, made in one launch of two processes and in this one."""
     out = tmp_path_factory.mktemp("equality")
     jobs = [
-        (stage, str(out / case.name), [*task, *case.overrides()])
+        (stage, str(out / case.name), settings_of(task, case))
         for case in (*PLAINS, *CASES, *HALVES)
         for stage in STAGES
         if stage != "fit-function" or case not in HALVES

@@ -166,8 +166,8 @@ def test_the_page_cuts_and_rewards_as_the_core_does(run: Run, written: Path, ope
 def test_the_page_weighs_rewards_as_ppo_does(
     weight: float, run: Run, tmp_path: Path, open_page: Opener
 ):
-    ppo = replace(run.view.cut.ppo, reward_model_weight=weight, reward_clip=0.5)
-    view = run.view._replace(cut=run.view.cut._replace(ppo=ppo))
+    rewards = run.view.cut.rewards._replace(clip=0.5)
+    view = run.view._replace(cut=run.view.cut._replace(rewards=rewards, weight=weight))
     file = tmp_path / "weighed.html"
     file.write_text(inspector_page("p", [], [view]), encoding="utf-8")
     page = open_page(file)

@@ -33,7 +33,11 @@ def cases() -> list[dict[str, Any]]:
     """Every way to make rewards of values, with and without a normaliser, and what comes of it."""
     made = []
     ways = product(
-        ("even", "repeat", "end"), ("sum", "mean"), (True, False), (0.4, 10.0), (True, False)
+        ("even", "repeat", "end"),
+        ("sum", "mean", "softmin"),
+        (True, False),
+        (0.4, 10.0),
+        (True, False),
     )
     for interpolation, total, by_length, clip, normalized in ways:
         settings = {
@@ -42,7 +46,8 @@ def cases() -> list[dict[str, Any]]:
             "ppo.segment_total": total,
             "ppo.length_normalize": str(by_length).lower(),
             "ppo.reward_clip": clip,
-            "ppo.reward_model_weight": 0.5,
+            "ppo.softmin_temperature": 0.7,
+            "ppo.rewards": "[{source: values, weight: 0.5}]",
             "normalizer.kind": "location" if normalized else "none",
         }
         recipe = tiny.recipe(*(f"{key}={value}" for key, value in settings.items()))

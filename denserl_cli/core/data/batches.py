@@ -64,6 +64,16 @@ class SequenceBatch:
         empty = values.new_zeros(self.response_mask.shape)
         return empty.masked_scatter(self.response_mask, values)
 
+    def rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The token ids of each prompt and each response, without padding."""
+        ids, lengths = self.input_ids.cpu().numpy(), self.response_mask.sum(1).cpu().numpy()
+        firsts = self.response_positions.cpu().numpy()[lengths.cumsum() - lengths]
+        starts = firsts - np.arange(len(ids)) * ids.shape[1]
+        return [
+            (row[:start], row[start : start + length])
+            for row, start, length in zip(ids, starts, lengths, strict=True)
+        ]
+
 
 def global_batches(count: int, batch_size: int, *, steps: int, seed: int) -> list[np.ndarray]:
     """Row numbers of each of so many full batches; every epoch is a new permutation of all rows.
@@ -205,6 +215,16 @@ def collate_sequences(
     response_positions = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
     arrays = (input_ids, windows, mask, response_positions)
     return SequenceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def padded(rows: Sequence[Ids], device: torch.device | str | None = None) -> Tensor:
+    """Rows of ids as one tensor, filled up with 0: (R, T) int64."""
+    import torch
+
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, one in enumerate(rows):
+        ids[row, : len(one)] = one
+    return torch.from_numpy(ids).to(device)
 
 
 def collate_sides(

@@ -25,8 +25,7 @@ from denserl_cli.core.models.device import compute_dtype
 from denserl_cli.core.models.lora import load_policy, load_reference
 from denserl_cli.core.ppo.metrics import response_metrics
 from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
-from denserl_cli.core.ppo.rewards import RewardSources
+from denserl_cli.core.ppo.reward_sources import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.recipe.stages import EVALUATE_POLICY
@@ -34,8 +33,9 @@ from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_scorer
-from denserl_cli.core.scoring.resolve import load_normalizer, prepare
+from denserl_cli.core.scoring.resolve import prepare
 from denserl_cli.core.scoring.scorer import check_finite
+from denserl_cli.core.scoring.source_models import load_normalizers
 from denserl_cli.core.system.distributed import is_main_process
 from denserl_cli.core.system.files import replaced_file, write_text
 
@@ -87,16 +87,20 @@ def evaluate_policy(
     chosen = choose_policy(recipe, run, policy)
     if chosen.notice:
         observer.notice(chosen.notice)
-    setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
+    setup = prepare(recipe, run, observer, reward_model=recipe.ppo.uses_reward_model)
     recipe, record = setup.recipe, setup.record
     path = chosen.path or recipe.model.path
     prompts = _prompts(recipe, run, setup.chat, observer, limit, held_out)
     observer.notice(f"comparing the policy {path} with {recipe.model.path}")
     start = load_reference(recipe)
+    sources = RewardSources(recipe, setup.tokenizer, _normalizers(setup, run, observer))
+    scorer = load_scorer(
+        setup, run, observer, reference=start, prompts=prompts, asked=sources.asked
+    )
     evaluator = PolicyEvaluator(
         setup,
-        scorer=load_scorer(setup, run, observer, reference=start, prompts=prompts),
-        normalizer=None if record is None else _normalizer(recipe, run, observer),
+        scorer=scorer,
+        sources=sources,
         true_reward=true_reward_of(setup.recipe),
         observer=observer,
     )
@@ -115,7 +119,7 @@ def evaluate_policy(
         "policy": path,
         "start_policy": recipe.model.path,
         "reward_model": None if record is None else record.weights or str(run.reward_model),
-        "rewards": [asdict(one) for one in recipe.ppo.reward],
+        "rewards": [asdict(one) for one in recipe.ppo.rewards],
         "prompts": len(prompts),
         "samples_per_prompt": samples,
         "seed": recipe.seed,
@@ -148,14 +152,13 @@ class PolicyEvaluator:
         setup: RewardSetup,
         *,
         scorer: Scorer,
-        normalizer: LocationNormalizer | None,
+        sources: RewardSources,
         true_reward: TrueReward | None,
         observer: Observer,
     ) -> None:
         self.recipe, self.tokenizer, self.chat = setup.recipe, setup.tokenizer, setup.chat
         self.scorer, self.true_reward, self.observer = scorer, true_reward, observer
-        functions = RewardFunctions(self.recipe, self.tokenizer)
-        self.sources = RewardSources(reward_settings(self.recipe), normalizer, functions)
+        self.sources = sources
 
     def evaluate(
         self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
@@ -188,12 +191,11 @@ class PolicyEvaluator:
     ) -> Metrics:
         """Every metric of each response of a rollout, (R,) each."""
         tensors = response_metrics(rollout, self.recipe.reward_model.aggregate)
-        functions = self.sources.functions(prompts, rollout)
-        rewards = {} if functions is None else functions.totals
-        unscored = rollout.token_values is None
-        if unscored or self.sources.normalizer is not None or self.recipe.normalizer.kind == "none":
-            rewards = {"dense_reward": self.sources.of(rollout, functions).sum(1), **rewards}
-        if not unscored:
+        given = self.sources(prompts, rollout)
+        rewards = given.totals
+        if self.sources.complete:
+            rewards = {"dense_reward": given.tokens.sum(1), **rewards}
+        if rollout.token_values is not None:
             rewards = {"rm_score": tensors.pop("rm_score"), **rewards}
         tensors = {**rewards, **tensors}
         numbers = torch.stack(list(tensors.values())).double().cpu().numpy()
@@ -249,11 +251,16 @@ def compare(before: Metrics, after: Metrics) -> dict[str, Any]:
     }
 
 
-def _normalizer(recipe: Recipe, run: RunFolder, observer: Observer) -> LocationNormalizer | None:
-    if recipe.normalizer.kind != "none" and not run.normalizer.exists():
+def _normalizers(
+    setup: RewardSetup, run: RunFolder, observer: Observer
+) -> dict[str, LocationNormalizer | None] | None:
+    """The sources' normalisers; None where the run's is not fitted yet."""
+    recipe = setup.recipe
+    needed = recipe.ppo.uses_normalizer and recipe.normalizer.kind != "none"
+    if needed and not run.normalizer.exists():
         observer.notice(f"no normaliser in {run.path}: no dense reward; denserl fit-function fits")
         return None
-    return load_normalizer(recipe, run)
+    return load_normalizers(setup, run)
 
 
 def _prompts(

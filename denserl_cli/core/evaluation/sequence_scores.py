@@ -10,8 +10,8 @@ import torch
 
 from denserl_cli.core.data.batches import micro_batches
 from denserl_cli.core.models.device import device
-from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.scoring.scorer import check_finite
+from denserl_cli.core.segmentation import aggregate_segments
 from denserl_cli.core.system.distributed import all_reduce_sum, shard_micro_batches, world_size
 
 if TYPE_CHECKING:

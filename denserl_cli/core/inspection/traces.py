@@ -13,10 +13,10 @@ from torch import Tensor
 
 from denserl_cli.core.chat.decoding import joined
 from denserl_cli.core.normalizer import normalize
-from denserl_cli.core.ppo.reward_functions import reward_settings
+from denserl_cli.core.ppo.reward_sources import reward_settings
 from denserl_cli.core.ppo.rewards import RewardSettings, dense_rewards
-from denserl_cli.core.reward_model.loss import aggregate_segments
-from denserl_cli.core.segmentation import segment_ends
+from denserl_cli.core.precision import at_least_float32
+from denserl_cli.core.segmentation import aggregate_segments, segment_ends
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
@@ -37,7 +37,7 @@ class Segment:
         reward: The value, normalised by location; None without a normaliser.
         per_token: The reward that PPO would give to its last token (and to each of its tokens,
             unless `ppo.interpolation` is end) for the reward model's value alone, before KL and
-            penalties; None where PPO could not start or does not use the reward model.
+            penalties; None where PPO could not start or these values are no source of its rewards.
     """
 
     text: str
@@ -111,6 +111,7 @@ class Cut(NamedTuple):
         aggregate: How the reward model scores a response.
         rewards: How PPO would compute token rewards.
         rule: The recipe's `segmentation.cut`.
+        weight: Of the reward model's values among the sources of rewards; None: they are none.
     """
 
     granularity: Granularity
@@ -120,6 +121,7 @@ class Cut(NamedTuple):
     aggregate: Aggregate
     rewards: RewardSettings
     rule: str = "entropy"
+    weight: float | None = 1.0
 
     @classmethod
     def of(cls, recipe: ResolvedRecipe, normalizer: LocationNormalizer | None) -> Cut:
@@ -130,12 +132,18 @@ class Cut(NamedTuple):
         rewards = reward_settings(recipe)._replace(
             missing_eos_penalty=None, max_response_tokens=None, overlong_penalty=None
         )
-        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, rewards, cut.cut)
+        weights = [
+            one.weight
+            for one in recipe.ppo.rewards
+            if one.source == "values" and one.reads_reward_model
+        ]
+        weight = sum(weights) if weights else None
+        return cls(cut.granularity, cut.cutoff, normalizer, ready, how, rewards, cut.cut, weight)
 
     @property
     def pays(self) -> bool:
-        """Whether PPO could start and would use the reward model's rewards."""
-        return self.ready and self.rewards.learned_weight != 0
+        """Whether PPO could start and would pay the reward model's values."""
+        return self.ready and self.weight is not None
 
     @property
     def at_peaks(self) -> bool:
@@ -198,12 +206,12 @@ class Cut(NamedTuple):
         if self.normalizer is not None:
             normal = normalize(values.double(), marks, self.normalizer)
             rewards = list(normal[0, ends].tolist())
-        if self.pays:
+        if self.ready and self.weight is not None:
             whole = torch.ones_like(marks)
             ended = torch.ones(1, dtype=torch.bool)
-            given = dense_rewards(
-                values, marks, whole, ended, self.rewards, normalizer=self.normalizer
-            )
+            normal = normalize(at_least_float32(values), marks, self.normalizer)
+            spread, _ = self.rewards.spread(normal, marks, whole)
+            given = dense_rewards([(self.weight, spread)], whole, ended, self.rewards)
             per_token = list(given[0, ends].tolist())
         raw = values[0, ends].double().tolist()
         return list(zip(raw, rewards, per_token, strict=True))

@@ -93,7 +93,12 @@ def new_scalar_model(
 
 
 def load_policy(
-    recipe: Recipe, path: str | Path, *, reference: PreTrainedModel | None = None
+    recipe: Recipe,
+    path: str | Path,
+    *,
+    reference: PreTrainedModel | None = None,
+    revision: str | None = None,
+    placement: Placement | None = None,
 ) -> PreTrainedModel:
     """A frozen policy to sample from: a whole model, or adapters over the recipe's model.
 
@@ -102,12 +107,14 @@ def load_policy(
         path: Folder or hub name.
         reference: The recipe's starting model where it is loaded already; adapters share its
             weights.
+        revision: Of a hub name that is not the recipe's model.
+        placement: Where the weights of a whole model are put.
     """
-    if str(path) == recipe.model.path:
-        return load_reference(recipe)
+    if str(path) == recipe.model.path and revision in (None, recipe.model.revision):
+        return load_reference(recipe, placement)
     if not is_adapters(path):
-        policy = replace(recipe.model, path=str(path), revision=None)
-        return load_causal_lm(policy, trained=False, what="policy")
+        policy = replace(recipe.model, path=str(path), revision=revision)
+        return load_causal_lm(policy, trained=False, placement=placement, what="policy")
     start = load_reference(recipe) if reference is None else twin(reference)
     return _load_adapters(start, path).requires_grad_(False).eval()
 

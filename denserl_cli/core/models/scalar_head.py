@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.attention_row import attention_calls, response_attention
 from denserl_cli.core.models.causal_lm import hidden_states
 from denserl_cli.core.models.weights import load_weights
 
@@ -102,6 +104,18 @@ def draw_head(model: Any) -> None:
     nn.init.normal_(head, std=1 / (model.score.in_features + 1))
 
 
+class Reading(NamedTuple):
+    """What one pass of a reward model gave.
+
+    Attributes:
+        token_values: (R, T), float32, 0 where masked.
+        more: By the name that sources of rewards know it by: prompt_value (R,), attention (R, T).
+    """
+
+    token_values: Tensor
+    more: dict[str, Tensor]
+
+
 def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> Tensor:
     """The scalar head's value at every response token.
 
@@ -114,5 +128,30 @@ def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> T
     Returns:
         (R, T), float32, 0 where masked.
     """
-    states = hidden_states(model, batch)[batch.response_positions - int(before)]
-    return batch.window(model.score(states)[:, 0])
+    return batch.window(_values(model, hidden_states(model, batch), batch, int(before)))
+
+
+def read_more(model: Any, batch: SequenceBatch, *, wanted: Collection[str]) -> Reading:
+    """The scalar head's value at every response token and, of the same pass, what else is wanted.
+
+    Args:
+        model: With a scalar head.
+        batch: Of R sequences.
+        wanted: Names of `Reading.more`.
+    """
+    more = {}
+    if "attention" in wanted:
+        with attention_calls(model) as call:
+            states = hidden_states(model, batch)
+        more["attention"] = response_attention(call, batch)
+    else:
+        states = hidden_states(model, batch)
+    if "prompt_value" in wanted:
+        more["prompt_value"] = batch.window(_values(model, states, batch, 1))[:, 0]
+    return Reading(batch.window(_values(model, states, batch, 0)), more)
+
+
+def _values(model: Any, states: Tensor, batch: SequenceBatch, before: int) -> Tensor:
+    """The head's value at each response token, or so many positions before it: (N,), float32."""
+    values: Tensor = model.score(states[batch.response_positions - before])[:, 0]
+    return values

@@ -113,17 +113,14 @@ class SequenceReader:
         Returns:
             (R, T), float32, 0 at all other tokens.
         """
-        ids, lengths = batch.input_ids.cpu().numpy(), batch.response_mask.sum(1)
-        ends = lengths.cpu().numpy()
-        firsts = batch.response_positions.cpu().numpy()[ends.cumsum() - ends]
-        starts = firsts - np.arange(len(ids)) * ids.shape[1]
-        rows = [
-            self._within(self.rewrite(row[:start], row[start : start + length]))
-            for row, start, length in zip(ids, starts, ends, strict=True)
-        ]
+        lengths = batch.response_mask.sum(1)
         values = torch.zeros(batch.response_mask.shape, device=lengths.device)
-        values[torch.arange(len(rows)), lengths - 1] = self.read(model, rows)
+        values[torch.arange(len(values)), lengths - 1] = self.scores(model, batch.rows())
         return values
+
+    def scores(self, model: Any, conversations: Sequence[tuple[Ids, Ids]]) -> Tensor:
+        """The value of each conversation, a prompt and a response of the policy's ids: (N,)."""
+        return self.read(model, [self._within(self.rewrite(*ids)) for ids in conversations])
 
     def read(self, model: Any, rows: Sequence[Ids]) -> Tensor:
         """The value of each conversation of the classifier's ids: (R,), float32."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, workload
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.fields import value_of
+from denserl_cli.core.recipe.schema import RewardSource
 from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM
 from denserl_cli.core.system.hub import has_tokenizer
 
@@ -116,15 +117,31 @@ def _scored_by(recipe: Recipe) -> str:
 
 
 def _rewarded_by(recipe: Recipe) -> list[str]:
-    """What train-ppo maximises: a reward model, functions of the user's own, or both."""
-    ppo, lines = recipe.ppo, ["reward model: none, its weight is 0"]
-    if ppo.learned_weight:
+    """What train-ppo maximises, and what each source costs beside the reward model's one pass."""
+    ppo, lines = recipe.ppo, ["reward model: none, no source of rewards reads one"]
+    if ppo.uses_reward_model:
         lines = [_scored_by(recipe)]
         if recipe.published is not None and recipe.published.normalizer is not None:
             lines[0] += " with its published normaliser"
-        if ppo.learned_weight != 1:
-            lines[0] += f", × {ppo.learned_weight:g}"
-    return lines + [f"reward: {one.function} × {one.weight:g}" for one in ppo.reward]
+    seen: set[str] = set()
+    if ppo.rewards == (RewardSource("values"),):
+        return lines
+    for one in ppo.rewards:
+        costs = [] if one.key in seen or not one.key else [f"one more model, {one.key}: 1 pass"]
+        if one.source == "shapley":
+            costs.append(_shapley_passes(one.permutations or 0))
+        seen.add(one.key)
+        cost = f" ({'; '.join(costs)})" if costs else ""
+        lines.append(f"reward: {one.source} × {one.weight:g}{cost}")
+    return lines
+
+
+def _shapley_passes(permutations: int) -> str:
+    """How many parts of a response of K segments the source `shapley` scores."""
+    return (
+        "reward-model passes a response of K segments: 2^K up to 6, "
+        f"{permutations} × (K − 1) + 2 above"
+    )
 
 
 def _batch(what: str, work: Workload) -> str:

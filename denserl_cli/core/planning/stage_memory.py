@@ -170,8 +170,12 @@ def _train_ppo(
     policy = _policy(recipe, shape)
     critics = [_scalar(recipe, shape)] if ppo.has_critic else []  # the one critic, if any
     base = _base(recipe, shape, setting)
-    if ppo.learned_weight and (not lora or recipe.published is not None):
+    if ppo.uses_reward_model and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
+    further = {one.key: one.source for one in ppo.rewards if one.key}
+    for source in further.values():  # taken to be as large as the policy
+        weights = shape.parameters if source == "log_ratio" else shape.body
+        base = added(base, memory.frozen_weights(weights, setting))
     responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
     waiting, returned, offloaded = memory.frozen_models(base, setting)
     models = (policy, *critics)

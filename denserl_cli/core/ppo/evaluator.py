@@ -17,8 +17,7 @@ from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
     from denserl_cli.core.ppo.prompts import PromptBatch
-    from denserl_cli.core.ppo.reward_functions import FunctionRewards
-    from denserl_cli.core.ppo.rewards import RewardSources
+    from denserl_cli.core.ppo.reward_sources import RewardSources, SourceRewards
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.recipe.resolved import ResolvedRecipe
     from denserl_cli.core.runs.stage_session import Metrics, Sample
@@ -64,8 +63,7 @@ class Evaluator:
         self,
         prompts: PromptBatch,
         rollout: Rollout,
-        functions: FunctionRewards | None,
-        rewards: Tensor,
+        rewards: SourceRewards,
         returns: Tensor | None,
     ) -> Described:
         """The metrics of a training rollout, and its first samples.
@@ -73,18 +71,17 @@ class Evaluator:
         Args:
             prompts: The prompts of the rollout.
             rollout: With R responses.
-            functions: What the reward functions returned for them; None without functions.
-            rewards: (R, T), before the KL penalty.
+            rewards: Of its responses.
             returns: (R, T), the critic's targets; None without a critic.
         """
         settings, normalizer = self.sources.settings, self.sources.normalizer
-        tensors = self._means(rollout, functions)
-        tensors |= reward_metrics(rollout, rewards, settings.clip, normalizer)
+        tensors = self._means(rollout, rewards)
+        tensors |= reward_metrics(rollout, rewards.tokens, settings.clip, normalizer)
         if returns is not None:
             mask = rollout.response_mask
             tensors["explained_variance"] = explained_variance(rollout.values, returns, mask)
         metrics = to_numbers(tensors) | self._true_reward(prompts, rollout)
-        shown = self._samples(prompts, rollout, rewards)
+        shown = self._samples(prompts, rollout, rewards.tokens)
         return Described(metrics | {"responses": len(rollout.responses)}, shown)
 
     def evaluate(self) -> Described:
@@ -92,20 +89,18 @@ class Evaluator:
         if not self.prompts.prompts:
             return Described({}, [])
         rollout = self.collector.collect(self.prompts.ids, self.prompts.keys)
-        functions = self.sources.functions(self.prompts.prompts, rollout)
-        tensors = self._means(rollout, functions)
+        rewards = self.sources(self.prompts.prompts, rollout)
+        tensors = self._means(rollout, rewards)
         metrics = to_numbers(tensors) | self._true_reward(self.prompts, rollout)
-        rewards = self.sources.of(rollout, functions)
-        shown = self._samples(self.prompts, rollout, rewards, every=self.samples_per_prompt)
+        shown = self._samples(self.prompts, rollout, rewards.tokens, self.samples_per_prompt)
         return Described(
             {f"eval_{name}": value for name, value in metrics.items()},
             [{"held_out": True, **sample} for sample in shown],
         )
 
-    def _means(self, rollout: Rollout, functions: FunctionRewards | None) -> dict[str, Tensor]:
-        """Means over the responses, those of the reward functions among them."""
-        totals = {} if functions is None else functions.totals
-        means = {name: values.mean() for name, values in totals.items()}
+    def _means(self, rollout: Rollout, rewards: SourceRewards) -> dict[str, Tensor]:
+        """Means over the responses, those of the sources of rewards among them."""
+        means = {name: values.mean() for name, values in rewards.totals.items()}
         return means | rollout_metrics(rollout, self.aggregate)
 
     def _samples(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_values
 from denserl_cli.core.normalizer import locations, normalize
-from denserl_cli.core.reward_model.loss import aggregate_segments
-from denserl_cli.core.segmentation import segment_ids
+from denserl_cli.core.segmentation import aggregate_segments, segment_ids
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer

@@ -1,4 +1,4 @@
-"""Reward functions: Python functions of the user, instead of a reward model or beside one."""
+"""Reward functions: Python functions of the user among the sources of rewards."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_texts
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.ppo.rewards import RewardSettings, spread_segments
+from denserl_cli.core.ppo.sources.record import LAWS, NAMES, Inputs, Law
 from denserl_cli.core.recipe.functions import (
     PREFIX,
     installed,
     module_and_name,
     see_current_folder,
-    short_name,
     why_not,
 )
-from denserl_cli.core.system.distributed import all_gather_object, rank, world_size
+from denserl_cli.core.system.distributed import rank, world_size
 
 if TYPE_CHECKING:
     from denserl_cli.core.data.conversations import Prompt
+    from denserl_cli.core.ppo.rewards import RewardSettings
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.resolved import ResolvedRecipe
 
@@ -45,72 +45,6 @@ class Segment(NamedTuple):
     end: int
 
 
-class FunctionRewards(NamedTuple):
-    """The rewards of all reward functions for the responses of a rollout.
-
-    Attributes:
-        tokens: (R, T), their weighted sum.
-        totals: By the metric `reward_` + a function's name: its reward for each response before its
-            weight, (R,).
-    """
-
-    tokens: Tensor
-    totals: dict[str, Tensor]
-
-
-def reward_settings(recipe: ResolvedRecipe) -> RewardSettings:
-    """How a recipe computes the rewards of tokens."""
-    ppo = recipe.ppo
-    return RewardSettings(
-        interpolation=ppo.interpolation,
-        segment_total=ppo.segment_total,
-        length_normalize=ppo.length_normalize,
-        clip=ppo.reward_clip,
-        learned_weight=ppo.reward_model_weight,
-        missing_eos_penalty=ppo.missing_eos_penalty,
-        max_response_tokens=ppo.max_response_tokens,
-        overlong_penalty=ppo.overlong_penalty,
-        last_token_only=recipe.segmentation.granularity == "bandit",
-    )
-
-
-class RewardFunctions:
-    """The reward functions of a recipe."""
-
-    def __init__(self, recipe: ResolvedRecipe, tokenizer: Any) -> None:
-        self.recipe, self.tokenizer = recipe, tokenizer
-        self.functions = [(one.weight, UserFunction(one.function)) for one in recipe.ppo.reward]
-
-    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> FunctionRewards | None:
-        """Call each function on all responses of a rollout; None without functions.
-
-        Each process calls them once, for its share of the rows.
-
-        Args:
-            prompts: The prompt of each response.
-            rollout: With R responses.
-
-        Returns:
-            The rewards of all functions, the same in every process.
-
-        Raises:
-            DenserlError: A function fails, or returns something that is not a reward.
-        """
-        if not self.functions:
-            return None
-        tokens = torch.zeros(rollout.response_mask.shape, device=rollout.response_mask.device)
-        totals = {}
-        mine = Responses(self.recipe, self.tokenizer, prompts, rollout)
-        for weight, function in self.functions:
-            theirs, size = all_gather_object(function(mine) if mine.rows else []), world_size()
-            values = [theirs[row % size][row // size] for row in range(len(prompts))]
-            where = [f"{function.name} for {prompt.origin}" for prompt in prompts]
-            given, total = placed(values, rollout, self.recipe, where)
-            tokens += weight * given
-            totals[f"reward_{short_name(function.name)}"] = total
-        return FunctionRewards(tokens, totals)
-
-
 class Responses:
     """The responses of this process's rows, in each form that a function can ask for."""
 
@@ -120,16 +54,29 @@ class Responses:
     )
 
     def __init__(
-        self, recipe: ResolvedRecipe, tokenizer: Any, prompts: Sequence[Prompt], rollout: Rollout
+        self,
+        recipe: ResolvedRecipe,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        rollout: Rollout,
+        inputs: Inputs,
     ) -> None:
         self.recipe, self.tokenizer, self.rollout = recipe, tokenizer, rollout
+        self.inputs = inputs
         self.rows = range(rank(), len(prompts), world_size())
         self.prompts = [prompts[row] for row in self.rows]
         self.ids = [rollout.responses[row].tolist() for row in self.rows]
 
     def arguments(self, names: Sequence[str]) -> dict[str, Any]:
         """The arguments of these names, copied, because a function may change them."""
-        return {name: getattr(self, f"_{name}")() for name in names}
+        return {
+            name: getattr(self, f"_{name}")() if name in self.NAMES else self._tensor(name)
+            for name in names
+        }
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = getattr(self.inputs, name)
+        return tensor[torch.tensor(self.rows, device=tensor.device)]
 
     def _prompts(self) -> list[str]:
         return [prompt.messages[-1]["content"] for prompt in self.prompts]
@@ -169,6 +116,12 @@ class UserFunction:
         self.name = name
         self.call = loaded(name)
         self.wanted = self._wanted()
+        self.law: Law | None = getattr(self.call, "conserves", None)
+        if self.law is not None and self.law not in LAWS:
+            raise DenserlError(
+                f"the reward {name} says that it conserves {self.law!r}",
+                hint=f"use one of {', '.join(map(repr, LAWS))}",
+            )
 
     def __call__(self, responses: Responses) -> list[Value]:
         """What the function returns for each response, as plain numbers."""
@@ -179,8 +132,8 @@ class UserFunction:
             raise
         except (Exception, SystemExit) as error:
             raise failed(self.name, error) from error
-        answer = answer.tolist() if hasattr(answer, "tolist") else answer
         count = len(responses.rows)
+        answer = self._rows(answer, responses) if hasattr(answer, "tolist") else answer
         if not isinstance(answer, list | tuple) or len(answer) != count:
             what = f"{len(answer)} values" if isinstance(answer, list | tuple) else _shown(answer)
             raise DenserlError(
@@ -190,8 +143,30 @@ class UserFunction:
         origins = [f"{self.name} for {prompt.origin}" for prompt in responses.prompts]
         return [_value(one, where) for one, where in zip(answer, origins, strict=True)]
 
+    def _rows(self, answer: Any, responses: Responses) -> Any:
+        """A tensor of numbers for responses, (R,), segments, (R, K), or tokens, (R, T), as lists.
+
+        Raises DenserlError, which names the first row, for another shape.
+        """
+        rows, rollout = list(responses.rows), responses.rollout
+        if tuple(answer.shape) == (len(rows),):
+            return answer.tolist()
+        for positions in (rollout.response_mask, rollout.ends):
+            counts = positions[rows].sum(1).tolist()
+            whole = positions.shape[1] if positions is rollout.response_mask else max(counts)
+            if tuple(answer.shape) == (len(rows), whole):
+                return [row[:n] for row, n in zip(answer.tolist(), counts, strict=True)]
+        tokens, segments = (p[rows].sum(1) for p in (rollout.response_mask, rollout.ends))
+        raise DenserlError(
+            f"the reward {self.name} returned a tensor of shape {tuple(answer.shape)} for "
+            f"{len(rows)} responses; row 0, for {responses.prompts[0].origin}, has "
+            f"{segments[0]} segments and {tokens[0]} tokens",
+            hint=f"return ({len(rows)},), ({len(rows)}, {segments.max()}) for segments or "
+            f"({len(rows)}, {rollout.response_mask.shape[1]}) for tokens, or a list of rows",
+        )
+
     def _wanted(self) -> list[str]:
-        known, wanted = Responses.NAMES, []
+        known, wanted = (*Responses.NAMES, *NAMES), []
         try:
             parameters = inspect.signature(self.call).parameters
         except (ValueError, TypeError) as error:
@@ -201,7 +176,7 @@ class UserFunction:
             ) from error
         for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
-                return list(known)
+                return list(Responses.NAMES)
             if name in known and parameter.kind is not parameter.POSITIONAL_ONLY:
                 wanted.append(name)
             elif parameter.default is parameter.empty and parameter.kind is not (
@@ -230,7 +205,7 @@ def loaded(name: str) -> Callable[..., Any]:
         raise failed(name, error) from error
     if not callable(function):
         reason = why_not(name) or "it is not a function"
-        raise DenserlError(f"ppo.reward {name}: {reason}", hint="name a function")
+        raise DenserlError(f"ppo.rewards {name}: {reason}", hint="name a function")
     return function
 
 
@@ -246,7 +221,12 @@ def failed(name: str, error: BaseException) -> DenserlError:
 
 
 def placed(
-    values: Sequence[Value], rollout: Rollout, recipe: ResolvedRecipe, where: Sequence[str]
+    values: Sequence[Value],
+    rollout: Rollout,
+    settings: RewardSettings,
+    where: Sequence[str],
+    *,
+    keep_sum: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Assign what a function returned to tokens.
 
@@ -257,8 +237,9 @@ def placed(
     Args:
         values: What the function returned for each of the R responses.
         rollout: The responses.
-        recipe: Says how rewards of segments are spread.
+        settings: How rewards of segments are spread.
         where: The function and the prompt of each response, for errors.
+        keep_sum: The rewards of segments keep their sum, whatever `ppo.segment_total` is.
 
     Returns:
         The reward of each token, (R, T), and the total of each response, (R,).
@@ -282,18 +263,10 @@ def placed(
         ):
             numbers = torch.tensor(list(chain.from_iterable(lists)), device=mask.device)
             given = torch.zeros(mask.shape, device=mask.device).masked_scatter(positions, numbers)
-            return (given, given.sum(1)) if kind == "token" else _spread(given, rollout, recipe)
+            if kind == "token":
+                return given, given.sum(1)
+            return settings.spread(given, ends, mask, keep_sum=keep_sum)
     raise _misfit(values, ends.sum(1).tolist(), mask.sum(1).tolist(), where)
-
-
-def _spread(values: Tensor, rollout: Rollout, recipe: ResolvedRecipe) -> tuple[Tensor, Tensor]:
-    """Spread rewards, which stand at segment ends, over the tokens: (R, T), and their totals."""
-    mask, total = rollout.response_mask, recipe.ppo.segment_total
-    spread, at_ends = (
-        spread_segments(values, rollout.ends, mask, interpolation=how, segment_total=total)
-        for how in (recipe.ppo.interpolation, "end")
-    )
-    return spread, at_ends.sum(1)
 
 
 def _misfit(
@@ -319,7 +292,13 @@ def _misfit(
 
 def _value(value: Any, where: str) -> Value:
     """A reward as plain numbers. Raises DenserlError unless all are finite."""
+    shape = tuple(getattr(value, "shape", ()))
     value = value.tolist() if hasattr(value, "tolist") else value
+    if len(shape) > 1:
+        raise DenserlError(
+            f"the reward {where} has shape {shape}",
+            hint="return one number, or one dimension with a number for each segment or token",
+        )
     several = isinstance(value, list | tuple)
     for number in value if several else [value]:
         if not isinstance(number, int | float) or not abs(number) < _LARGEST:  # NaN is not below it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,11 +16,10 @@ from denserl_cli.core.precision import at_least_float32
 
 if TYPE_CHECKING:
     from denserl_cli.core.normalizer import LocationNormalizer
-    from denserl_cli.core.ppo.reward_functions import FunctionRewards, RewardFunctions
-    from denserl_cli.core.ppo.rollout import Rollout
 
 Interpolation = Literal["even", "repeat", "end"]
-SegmentTotal = Literal["sum", "mean"]
+SegmentTotal = Literal["sum", "mean", "softmin"]
+_AT_END: Interpolation = "end"
 
 
 class RewardSettings(NamedTuple):
@@ -28,63 +28,67 @@ class RewardSettings(NamedTuple):
     The other attributes, and their defaults, are as in `spread_rewards` and `replace_penalized`.
 
     Attributes:
-        learned_weight: Factor of the reward model's share.
         last_token_only: Penalties go to the last token alone (bandit).
     """
 
     interpolation: Interpolation = "even"
     segment_total: SegmentTotal = "sum"
+    softmin_temperature: float = 0.1
     length_normalize: bool = False
     clip: float = 10.0
-    learned_weight: float = 1.0
     missing_eos_penalty: float | None = None
     max_response_tokens: int | None = None
     overlong_penalty: float | None = None
     last_token_only: bool = False
 
+    def spread(
+        self, rewards: Tensor, ends: Tensor, response_mask: Tensor, *, keep_sum: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Spread rewards of segments over the tokens: (B, T), and each response's total, (B,).
+
+        Args:
+            rewards: (B, T), 0 outside the ends.
+            ends: (B, T) bool.
+            response_mask: (B, T) bool.
+            keep_sum: The total is the sum, whatever `segment_total` is.
+        """
+        spread, at_ends = (
+            spread_segments(
+                rewards,
+                ends,
+                response_mask,
+                interpolation=how,
+                segment_total="sum" if keep_sum else self.segment_total,
+                softmin_temperature=self.softmin_temperature,
+            )
+            for how in (self.interpolation, _AT_END)
+        )
+        return spread, at_ends.sum(1)
+
 
 def dense_rewards(
-    token_values: Tensor | None,
-    ends: Tensor,
+    shares: Sequence[tuple[float, Tensor]],
     response_mask: Tensor,
     terminated: Tensor,
     settings: RewardSettings,
-    *,
-    normalizer: LocationNormalizer | None = None,
-    function_rewards: Tensor | None = None,
 ) -> Tensor:
     """Each token's reward before the KL penalty (method §5).
 
-    The reward model's share is normalised and spread as by `spread_rewards`, the reward functions'
-    is added to it, both are divided by the length and clamped together, and responses that did not
-    end as they should get their penalty instead.
+    The shares of all sources are added, divided by the length and clamped together, and responses
+    that did not end as they should get their penalty instead.
 
     Args:
-        token_values: (B, T), of the reward model; None without one.
-        ends: (B, T) bool, of the segments.
+        shares: Of each source its weight, and its reward for each token, (B, T).
         response_mask: (B, T) bool.
         terminated: (B,) bool, whether each response ended by itself.
         settings: How the values become rewards.
-        normalizer: Of the reward model's values.
-        function_rewards: (B, T), of the reward functions; they are not normalised.
 
     Returns:
-        (B, T), float32.
+        (B, T), at least float32.
     """
-    if function_rewards is None:
-        rewards = torch.zeros(response_mask.shape, device=response_mask.device)
-    else:
-        rewards = function_rewards.clone()
-    if token_values is not None:
-        normal = normalize(at_least_float32(token_values), ends, normalizer)
-        learned = spread_segments(
-            normal,
-            ends,
-            response_mask,
-            interpolation=settings.interpolation,
-            segment_total=settings.segment_total,
-        )
-        rewards = rewards + settings.learned_weight * learned
+    rewards = torch.zeros(response_mask.shape, device=response_mask.device)
+    for weight, share in shares:
+        rewards = rewards + weight * share
     return replace_penalized(
         _bounded(rewards, response_mask, settings.length_normalize, settings.clip),
         response_mask,
@@ -96,40 +100,6 @@ def dense_rewards(
     )
 
 
-class RewardSources(NamedTuple):
-    """What a rollout's rewards are computed with, beside the reward model's values.
-
-    Attributes:
-        settings: How the values become rewards.
-        normalizer: Of the values by location; None leaves them as they are.
-        functions: The reward functions of the recipe.
-    """
-
-    settings: RewardSettings
-    normalizer: LocationNormalizer | None
-    functions: RewardFunctions
-
-    def of(self, rollout: Rollout, functions: FunctionRewards | None) -> Tensor:
-        """The reward of each token before the KL penalty.
-
-        Args:
-            rollout: With R responses.
-            functions: What the reward functions returned for them; None without functions.
-
-        Returns:
-            (R, T), float32.
-        """
-        return dense_rewards(
-            rollout.token_values,
-            rollout.ends,
-            rollout.response_mask,
-            rollout.terminated,
-            self.settings,
-            normalizer=self.normalizer,
-            function_rewards=None if functions is None else functions.tokens,
-        )
-
-
 def spread_rewards(
     token_values: Tensor,
     ends: Tensor,
@@ -138,6 +108,7 @@ def spread_rewards(
     normalizer: LocationNormalizer | None = None,
     interpolation: Interpolation = "even",
     segment_total: SegmentTotal = "sum",
+    softmin_temperature: float = 0.1,
     length_normalize: bool = False,
     clip: float = 10.0,
 ) -> Tensor:
@@ -153,7 +124,9 @@ def spread_rewards(
         normalizer: By location; None leaves the values as they are.
         interpolation: `even` gives each token of a segment reward / length, `repeat` the whole
             reward, `end` gives it to the last token.
-        segment_total: A response's reward is the `sum` or the `mean` of its segments'.
+        segment_total: A response's reward is the `sum` of its segments', their `mean`, or their
+            `softmin`: the mean with weights softmax(-reward / softmin_temperature).
+        softmin_temperature: See there (PURE, 2025).
         length_normalize: Divide by the number of response tokens.
         clip: Largest absolute reward of a token.
 
@@ -165,7 +138,12 @@ def spread_rewards(
     """
     normal = normalize(at_least_float32(token_values), ends, normalizer)
     rewards = spread_segments(
-        normal, ends, response_mask, interpolation=interpolation, segment_total=segment_total
+        normal,
+        ends,
+        response_mask,
+        interpolation=interpolation,
+        segment_total=segment_total,
+        softmin_temperature=softmin_temperature,
     )
     return _bounded(rewards, response_mask, length_normalize, clip)
 
@@ -177,6 +155,7 @@ def spread_segments(
     *,
     interpolation: Interpolation = "even",
     segment_total: SegmentTotal = "sum",
+    softmin_temperature: float = 0.1,
 ) -> Tensor:
     """Spread the rewards of segments, which stand at their ends, over the segments' tokens.
 
@@ -186,6 +165,7 @@ def spread_segments(
         response_mask: (B, T) bool.
         interpolation: As in `spread_rewards`.
         segment_total: As in `spread_rewards`.
+        softmin_temperature: As in `spread_rewards`.
 
     Returns:
         (B, T).
@@ -195,8 +175,13 @@ def spread_segments(
     """
     if segment_total == "mean":
         rewards = rewards / ends.sum(1, keepdim=True).clamp(min=1)
+    elif segment_total == "softmin":
+        least = (-rewards / softmin_temperature).masked_fill(~ends, -torch.inf)
+        rewards = rewards * least.softmax(1).nan_to_num()  # a row without segments has no weights
     elif segment_total != "sum":
-        raise DenserlError(f"unknown segment_total {segment_total!r}", hint="use sum or mean")
+        raise DenserlError(
+            f"unknown segment_total {segment_total!r}", hint="use sum, mean or softmin"
+        )
     if interpolation in ("even", "repeat"):
         return _fill_segments(rewards, ends, response_mask, divide=interpolation == "even")
     if interpolation == "end":

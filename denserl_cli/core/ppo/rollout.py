@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,8 @@ class Rollout(NamedTuple):
         values: The critic's, in the state before each token.
         token_values: The reward model's at each token; None without one.
         ends: bool, of the segments.
+        measured: What sources of rewards asked for beyond that, (R, T) or (R,), by the model that
+            it is of (empty: the run's reward model) and by name.
     """
 
     prompts: list[np.ndarray]
@@ -61,6 +64,7 @@ class Rollout(NamedTuple):
     values: Tensor
     token_values: Tensor | None
     ends: Tensor
+    measured: Mapping[tuple[str, str], Tensor] = MappingProxyType({})
 
     @property
     def tokens(self) -> int:
@@ -160,6 +164,7 @@ class Collector:
         names = ["logprobs", "policy_entropy", "reference_logprobs", "entropy", "values"]
         names += ["token_values"] if self.scorer.reward_model is not None else []
         columns = {name: torch.zeros(shape, device=self.device) for name in names}
+        further: dict[tuple[str, str], Tensor] = {}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
@@ -176,9 +181,13 @@ class Collector:
             scored = self.scorer(batch, terminated[rows], temperature=temperature)
             policy = self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
             values = None if self.critic is None else self.critic(token_values, batch, before=True)
+            window = batch.response_mask
+            for key, found in scored.measured.items():
+                whole = torch.zeros(shape[: found.dim()], device=self.device)
+                place = (rows, slice(window.shape[1]))[: found.dim()]
+                further.setdefault(key, whole)[place] = found if counts else 0.0
             if not counts:
                 continue
-            window = batch.response_mask
             measured: dict[str, Tensor | None] = {
                 "logprobs": policy.logprobs,
                 "policy_entropy": policy.entropy,
@@ -192,7 +201,7 @@ class Collector:
                     columns[name][rows, : window.shape[1]] = part_values
             mask[rows, : window.shape[1]] = window
             ends[rows, : window.shape[1]] = scored.ends
-        for measured_everywhere in (*columns.values(), mask, ends):
+        for measured_everywhere in (*columns.values(), *further.values(), mask, ends):
             all_reduce_sum(measured_everywhere)  # each process has filled in rows of its own
         return Rollout(
             prompts=list(prompts),
@@ -201,6 +210,7 @@ class Collector:
             response_mask=mask,
             ends=ends,
             token_values=columns.pop("token_values", None),
+            measured=further,
             **columns,
         )
 

@@ -13,15 +13,15 @@ import torch
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.estimators import estimate_advantages
+from denserl_cli.core.ppo.reward_sources import broken_promises
 from denserl_cli.core.ppo.rewards import AdaptiveKL, penalize_kl
 from denserl_cli.core.ppo.self_checks import refuse_other_samples
-from denserl_cli.core.recipe.functions import short_name
 from denserl_cli.core.system.distributed import broadcast_object
 
 if TYPE_CHECKING:
     from denserl_cli.core.ppo.evaluator import Evaluator
     from denserl_cli.core.ppo.prompts import PromptBatch, PromptPlan
-    from denserl_cli.core.ppo.rewards import RewardSources
+    from denserl_cli.core.ppo.reward_sources import RewardSources, SourceRewards
     from denserl_cli.core.ppo.rollout import Collector, Rollout
     from denserl_cli.core.ppo.update import Updater
     from denserl_cli.core.recipe.resolved import ResolvedPPO
@@ -75,6 +75,7 @@ class PPOTrainer:
         self.warned = False
         self.beyond = False
         self.kept: dict[int, Rollout] = {}
+        self.promises_checked = False
         session.trainer = self
 
     def train(self, start: int) -> None:
@@ -94,10 +95,10 @@ class PPOTrainer:
                 if iteration == start + 1:
                     refuse_other_samples(rollout)
                 mask = rollout.response_mask
-                functions = self.sources.functions(prompts.prompts, rollout)
-                rewards = self.sources.of(rollout, functions)
+                rewards = self.sources(prompts.prompts, rollout)
                 penalized = penalize_kl(
-                    rewards, rollout.logprobs, rollout.reference_logprobs, mask, self.kl.of_rewards
+                    *(rewards.tokens, rollout.logprobs, rollout.reference_logprobs, mask),
+                    self.kl.of_rewards,
                 )
                 advantages, returns = estimate_advantages(settings, penalized, rollout)
                 seconds = dict(self.collector.seconds)
@@ -109,9 +110,10 @@ class PPOTrainer:
                             *(iteration, rollout, advantages, returns, guarded),
                             kl_coef=self.kl.of_loss,
                         )
-                described = self.evaluator.describe(prompts, rollout, functions, rewards, returns)
+                described = self.evaluator.describe(prompts, rollout, rewards, returns)
                 metrics |= described.metrics | seconds
                 metrics |= throughput(time.perf_counter() - began, rollout.tokens, count)
+                self.watch_promises(rewards)
                 if self.conclude(iteration, metrics, described.samples):
                     break
 
@@ -152,7 +154,10 @@ class PPOTrainer:
             iteration: Its number, from 1.
             rollout: Of the iteration.
         """
-        measured = (rollout.token_values, rollout.logprobs, rollout.reference_logprobs)
+        measured = (
+            *(rollout.token_values, rollout.logprobs, rollout.reference_logprobs),
+            *rollout.measured.values(),
+        )
         if all(torch.isfinite(values).all() for values in measured if values is not None):
             return True
         error = NonFiniteError("a reward or log-probability is not finite")
@@ -202,14 +207,19 @@ class PPOTrainer:
                 "higher ppo.kl_coef"
             )
 
+    def watch_promises(self, rewards: SourceRewards) -> None:
+        """Give a notice, on the first batch, of what a source's promised sum does not survive."""
+        if not self.promises_checked:
+            self.promises_checked = True
+            for broken in broken_promises(rewards.shares, self.settings.reward_clip):
+                self.session.observer.notice(broken)
+
     def keep_best(self, evaluated: Mapping[str, Any]) -> None:
         """Save the policy with the highest reward on the held-out prompts, if there are any."""
-        weights = {"rm_score": self.settings.reward_model_weight}
-        weights |= {f"reward_{short_name(o.function)}": o.weight for o in self.settings.reward}
         score = sum(
-            weight * evaluated.get(f"eval_{name}", math.nan)
-            for name, weight in weights.items()
-            if weight
+            one.weight * evaluated.get(f"eval_{one.metric}", math.nan)
+            for one in self.settings.rewards
+            if one.weight
         )
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score
@@ -237,7 +247,7 @@ class PPOTrainer:
 
 def _kept(rollout: Rollout) -> dict[str, Any]:
     """A rollout in a form that torch.save can write for inspection."""
-    kept = rollout._asdict()
+    kept = {**rollout._asdict(), "measured": dict(rollout.measured)}
     for name in ("prompts", "responses"):
         kept[name] = [torch.from_numpy(ids) for ids in kept[name]]
     return kept

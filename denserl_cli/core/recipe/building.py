@@ -11,14 +11,15 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from denserl_cli.core.recipe.document import Node, plain
-from denserl_cli.core.recipe.schema import Recipe, RewardFunction, Source
+from denserl_cli.core.recipe.moved import moved
+from denserl_cli.core.recipe.schema import Recipe, RewardSource, Source
 
 INVALID = object()
 """Stands for a value that did not fit; the problem is recorded."""
 
-SHORT = {Source: "path", RewardFunction: "function"}
+SHORT = {Source: "path", RewardSource: "source"}
 """Blocks that may be given as a text, and the field which that is; their lists as a single one."""
-_NAMED = {Source: "source", RewardFunction: "reward function"}
+_NAMED = {Source: "source", RewardSource: "reward"}
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
@@ -66,7 +67,7 @@ class Builder:
         for name, child in node.value.items():
             path = _join(key, name)
             if name not in hints:
-                self._unknown(child, key, name, hints)
+                self._unknown(child, key, name, hints, node)
             elif (value := self.build(hints[name], child, path)) is not INVALID:
                 values[name] = value
         required = [f.name for f in fields(section) if f.default is f.default_factory is MISSING]
@@ -104,7 +105,15 @@ class Builder:
             return self.reject(node, key, f"must be a finite number, not {value}")
         return value
 
-    def _unknown(self, node: Node, block: str, name: str, siblings: Collection[str]) -> None:
+    def _unknown(
+        self, node: Node, block: str, name: str, siblings: Collection[str], parent: Node
+    ) -> None:
+        if (now := moved(block, parent, name)) is not None:
+            key, value = now
+            self.doubtful.add(key)
+            message = f"{_join(block, name)} is {key} now; write {key}: {value}"
+            self.problems.append(f"{node.place}: {message}")
+            return
         if "." in name:
             message = f"unknown key {name!r}; dots are for --set, nest the blocks here"
             self.problems.append(f"{node.place}: {message}")
@@ -112,6 +121,13 @@ class Builder:
         near = _near_keys(block, name, siblings)
         self.doubtful.update(near)
         self.problems.append(f"{node.place}: unknown key {_join(block, name)}{did_you_mean(near)}")
+
+
+def short(default: Any) -> Any:
+    """A default as a recipe would write it: a block that may be a text is that text."""
+    if isinstance(default, tuple):
+        return [short(one) for one in default]
+    return getattr(default, SHORT[type(default)]) if type(default) in SHORT else default
 
 
 def _near_keys(block: str, name: str, siblings: Collection[str]) -> list[str]:
@@ -181,7 +197,7 @@ def describe(expected: Any) -> str:
     if origin is Literal:
         return f"{', '.join(map(str, arguments[:-1]))} or {arguments[-1]}"
     if origin is tuple:
-        plurals = {str: "texts", float: "numbers", **{k: f"{v}s" for k, v in _NAMED.items()}}
+        plurals = {str: "texts", float: "numbers", Source: "sources", RewardSource: "rewards"}
         several = plurals.get(arguments[0]) or describe(arguments[0])
         return f"a list of {'' if ... in arguments else f'{len(arguments)} '}{several}"
     return _SCALARS.get(expected, "a mapping")

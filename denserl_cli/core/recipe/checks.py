@@ -8,8 +8,8 @@ from glob import glob
 
 from denserl_cli.core.recipe.advantage_checks import advantage_problems
 from denserl_cli.core.recipe.fields import value_of
-from denserl_cli.core.recipe.functions import short_name, why_not
 from denserl_cli.core.recipe.mapping_checks import Problem, mapping_problems
+from denserl_cli.core.recipe.reward_checks import reward_problems
 from denserl_cli.core.recipe.schema import (
     CRITIC_WORDS,
     CUT_FIELDS,
@@ -37,7 +37,7 @@ _POSITIVE = (
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
     *_keys("ppo", "policy_clip_high dual_clip lam_alpha critic_warmup_rollouts"),
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
-    *_keys("ppo", "eval_samples eval_every save_every"),
+    *_keys("ppo", "eval_samples eval_every save_every softmin_temperature"),
     *_keys("run", "keep_checkpoints keep_gigabytes"),
     *_keys("segmentation", "segment_length"),
     *_keys("lora", "rank alpha"),
@@ -53,7 +53,7 @@ _ZERO_OR_MORE = (
     *_keys("optimizer", "weight_decay"),
     *_keys("reward_model", "target_margin label_smoothing center_rewards"),
     *_keys("normalizer", "seed"),
-    *_keys("ppo", "kl_coef critic_warmup reward_model_weight entropy_coef"),
+    *_keys("ppo", "kl_coef critic_warmup entropy_coef"),
     *_keys("run", "log_samples"),
 )
 _AT_MOST_ONE = (
@@ -78,7 +78,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _ranges(recipe)
     yield from _source_ranges(recipe)
     yield from _method(recipe)
-    yield from _rewards(recipe)
+    yield from reward_problems(recipe)
     yield from advantage_problems(recipe)
     yield from _batches(recipe)
     yield from _engines(recipe)
@@ -195,24 +195,6 @@ def _cuts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{block}.segment_length", f"fixed needs whole tokens, not {length}", by_cut)
 
 
-def _rewards(recipe: Recipe) -> Iterator[Problem]:
-    """Rewards of the user's own: each must be there, and something must be rewarded."""
-    ppo, weight, seen = recipe.ppo, "ppo.reward_model_weight", set[str]()
-    for place, one in enumerate(ppo.reward):
-        key = f"ppo.reward[{place}].function"
-        if problem := why_not(one.function):
-            yield Problem(key, problem)
-        elif (name := short_name(one.function)) in seen:
-            yield Problem(key, f"a second reward called {name}; metrics need names of their own")
-        seen.add(short_name(one.function))
-    if ppo.learned_weight:
-        return
-    if not any(one.weight for one in ppo.reward):
-        yield Problem(weight, "without it nothing is rewarded; name a ppo.reward", ("ppo.reward",))
-    if ppo.critic_init == "reward_model":
-        yield Problem("ppo.critic_init", "there is no reward model; use policy", (weight,))
-
-
 def _published(published: PublishedConfig, cut: str) -> Iterator[Problem]:
     """A published pair must be whole in itself; whether the recipe can use it is seen later."""
     granularity, normalizer = published.granularity, published.normalizer
@@ -285,6 +267,8 @@ def _missing_files(recipe: Recipe) -> Iterator[Problem]:
         named.append((key, value_of(recipe, key) or ""))
     if recipe.ppo.critic_init not in CRITIC_WORDS:
         named.append(("ppo.critic_init", recipe.ppo.critic_init))
+    rewards = enumerate(recipe.ppo.rewards)
+    named += [(f"ppo.rewards[{place}].model", one.model or "") for place, one in rewards]
     for key, path in named:
         home = os.path.expanduser(path)
         if "://" in path or not looks_local(path) or os.path.exists(home):

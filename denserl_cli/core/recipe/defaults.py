@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from os.path import expanduser
 
-from denserl_cli.core.recipe.schema import CUT_FIELDS, PublishedConfig, Recipe, Source
+from denserl_cli.core.recipe.schema import (
+    CUT_FIELDS,
+    SOURCE_DEFAULTS,
+    PublishedConfig,
+    Recipe,
+    RewardSource,
+    Source,
+)
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -41,10 +48,20 @@ def resolved(recipe: Recipe) -> Recipe:
             interpolation=interpolation,
             value_clip=value_clip,
             critic_init=expanduser(recipe.ppo.critic_init),
-            reward_model_weight=recipe.ppo.learned_weight,
+            rewards=tuple(_source(one) for one in recipe.ppo.rewards),
         ),
         published=_published_at_home(recipe.published),
     )
+
+
+def _source(one: RewardSource) -> RewardSource:
+    """A source of rewards with the settings that it leaves open."""
+    open_ones = {
+        name: value
+        for name, value in SOURCE_DEFAULTS.get(one.source, {}).items()
+        if getattr(one, name) is None
+    }
+    return replace(one, model=expanduser(one.model) if one.model else None, **open_ones)
 
 
 def _published_at_home(published: PublishedConfig | None) -> PublishedConfig | None:

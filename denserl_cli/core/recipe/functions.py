@@ -19,14 +19,18 @@ GROUP = "denserl.rewards"
 
 def short_name(function: str) -> str:
     """What metrics call a reward: the last part of its name."""
-    return function.removeprefix(PREFIX).rpartition(".")[2]
+    return _dotted(function).rpartition(".")[2]
 
 
 def module_and_name(function: str) -> tuple[str, str] | None:
-    """The two parts of `python:module.function`; None for anything else."""
-    module, _, name = function.removeprefix(PREFIX).rpartition(".")
+    """The two parts of `python:module.function` (or `:function`); None for anything else."""
+    module, _, name = _dotted(function).rpartition(".")
     parts = [*module.split("."), name]
     return (module, name) if all(part.isidentifier() for part in parts) else None
+
+
+def _dotted(function: str) -> str:
+    return function.removeprefix(PREFIX).replace(":", ".")
 
 
 def installed(function: str) -> EntryPoint | None:

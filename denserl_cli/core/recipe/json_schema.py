@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from denserl_cli.core.recipe.building import SHORT, field_types, options
+from denserl_cli.core.recipe.building import SHORT, field_types, options, short
 from denserl_cli.core.recipe.catalog import recipes_folder
 from denserl_cli.core.recipe.documentation import docstrings
 from denserl_cli.core.recipe.schema import Recipe
@@ -70,7 +70,7 @@ def _property(field: Field, expected: Any, documentation: dict[str, str]) -> dic
     if field.default_factory is not MISSING and not is_dataclass(field.default_factory):
         default = field.default_factory()
     if default is not MISSING:
-        found["default"] = list(default) if isinstance(default, tuple) else default
+        found["default"] = short(default)
     return found
 
 

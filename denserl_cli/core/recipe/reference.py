@@ -9,7 +9,7 @@ import json
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from denserl_cli.core.recipe.building import describe, field_types, options
+from denserl_cli.core.recipe.building import describe, field_types, options, short
 from denserl_cli.core.recipe.documentation import docstrings
 from denserl_cli.core.recipe.schema import (
     Coefficients,
@@ -17,7 +17,7 @@ from denserl_cli.core.recipe.schema import (
     EngineConfig,
     MessageKeys,
     Recipe,
-    RewardFunction,
+    RewardSource,
     Source,
 )
 
@@ -65,7 +65,7 @@ $ denserl train-ppo --recipe my-recipe.yaml --set ppo.gamma=0.99
   `*?[`, or has more than one slash; anything else may be a hub name. Relative paths start at the
   current directory.
 - **A list of sources** may hold plain strings, short for `{path: ...}`; a single source needs no
-  list. Likewise `ppo.reward`, whose strings are short for `{function: ...}`.
+  list. Likewise `ppo.rewards`, whose strings are short for `{source: ...}`.
 """
 _ENGINE = "reward_model.engine."
 
@@ -80,7 +80,7 @@ def reference() -> str:
         _table("A source of data", Source, "…"),
         _table("`columns` of a source", Columns, "…columns."),
         _table("`message_keys` of a source", MessageKeys, "…message_keys."),
-        _table("A reward of your own", RewardFunction, "…"),
+        _table("One of `ppo.rewards`", RewardSource, "…"),
         _table("`reward_model.engine`, and the same for `ppo.engine`", EngineConfig, _ENGINE),
         _table("`published.normalizer`", Coefficients, "published.normalizer."),
     ]
@@ -111,7 +111,7 @@ def _default(field: Field) -> str:
         return "its defaults"
     if field.default_factory is not MISSING:
         return f"`{json.dumps(field.default_factory())}`"
-    return "required" if field.default is MISSING else f"`{json.dumps(field.default)}`"
+    return "required" if field.default is MISSING else f"`{json.dumps(short(field.default))}`"
 
 
 if __name__ == "__main__":

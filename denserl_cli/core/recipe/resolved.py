@@ -40,7 +40,6 @@ class ResolvedPPO(PPOConfig):
     """PPO, with the fields that a granularity or a reward decides where a recipe does not."""
 
     value_clip: float | Literal["none"]
-    reward_model_weight: float
     interpolation: Interpolation
 
 

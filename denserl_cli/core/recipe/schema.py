@@ -10,12 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from denserl_cli.core.recipe.functions import short_name
+
 Granularity = Literal["segment", "token", "bandit"]
 Interpolation = Literal["even", "repeat", "end"]
 Aggregate = Literal["mean", "sum", "last"]
 NormalizerKind = Literal["location", "global", "last", "none"]
 AdvantageName = Literal["gae", "group", "rloo", "reinforce++"]
+SegmentTotal = Literal["sum", "mean", "softmin"]
 Cut = Literal["entropy", "quantile", "sentence", "newline", "fixed", "random"]
+
+
+SOURCES = {
+    "values": "reward model",
+    "differences": "reward model",
+    "attention": "reward model",
+    "score": "reward model",
+    "shapley": "reward model",
+    "log_ratio": "policy",
+}
+"""The sources of rewards that are built in, and the kind of model that each reads."""
 
 
 DataFormat = Literal[
@@ -309,13 +323,51 @@ class NormalizerConfig:
 
 
 @dataclass(frozen=True)
-class RewardFunction:
-    """A reward of your own, one part of what PPO maximises."""
+class RewardSource:
+    """One of the rewards that PPO adds up; a text alone is short for its `source`."""
 
-    function: str
-    """`python:module.function`, or the name of one that is installed, such as `true_reward`."""
+    source: str
+    """values, differences, attention, score, shapley, log_ratio, or a reward function."""
     weight: float = 1.0
     """Factor of its rewards; 0 records it and trains on the others."""
+    model: str | None = None
+    """Hub name or folder of a model of its own; null: the run's reward model."""
+    revision: str | None = None
+    """Hub revision of `model`."""
+    name: str | None = None
+    """What metrics call it; null: the source, or the last part of the function's name."""
+    scale: float | None = None
+    """Factor of log_ratio's differences of log-probabilities; null: 0.05."""
+    clip: float | None = None
+    """log_ratio is clamped to ± this after `scale`; null: 0.05."""
+    permutations: int | None = None
+    """Orders that shapley draws for a response of more than 6 segments; null: 8."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of denserl's own sources, not a function."""
+        return self.source in SOURCES
+
+    @property
+    def reads_reward_model(self) -> bool:
+        """Whether it needs the run's own, or its published, reward model."""
+        return SOURCES.get(self.source) == "reward model" and self.model is None
+
+    @property
+    def key(self) -> str:
+        """Whose numbers it reads: its own model's; empty for the run's reward model."""
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.model}{at}" if self.model else ""
+
+    @property
+    def metric(self) -> str:
+        """The metric of its rewards before their weight."""
+        return "rm_score" if self.reads_reward_model else f"reward_{self.label}"
+
+    @property
+    def label(self) -> str:
+        """What metrics call it."""
+        return self.name or short_name(self.source)
 
 
 @dataclass(frozen=True)
@@ -386,14 +438,14 @@ class PPOConfig:
     """Weight of the policy's entropy, in nats a token, as a bonus in its loss."""
     loss_reduce: Literal["sequence", "token", "constant"] = "sequence"
     """Mean of the rows' token means, of all tokens, or of the rows' sums / max_new_tokens."""
-    reward: tuple[RewardFunction, ...] = ()
-    """Rewards of your own, in the reward model's place or beside it (docs/rewards.md)."""
-    reward_model_weight: float | None = None
-    """Factor of the reward model's rewards; 0: there is none; null: 1, or 0 with `reward`."""
+    rewards: tuple[RewardSource, ...] = (RewardSource("values"),)
+    """Where rewards come from; they add up (docs/dense-rewards.md, docs/rewards.md)."""
     interpolation: Interpolation | None = None
     """How a segment's reward reaches its tokens; null: `even`, with bandit `end`."""
-    segment_total: Literal["sum", "mean"] = "sum"
-    """A response's total reward: sum of its segments' (published) or their mean (method §8)."""
+    segment_total: SegmentTotal = "sum"
+    """A response's total: sum of its segments' rewards (published), their mean, or a soft least."""
+    softmin_temperature: float = 0.1
+    """Of `segment_total: softmin`: towards 0 the least segment counts alone, far above 0 all do."""
     length_normalize: bool = False
     """Divide each token's reward by the response length."""
     reward_clip: float = 10.0
@@ -429,11 +481,14 @@ class PPOConfig:
         return self.advantage == "gae"
 
     @property
-    def learned_weight(self) -> float:
-        """The reward model's weight, also where the recipe leaves it open; 0: there is none."""
-        if self.reward_model_weight is not None:
-            return self.reward_model_weight
-        return 0.0 if self.reward else 1.0
+    def uses_reward_model(self) -> bool:
+        """Whether the run's own, or its published, reward model scores."""
+        return any(one.reads_reward_model for one in self.rewards)
+
+    @property
+    def uses_normalizer(self) -> bool:
+        """Whether rewards are normalised, as the values of that reward model alone are."""
+        return any(one.source == "values" and one.model is None for one in self.rewards)
 
 
 @dataclass(frozen=True)
@@ -579,3 +634,8 @@ CUT_FIELDS: dict[Cut, tuple[str, ...]] = {
 
 CRITIC_WORDS = ("policy", "reward_model")
 """What `ppo.critic_init` may be beside a folder."""
+SOURCE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "log_ratio": {"scale": 0.05, "clip": 0.05},
+    "shapley": {"permutations": 8},
+}
+"""The fields of a source of rewards that it alone reads, and their defaults."""

@@ -190,7 +190,7 @@ def length_drift(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def reward_functions(runs: Sequence[RunRecord]) -> list[str]:
-    """The metrics of the reward functions that any run was trained with (`ppo.reward`)."""
+    """The metrics of the sources of rewards that any run was trained with (`ppo.rewards`)."""
     names = dict.fromkeys(
         name for run in runs for line in run.metrics.get(TRAIN_PPO, ()) for name in line
     )

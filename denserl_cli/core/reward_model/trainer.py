@@ -30,7 +30,6 @@ from denserl_cli.core.models.lora import load_reference, new_scalar_model
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import throughput
 from denserl_cli.core.recipe.stages import TRAIN_RM as STAGE
-from denserl_cli.core.reward_model.loss import aggregate_segments
 from denserl_cli.core.reward_model.metrics import (
     Metrics,
     is_number,
@@ -42,6 +41,7 @@ from denserl_cli.core.reward_model.objective import objective_of
 from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.scoring.segment_cache import open_cache
+from denserl_cli.core.segmentation import aggregate_segments
 from denserl_cli.core.system.distributed import (
     all_reduce_sum,
     rounds,

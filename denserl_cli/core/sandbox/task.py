@@ -105,7 +105,7 @@ def _phrases(config: SandboxConfig) -> list[tuple[str, ...]]:
 
 
 def true_reward(prompts: Sequence[str], responses: Sequence[str], recipe: Recipe) -> list[float]:
-    """The true reward of each response, as a reward function (`ppo.reward: true_reward`)."""
+    """The true reward of each response, as a reward function (`ppo.rewards: true_reward`)."""
     if recipe.sandbox is None:
         raise DenserlError(
             "the reward true_reward is that of the embedded task, and the recipe has no sandbox",

@@ -17,8 +17,16 @@ from denserl_cli.core.models.sequence_classifier import (
     load_classifier,
     positions,
 )
+from denserl_cli.core.scoring.measures import Scoring
 from denserl_cli.core.scoring.resolve import WEIGHTS_OPTION, RewardSetup
 from denserl_cli.core.scoring.scorer import ReadValues, Scorer
+from denserl_cli.core.scoring.source_models import (
+    NOTHING,
+    SourceModels,
+    by_model,
+    parts_measure,
+    reader,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.data.conversations import Prompt
     from denserl_cli.core.models.placement import Placement
     from denserl_cli.core.observer import Observer
+    from denserl_cli.core.ppo.sources.record import Asked
     from denserl_cli.core.recipe.schema import EngineConfig, Recipe
     from denserl_cli.core.runs.folder import RunFolder
 
@@ -96,6 +105,7 @@ def load_scorer(
     engine: EngineConfig | None = None,
     reference: PreTrainedModel | None = None,
     prompts: Sequence[Prompt] = (),
+    asked: Sequence[Asked] = (),
 ) -> Scorer:
     """The scorer of a run: the reference and, if there is one, the reward model.
 
@@ -108,34 +118,73 @@ def load_scorer(
             segments depend on it.
         prompts: Those of rollouts, in the policy's ids; the reward model reads them in its own
             format.
+        asked: What sources of rewards ask for.
     """
     recipe, record = setup.recipe, setup.record
     if reference is None and recipe.segmentation.by_entropy:
         reference = load_reference(recipe, placement(recipe, engine, trained=False))
+    further = SourceModels(
+        setup,
+        run,
+        observer,
+        engine=engine,
+        reference=reference,
+        prompts=prompts,
+        load=_load_reading,
+    )
     reward = None
     read: ReadValues = token_values
+    measures = further.measures(asked)
     if record is not None:
-        foreign = bool(prompts) and setup.reward_chat_format is not setup.chat
-        place = placement(recipe, engine, trained=False, alone=foreign)
-        shared = not foreign or not shards_frozen(recipe, engine)  # processes read it by themselves
-        loaded = load_reward_model(
-            record,
-            recipe,
-            run,
-            placement=place,
-            observer=observer,
-            reference=reference if shared else None,
+        wanted = by_model(asked).get("", NOTHING)
+        loaded = _load_reading(
+            *(setup, run, prompts, observer),
+            engine=engine,
+            reference=reference,
+            alone=wanted.of_parts,
         )
-        read = _read_prompts(loaded, setup, prompts, observer)
-        alone = isinstance(read, SequenceReader)
+        read = reader(loaded, wanted, record.weights or str(run.reward_model))
+        alone = wanted.of_parts or isinstance(read, SequenceReader)
         reward = freeze(loaded.model, recipe, engine, alone=alone)
+        scoring = Scoring(recipe.reward_model.aggregate)
+        measures += parts_measure("", wanted, setup, reward, read, scoring)
     return Scorer(
         recipe.segmentation,
         reference=None if reference is None else freeze(reference, recipe, engine),
         reward_model=reward,
         read=read,
         tokenizer=setup.tokenizer,
+        measures=measures,
     )
+
+
+def _load_reading(
+    setup: RewardSetup,
+    run: RunFolder,
+    prompts: Sequence[Prompt],
+    observer: Observer,
+    *,
+    engine: EngineConfig | None,
+    reference: PreTrainedModel | None,
+    alone: bool = False,
+) -> LoadedReward:
+    """The reward model of a setup's record, and how it reads responses to prompts.
+
+    `alone`: processes call it at different times, as they do a model with another tokenizer; such
+    a model is never sharded.
+    """
+    assert setup.record is not None
+    recipe = setup.recipe
+    alone = alone or (bool(prompts) and setup.reward_chat_format is not setup.chat)
+    loaded = load_reward_model(
+        setup.record,
+        recipe,
+        run,
+        placement=placement(recipe, engine, trained=False, alone=alone),
+        observer=observer,
+        reference=None if alone and shards_frozen(recipe, engine) else reference,
+    )
+    return loaded._replace(read=_read_prompts(loaded, setup, prompts, observer))
 
 
 def _read_prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import response_logprobs
-from denserl_cli.core.models.scalar_head import token_values
+from denserl_cli.core.models.scalar_head import Reading, token_values
 from denserl_cli.core.segmentation_rules import Cutter
 
 if TYPE_CHECKING:
@@ -21,27 +21,32 @@ if TYPE_CHECKING:
     from denserl_cli.core.data.batches import SequenceBatch
     from denserl_cli.core.engine.frozen import FrozenModel
     from denserl_cli.core.recipe.resolved import ResolvedSegmentation
+    from denserl_cli.core.scoring.measures import Measure
 
-ReadValues = Callable[[Any, "SequenceBatch"], Tensor]
+ReadValues = Callable[[Any, "SequenceBatch"], Tensor | Reading]
 """Reads a reward model: takes it and a batch, returns values, (R, T), used at segment ends."""
 
 
 class ScoredBatch(NamedTuple):
     """What reference and reward model computed on R responses.
 
-    All are (R, T), zero where masked; all but `ends` are None where they were not computed.
+    All are (R, T), zero where masked, unless another shape is given; all but `ends` are None where
+    they were not computed.
 
     Attributes:
         ends: bool, of the segments.
         entropy: Nats, of the reference after each token.
         reference_logprobs: Nats, of each token.
         token_values: The reward model's at each token.
+        measured: What sources of rewards asked for beyond that, (R, T) or (R,), by the model that
+            it is of (empty: the run's reward model) and by name.
     """
 
     ends: Tensor
     entropy: Tensor | None
     reference_logprobs: Tensor | None
     token_values: Tensor | None
+    measured: dict[tuple[str, str], Tensor]
 
 
 class Scorer:
@@ -55,6 +60,7 @@ class Scorer:
         reward_model: FrozenModel | None = None,
         read: ReadValues = token_values,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        measures: Sequence[Measure] = (),
     ) -> None:
         """Set up a scorer.
 
@@ -64,17 +70,19 @@ class Scorer:
             reward_model: None where values are not needed.
             read: How the reward model's value at each token is read.
             tokenizer: Needed where segments depend on the text.
+            measures: What sources of rewards ask for beyond values and log-probabilities.
         """
         self.cut = Cutter(segmentation, tokenizer)
         self.reference, self.reward_model, self.read = reference, reward_model, read
+        self.measures = measures
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Hold the models' weights on their devices for all batches inside."""
         with ExitStack() as stack:
-            for model in (self.reference, self.reward_model):
-                if model is not None:
-                    stack.enter_context(model.on_device())
+            models = [self.reference, self.reward_model, *(one.model for one in self.measures)]
+            for model in {id(model): model for model in models if model is not None}.values():
+                stack.enter_context(model.on_device())
             yield
 
     @torch.no_grad()
@@ -93,12 +101,18 @@ class Scorer:
             temperature: Of the log-probabilities; entropies are those at 1.
         """
         logprobs = entropy = values = None
+        measured: dict[tuple[str, str], Tensor] = {}
         if self.reference is not None:
             logprobs, entropy = self.reference(response_logprobs, batch, temperature=temperature)
         if self.reward_model is not None:
-            values = self.reward_model(self.read, batch)
+            read = self.reward_model(self.read, batch)
+            values, more = read if isinstance(read, Reading) else (read, {})
+            measured |= {("", name): found for name, found in more.items()}
         ends = self.cut(batch.responses, entropy, batch.response_mask, terminated)
-        return ScoredBatch(ends, entropy, logprobs, values)
+        for measure in self.measures:
+            found = measure(batch, ends, temperature)
+            measured |= {(measure.key, name): one for name, one in found.items()}
+        return ScoredBatch(ends, entropy, logprobs, values, measured)
 
 
 def check_finite(score: float, origin: str) -> None:

@@ -26,8 +26,7 @@ from denserl_cli.core.models.sequence_classifier import check_critic
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
-from denserl_cli.core.ppo.rewards import RewardSources
+from denserl_cli.core.ppo.reward_sources import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.ppo.self_checks import RATIO_TOLERANCE
@@ -37,7 +36,8 @@ from denserl_cli.core.recipe.stages import TRAIN_PPO
 from denserl_cli.core.runs.stage_session import StageSession
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
-from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare
+from denserl_cli.core.scoring.resolve import RewardSetup, prepare
+from denserl_cli.core.scoring.source_models import load_normalizers
 from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from denserl_cli.core.models.placement import Placement
     from denserl_cli.core.observer import Observer
+    from denserl_cli.core.ppo.sources.record import Asked
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import Mode, RunFolder
 
@@ -53,16 +54,14 @@ if TYPE_CHECKING:
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe and save it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
-    setup = prepare(recipe, run, observer, reward_model=recipe.ppo.learned_weight != 0)
+    setup = prepare(recipe, run, observer, reward_model=recipe.ppo.uses_reward_model)
     resolved, tokenizer = setup.recipe, setup.tokenizer
     check_scalar_class(resolved.model)
-    normalizer = None if setup.record is None else load_normalizer(resolved, run)
-    functions = RewardFunctions(resolved, tokenizer)
-    sources = RewardSources(reward_settings(resolved), normalizer, functions)
+    sources = RewardSources(resolved, tokenizer, load_normalizers(setup, run))
     prompts = load_prompts(resolved, setup.chat, observer)
     plan = _plan(resolved, prompts.train)
     seed_everything(resolved.seed)
-    collector, updater = _models(setup, run, observer, plan, prompts.everything)
+    collector, updater = _models(setup, run, observer, plan, prompts.everything, sources.asked)
     _stop_generation(updater.actor.model, setup.chat)
     critic = updater.critic
     session = StageSession(
@@ -127,6 +126,7 @@ def _models(
     observer: Observer,
     plan: PromptPlan,
     prompts: Sequence[Prompt],
+    asked: Sequence[Asked],
 ) -> tuple[Collector, Updater]:
     """A collector with policy, critic and scorer, and an updater of policy and critic."""
     recipe, chat = setup.recipe, setup.chat
@@ -134,7 +134,7 @@ def _models(
     reference = load_reference(recipe, placement(recipe, ppo.engine, trained=False))
     # the frozen models first: they are sharded or offloaded before the trained ones need memory
     scorer = load_scorer(
-        setup, run, observer, engine=ppo.engine, reference=reference, prompts=prompts
+        setup, run, observer, engine=ppo.engine, reference=reference, prompts=prompts, asked=asked
     )
     trained = placement(recipe, ppo.engine, trained=True)
     policy = new_policy(recipe, reference, trained)

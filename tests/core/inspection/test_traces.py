@@ -74,12 +74,13 @@ def test_per_token_is_what_ppo_spreads(interpolation: str, total: str):
 @pytest.mark.parametrize("weight", [0.25, 3.0])
 def test_per_token_has_the_reward_models_weight_before_the_clip(weight: float):
     one = trace([0.5, 2.0, 0.5, 0.5, 9.0])
-    own = "ppo.reward=[{function: 'python:tests.reward_functions.variety'}]"
+    own = "{source: 'python:tests.reward_functions.variety'}"
     plain = [s.per_token for s in cut(1.0, "ppo.reward_clip=99")(one).segments]
-    weighed = cut(1.0, own, f"ppo.reward_model_weight={weight}", "ppo.reward_clip=1")
+    both = f"ppo.rewards=[{{source: values, weight: {weight}}}, {own}]"
+    weighed = cut(1.0, both, "ppo.reward_clip=1")
     expected = np.clip(weight * np.array(plain), -1, 1)
     assert [s.per_token for s in weighed(one).segments] == pytest.approx(expected.tolist())
-    without = cut(1.0, own, "ppo.reward_model_weight=0")(one).segments
+    without = cut(1.0, f"ppo.rewards=[{own}]")(one).segments
     assert [s.per_token for s in without] == [None, None]
     assert None not in [s.reward for s in without]
 

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,16 +13,12 @@ from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.evaluation.policy import evaluate_policy
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.ppo import reward_functions
-from denserl_cli.core.ppo.reward_functions import (
-    FunctionRewards,
-    RewardFunctions,
-    UserFunction,
-    placed,
-    reward_settings,
-)
-from denserl_cli.core.ppo.rewards import RewardSources
+from denserl_cli.core.ppo import reward_functions, reward_sources
+from denserl_cli.core.ppo.reward_functions import UserFunction, placed
+from denserl_cli.core.ppo.reward_sources import RewardSources
+from denserl_cli.core.ppo.rewards import RewardSettings
 from denserl_cli.core.ppo.rollout import Rollout
+from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RewardSource, SegmentationConfig
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.stages.export import export
 from denserl_cli.core.stages.run import run_stage
@@ -64,16 +61,17 @@ def two() -> Rollout:
 
 
 def own(monkeypatch, *functions, weights=(), **ppo):
-    """RewardFunctions of plain functions, in a module that exists for one test."""
+    """Sources of plain functions, in a module that exists for one test."""
     module = SimpleNamespace(**{f.__name__: f for f in functions})
     monkeypatch.setitem(sys.modules, "given", module)
     weights = weights or [1.0] * len(functions)
-    reward = tuple(
-        SimpleNamespace(function=f"python:given.{f.__name__}", weight=w)
+    rewards = tuple(
+        RewardSource(f"python:given.{f.__name__}", w)
         for f, w in zip(functions, weights, strict=True)
     )
-    settings = {"interpolation": "even", "segment_total": "sum", "reward": reward, **ppo}
-    return RewardFunctions(SimpleNamespace(ppo=SimpleNamespace(**settings)), Words())
+    settings = {"interpolation": "even", "reward_clip": 100.0, "rewards": rewards, **ppo}
+    recipe = Recipe("r", segmentation=SegmentationConfig(), ppo=PPOConfig(**settings))
+    return RewardSources(recipe, Words())
 
 
 def test_each_kind_of_reward_reaches_its_tokens(two, monkeypatch):
@@ -150,9 +148,8 @@ def test_kinds_that_differ_name_the_first_response_that_does(two):
     ends = torch.tensor([[True, True, True], [False, True, True], [False, True, True]])
     three = two._replace(response_mask=mask, ends=ends)
     where = ["f for a:1", "f for a:2", "f for a:3"]
-    recipe = tiny.recipe()
     with pytest.raises(DenserlError, match="f for a:3 is 3 numbers"):
-        placed([[1.0] * 3, [1.0] * 2, [1.0] * 3], three, recipe, where)
+        placed([[1.0] * 3, [1.0] * 2, [1.0] * 3], three, RewardSettings(), where)
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes(two, monkeypatch):
@@ -162,24 +159,30 @@ def test_the_result_does_not_depend_on_the_number_of_processes(two, monkeypatch)
     one = own(monkeypatch, length)(PROMPTS, two)
     for rank in (0, 1):
         monkeypatch.setattr(reward_functions, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(reward_functions, "world_size", lambda: 2)
-        monkeypatch.setattr(reward_functions, "all_gather_object", lambda mine: [[4.0], [1.0]])
+        for module in (reward_functions, reward_sources):
+            monkeypatch.setattr(module, "world_size", lambda: 2)
+        monkeypatch.setattr(reward_sources, "all_gather_object", lambda mine: [[4.0], [1.0]])
         assert torch.equal(own(monkeypatch, length)(PROMPTS, two).tokens, one.tokens)
 
 
-def test_rewards_add_up_before_the_clip_and_the_penalties(two):
+def test_rewards_add_up_before_the_clip_and_the_penalties(two, monkeypatch):
+    def mine(responses):
+        return [[1.0, 0, 0, 3], [1]]
+
+    monkeypatch.setitem(sys.modules, "given", SimpleNamespace(mine=mine))
     recipe = tiny.recipe(
-        "ppo.reward=true_reward",
-        "ppo.reward_model_weight=0.5",
+        "ppo.rewards=[{source: values, weight: 0.5}, true_reward]",
         "ppo.missing_eos_penalty=-2",
         "ppo.segment_total=sum",
     )
+    rewards = (*recipe.ppo.rewards[:1], RewardSource("python:given.mine"))
+    recipe = replace(recipe, ppo=replace(recipe.ppo, rewards=rewards))
     scored = two._replace(token_values=torch.tensor([[9.0, 4, 30, 9], [1, 0, 0, 0]]))
-    mine = FunctionRewards(torch.tensor([[1.0, 0, 0, 3], [1, 0, 0, 0]]), {})
-    sources = RewardSources(reward_settings(recipe), None, RewardFunctions(recipe, None))
-    assert sources.of(scored, mine).tolist() == [[2, 1, 10, 3], [-2, 0, 0, 0]]
-    assert sources.of(two, mine).tolist() == [[1, 0, 0, 3], [-2, 0, 0, 0]]
-    assert mine.tokens.tolist() == [[1, 0, 0, 3], [1, 0, 0, 0]]  # as it was given
+    sources = RewardSources(recipe, Words(), {"": None})
+    assert sources(PROMPTS, scored).tokens.tolist() == [[2, 1, 10, 3], [-2, 0, 0, 0]]
+    alone = replace(recipe, ppo=replace(recipe.ppo, rewards=rewards[1:]))
+    given = RewardSources(alone, Words())(PROMPTS, two)
+    assert given.tokens.tolist() == [[1, 0, 0, 3], [-2, 0, 0, 0]]
 
 
 def test_all_that_is_wrong_with_rewards_is_said_at_once(tmp_path, monkeypatch):
@@ -188,28 +191,28 @@ def test_all_that_is_wrong_with_rewards_is_said_at_once(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("import torch\ndef good(responses): ...\nx, y = 1, 2\n")
     (tmp_path / "torn.py").write_text("def good(:\n")
     (tmp_path / "r.yaml").write_text(
-        "extends: sandbox-segment\nppo:\n  critic_init: reward_model\n  reward:\n"
+        "extends: sandbox-segment\nppo:\n  critic_init: reward_model\n  rewards:\n"
         "    - python:mine.good\n    - python:mine.god\n    - python:mine.good\n"
-        "    - {function: python:absent.good}\n    - python:torn.good\n    - python:good\n"
-        "    - true_rewards\n    - {function: python:mine.y, weight: 0, per: token}\n"
+        "    - {source: python:absent.good}\n    - python:torn.good\n    - python:good\n"
+        "    - true_rewards\n    - {source: python:mine.y, weight: 0, per: token}\n"
     )
     with pytest.raises(RecipeError) as refused:
         tiny.load_recipe("r.yaml")
     text = str(refused.value)
     for line, message in (
         (3, "ppo.critic_init: there is no reward model"),
-        (6, r"ppo.reward\[1\].function: no god in .*mine.py, did you mean good"),
+        (6, r"ppo.rewards\[1\].source: no god in .*mine.py, did you mean good"),
         (7, "a second reward called good"),
         (8, "no module absent in the current directory"),
         (9, r"torn.py:1: "),
         (10, "'python:good' is not python:module.function"),
         (11, "no installed reward is called 'true_rewards'; there are true_reward"),
-        (12, r"unknown key ppo.reward\[7\].per"),
+        (12, r"unknown key ppo.rewards\[7\].per"),
     ):
         assert re.search(rf"^r.yaml:{line}: .*{message}", text, re.M), (line, text)
     for settings in (
-        "ppo.reward_model_weight=0",
-        "ppo.reward=[{function: true_reward, weight: 0}]",
+        "ppo.rewards=[]",
+        "ppo.rewards=[{source: true_reward, weight: 0}]",
     ):
         with pytest.raises(RecipeError, match="nothing is rewarded"):
             tiny.recipe(settings)
@@ -218,7 +221,7 @@ def test_all_that_is_wrong_with_rewards_is_said_at_once(tmp_path, monkeypatch):
 def test_a_function_of_ones_own_trains_a_policy(tmp_path, monkeypatch):
     """No reward model, no normaliser; then evaluation and export, as after any training."""
     monkeypatch.chdir(ROOT)
-    recipe, run = tiny.recipe("ppo.reward=python:tests.reward_functions.variety"), tmp_path / "run"
+    recipe, run = tiny.recipe("ppo.rewards=python:tests.reward_functions.variety"), tmp_path / "run"
     run_stage("train-ppo", recipe, run, "start", Observer())
     assert not (run / "reward_model").exists() and (run / "policy_best").is_dir()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -236,7 +239,7 @@ def test_a_failing_function_shows_its_own_lines(tmp_path):
         "def grade(text):\n    return 1 / (len(text) - len(text))\n\n\n"
         "def broken(responses):\n    return [grade(text) for text in responses]\n"
     )
-    words = tiny.words("ppo.reward=python:mine.broken")
+    words = tiny.words("ppo.rewards=python:mine.broken")
     done = subprocess.run(
         [sys.executable, "-m", "denserl_cli.app", "train-ppo", "-r", "sandbox-segment", *words],
         cwd=tmp_path,
@@ -272,6 +275,6 @@ def test_the_examples_of_the_docs_work(tmp_path):
 
 
 def test_the_true_reward_is_the_tasks_alone(two):
-    recipe = tiny.recipe("ppo.reward=true_reward")
+    recipe = tiny.recipe("ppo.rewards=true_reward")
     with pytest.raises(DenserlError, match="does not know the prompt 'p0'"):
-        RewardFunctions(recipe, Words())(PROMPTS, two)
+        RewardSources(recipe, Words())(PROMPTS, two)

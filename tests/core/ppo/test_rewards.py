@@ -13,8 +13,7 @@ from denserl_cli.core.ppo.rewards import (
     replace_penalized,
     spread_rewards,
 )
-from denserl_cli.core.reward_model.loss import aggregate_segments
-from denserl_cli.core.segmentation import segment_ends
+from denserl_cli.core.segmentation import aggregate_segments, segment_ends
 
 # Six tokens: a segment of two, one of three, the terminator; then one masked column.
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 0]]).bool()

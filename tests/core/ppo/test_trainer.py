@@ -17,8 +17,7 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import TIMES, Observer
 from denserl_cli.core.ppo.evaluator import Evaluator
 from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
-from denserl_cli.core.ppo.reward_functions import reward_settings
-from denserl_cli.core.ppo.rewards import RewardSources
+from denserl_cli.core.ppo.reward_sources import RewardSources
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
@@ -133,7 +132,6 @@ def trainer(
                 "eval_every": 1,
                 "save_every": 100,
                 "interpolation": "even",
-                "reward_model_weight": 1.0,
                 **settings,
             }
         ),
@@ -145,7 +143,7 @@ def trainer(
     saved: list[str] = []
     recorder, updater = RecordingObserver(), Updates()
     collector = Collect(training, list(evaluation or []))
-    sources = RewardSources(reward_settings(recipe), normalizer, lambda prompts, rollout: None)
+    sources = RewardSources(recipe, Letters(), {"": normalizer})
     session = StageSession(
         STAGE,
         run,
@@ -239,7 +237,7 @@ def test_the_rewards_of_a_response_add_up_to_those_of_its_segments(
     ]
     expected = sum(normalised) / (1 if total == "sum" else 2)
     torch.testing.assert_close(
-        made.sources.of(given, None).sum(1),
+        made.sources([], given).tokens.sum(1),
         torch.full((2,), expected),
         rtol=1e-5,
         atol=1e-6,
@@ -250,7 +248,7 @@ def test_dense_with_one_segment_is_bandit(tmp_path: Path):
     settings = {"interpolation": "end", "missing_eos_penalty": None, "normalizer": NORMALIZER}
     one = rollout(score=0.7, ends=(3,), terminated=False)
     dense, bandit = (
-        trainer(tmp_path / name, [], granularity=name, **settings).sources.of(one, None)
+        trainer(tmp_path / name, [], granularity=name, **settings).sources([], one).tokens
         for name in ("segment", "bandit")
     )
     assert torch.equal(dense, bandit)
@@ -263,7 +261,7 @@ def test_a_response_without_terminator_gets_the_penalty_instead(
 ):
     made = trainer(tmp_path, [], granularity=granularity, missing_eos_penalty=-0.5)
     given = rollout(score=1.0, ends=(3,), terminated=False)
-    rewards = made.sources.of(given, None)
+    rewards = made.sources([], given).tokens
     assert rewards[0].tolist() == [-0.5 if column in paid else 0.0 for column in range(4)]
     assert rewards[1].sum().item() == pytest.approx(1.3)
 

@@ -43,9 +43,10 @@ def test_values_reach_their_fields_and_the_rest_keeps_its_default():
         ("length_normalize: 1", "1: length_normalize: must be true or false, not the number 1"),
         (
             "segment_total: maen",
-            "1: segment_total: must be sum or mean, not the text 'maen', did you mean mean?",
+            "1: segment_total: must be sum, mean or softmin, not the text 'maen', did you mean "
+            "mean?",
         ),
-        ("segment_total: {}", "1: segment_total: must be sum or mean, not a mapping"),
+        ("segment_total: {}", "1: segment_total: must be sum, mean or softmin, not a mapping"),
     ],
 )
 def test_a_wrong_type_is_named_with_what_was_found(text: str, problem: str):

@@ -66,7 +66,7 @@ def test_every_shipped_recipe_names_the_schema_and_fits_it(name: str):
     [
         "data: {preferences: a/b, prompts: [a/b, {path: c/d, weight: 2}]}",
         "data: {preferences: {path: a/b}}",
-        "ppo: {reward: true_reward, kl_target: null}",
+        "ppo: {rewards: true_reward, kl_target: null}",
         "segmentation: {cutoff: auto}",
         "segmentation: {cutoff: 1}",
         "chat: {template_arguments: null}",

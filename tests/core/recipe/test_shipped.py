@@ -174,6 +174,7 @@ def test_the_shipped_recipes_are_these():
             *(f"{backbone}-{granularity}" for backbone, granularity in NINE),
             *(f"sandbox-{granularity}" for granularity in GRANULARITIES),
             *("sandbox-segment-macro", "sandbox-segment-rloo"),
+            *("sandbox-bandit-differences", "sandbox-segment-differences", "sandbox-bandit-rto"),
             "qwen3-segment",
         ]
     )

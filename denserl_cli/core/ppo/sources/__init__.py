@@ -1,0 +1,1 @@
+"""Where rewards come from, one function a file: tensors in, a reward of each token out."""
