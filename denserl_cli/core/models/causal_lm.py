@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.likelihood import logprob_and_entropy
 from denserl_cli.core.models.device import attention_kernel, autocast, compute_dtype, device
+from denserl_cli.core.models.packed_attention import packed_options
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
     long = model.base_model(input_ids=ids).last_hidden_state[:, :4]
     short = model.base_model(input_ids=ids[:, :4]).last_hidden_state
     model.train(training)
-    if (long - short).abs().max() > _tolerance(long) * long.abs().max():
+    if (long - short).abs().max() > tolerance(long) * long.abs().max():
         raise DenserlError(
             f"{path}: a {model.config.model_type} model that reads in both directions is not a "
             "causal language model",
@@ -235,14 +236,14 @@ def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
     plain = hidden.float() @ model.get_output_embeddings().weight.float().T
     model.train(training)
     capped = getattr(model.config, "final_logit_softcapping", None)
-    if capped or (logits - plain).abs().max() > _tolerance(output) * plain.abs().max():
+    if capped or (logits - plain).abs().max() > tolerance(output) * plain.abs().max():
         raise DenserlError(
             f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
             hint="denserl supports heads that are a plain matrix product",
         )
 
 
-def _tolerance(output: Tensor) -> float:
+def tolerance(output: Tensor) -> float:
     """How far two forward passes of equal results may differ, as a share of the largest number."""
     half = output.dtype == torch.bfloat16 or torch.is_autocast_enabled(output.device.type)
     return 0.05 if half else 1e-4
@@ -251,7 +252,8 @@ def _tolerance(output: Tensor) -> float:
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
     """Last hidden states of a batch, one row after the other: (R * S, H)."""
     body = model.base_model if hasattr(model, "base_model") else model
-    states = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    options = {} if batch.packing is None else packed_options(batch.packing)
+    states = body(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
     return states.flatten(0, 1)
 
 
@@ -297,7 +299,7 @@ def response_logprobs(
     Returns:
         (R, T) each.
     """
-    states = hidden_states(model, batch)[batch.response_positions - 1]
+    states = hidden_states(model, batch)[batch.preceding_positions]
     targets = batch.responses[batch.response_mask]
     head = model.get_output_embeddings()
     both = with_entropy and (drawn or temperature == 1.0)

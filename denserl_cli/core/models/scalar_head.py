@@ -86,7 +86,8 @@ def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> T
     Returns:
         (R, T), float32, 0 where masked.
     """
-    states = hidden_states(model, batch)[batch.response_positions - int(before)]
+    positions = batch.preceding_positions if before else batch.response_positions
+    states = hidden_states(model, batch)[positions]
     with torch.autocast(states.device.type, enabled=False):  # the head stays float32
         # its weight has another type only under DeepSpeed's bfloat16, which has float32 masters
         values = model.score(states.to(next(model.score.parameters()).dtype))[:, 0].float()

@@ -148,6 +148,8 @@ class ModelConfig:
     """Compute type; trained weights stay float32. auto: bfloat16 where the hardware has it."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel. auto: FlashAttention 2 where installed and usable, else SDPA."""
+    packing: bool | None = None
+    """Score without padding, prompts read once for all answers; null: on CPUs, FlashAttention."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute."""
 
