@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from typing import Any
@@ -60,11 +61,13 @@ def main() -> None:
     trainer.train()
     taken = [step["seconds"] for step in steps]
     tokens = counted[: len(taken)]
-    print(
-        json.dumps(
-            {"seconds": taken, "tokens": [t for t, _ in tokens], "padded": [p for _, p in tokens]}
-        )
-    )
+    found = {
+        "seconds": taken,
+        "tokens": [t for t, _ in tokens],
+        "padded": [p for _, p in tokens],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -217,9 +217,14 @@ def collate_sequences(
     windows, mask = response_windows(responses, pad_id)
     row_starts = np.arange(len(prompts)) * input_ids.shape[1] + starts
     response_positions = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
-    arrays = (input_ids, windows, mask, response_positions)
-    tensors = [torch.from_numpy(array).to(device) for array in arrays]
-    return SequenceBatch(*tensors, preceding_positions=tensors[-1] - 1)  # type: ignore[arg-type]
+    positions = torch.from_numpy(response_positions).to(device)
+    return SequenceBatch(
+        input_ids=torch.from_numpy(input_ids).to(device),
+        responses=torch.from_numpy(windows).to(device),
+        response_mask=torch.from_numpy(mask).to(device),
+        response_positions=positions,
+        preceding_positions=positions - 1,
+    )
 
 
 def response_windows(responses: Sequence[Ids], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

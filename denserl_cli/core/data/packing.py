@@ -11,6 +11,8 @@ from denserl_cli.core.data.batches import (
     EncodedPairRow,
     Packing,
     SequenceBatch,
+    micro_batches,
+    pair_batches,
     response_windows,
     sides_of,
 )
@@ -92,3 +94,21 @@ def pack_sides(
 ) -> SequenceBatch:
     """Some of the 2N sequences of N pairs in one row. numbers: as in `collate_sides`."""
     return pack_sequences(*sides_of(rows, numbers), pad_id, device)
+
+
+def side_batches(sides: np.ndarray, size: int, *, packed: bool) -> list[np.ndarray]:
+    """Cut the 2N sequences of N pairs into passes, those of a pair together where it spares time.
+
+    Args:
+        sides: (2N,), their lengths, chosen ones first.
+        size: Pairs in a pass, at most.
+        packed: Whether a pass is packed: then the prompt of a pair is read once.
+
+    Returns:
+        The numbers of the sequences of each pass.
+    """
+    count = len(sides) // 2
+    if not packed:
+        return micro_batches(sides, np.arange(len(sides)), 2 * size)
+    pairs = pair_batches(sides.reshape(2, -1).sum(0), np.arange(count), size)
+    return [np.concatenate([part, part + count]) for part in pairs]

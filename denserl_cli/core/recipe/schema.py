@@ -145,7 +145,7 @@ class ModelConfig:
     tokenizer: str | None = None
     """Hub name or folder of the tokenizer; null: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; trained weights stay float32. auto: bfloat16 where the hardware has it."""
+    """Compute type; trained weights stay float32. auto: bfloat16 where that is faster."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel. auto: FlashAttention 2 where installed and usable, else SDPA."""
     packing: bool | None = None

@@ -20,10 +20,9 @@ from denserl_cli.core.data.batches import (
     collate_sides,
     forward_passes,
     margins,
-    micro_batches,
     pair_batches,
 )
-from denserl_cli.core.data.packing import pack_sides
+from denserl_cli.core.data.packing import pack_sides, side_batches
 from denserl_cli.core.engine.base import step as engine_step
 from denserl_cli.core.engine.factory import freeze, make_engine
 from denserl_cli.core.models.device import device
@@ -231,7 +230,7 @@ class RewardTrainer:
         model = self.engine.model
         lengths = pair_lengths(self.evaluation)
         sides = side_lengths(lengths)
-        parts = self.evaluation_parts(sides)
+        parts = side_batches(sides, 2 * self.settings.micro_batch_size, packed=self.packs)
         observer = self.session.observer
         observer.begin("evaluate", total=len(sides))
         model.eval()
@@ -259,14 +258,6 @@ class RewardTrainer:
             "eval_length_correlation": effect.correlation,
             "eval_lengths": [asdict(one) for one in effect.bins],
         }
-
-    def evaluation_parts(self, sides: np.ndarray) -> list[np.ndarray]:
-        """The sequences of each pass over the evaluation pairs. sides: (2N,), their lengths."""
-        size, count = self.settings.micro_batch_size, len(self.evaluation)
-        if not self.packs:
-            return micro_batches(sides, np.arange(2 * count), 4 * size)
-        pairs = pair_batches(sides.reshape(2, -1).sum(0), np.arange(count), 2 * size)
-        return [np.concatenate([part, part + count]) for part in pairs]
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from denserl_cli.core.engine.factory import freeze
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
+from denserl_cli.core.models.packing_support import packs
 from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.models.sequence_classifier import (
@@ -91,6 +92,7 @@ def load_scorer(
     engine: EngineConfig | None = None,
     reference: PreTrainedModel | None = None,
     prompts: Sequence[Prompt] = (),
+    packing: bool | None = False,
 ) -> Scorer:
     """The scorer of a run: the reference and, if there is one, the reward model.
 
@@ -103,6 +105,8 @@ def load_scorer(
             segments depend on it.
         prompts: Those of rollouts, in the policy's ids; the reward model reads them in its own
             format.
+        packing: The recipe's `model.packing`, from callers that pack batches where the scorer says
+            that its models read them.
     """
     recipe, record = setup.recipe, setup.record
     if reference is None and recipe.segmentation.by_entropy:
@@ -114,12 +118,15 @@ def load_scorer(
         read = _read_prompts(loaded, setup, prompts, observer)
         alone = isinstance(read, SequenceReader)
         reward = freeze(loaded.model, recipe, engine, alone=alone)
+    frozen = None if reference is None else freeze(reference, recipe, engine)
+    models = [model for model in (frozen, reward) if model is not None]
     return Scorer(
         recipe.segmentation,
-        reference=None if reference is None else freeze(reference, recipe, engine),
+        reference=frozen,
         reward_model=reward,
         read=read,
         tokenizer=setup.tokenizer,
+        packs=read is token_values and packs(models, packing, observer),
     )
 
 

@@ -55,6 +55,7 @@ class Scorer:
         reward_model: FrozenModel | None = None,
         read: ReadValues = token_values,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        packs: bool = False,
     ) -> None:
         """Set up a scorer.
 
@@ -64,7 +65,9 @@ class Scorer:
             reward_model: None where values are not needed.
             read: How the reward model's value at each token is read.
             tokenizer: Needed where segments depend on the text.
+            packs: Whether all its models read packed sequences.
         """
+        self.packs = packs
         self.cut = Cutter(segmentation, tokenizer)
         self.reference, self.reward_model, self.read = reference, reward_model, read
 
