@@ -149,7 +149,7 @@ class ModelConfig:
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel. auto: FlashAttention 2 where installed and usable, else SDPA."""
     packing: bool | None = None
-    """Score without padding, prompts read once for all answers; null: on CPUs, FlashAttention."""
+    """Score pairs without padding, their prompt read once; null: on CPUs and FlashAttention 2."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute."""
 
