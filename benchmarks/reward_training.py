@@ -43,16 +43,20 @@ PEERS: dict[str, dict[str, Any]] = {
     "TRL, the same, lengths grouped": {**PLAIN, **GROUPED},
     "TRL, bfloat16, lengths grouped": {**PLAIN, **GROUPED, "bf16": True},
 }
-OURS = {
+OURS: dict[str, Any] = {
     "denserl, bandit": ("bandit", "float32", False),
+    "denserl, bandit, padded": ("bandit", "float32", False, False),
     "denserl, segment, first run": ("segment", "float32", False),
     "denserl, segment, segments kept": ("segment", "float32", True),
     "denserl, bandit, bfloat16": ("bandit", "bfloat16", False),
+    "denserl, bandit, bfloat16, padded": ("bandit", "bfloat16", False, False),
     "denserl, segment, bfloat16, first run": ("segment", "bfloat16", False),
     "denserl, segment, bfloat16, segments kept": ("segment", "bfloat16", True),
 }
 RUN = """
-import json, os, resource, sys
+import json, os, resource, sys, time
+if os.environ.get("CPU_TIME"):
+    time.perf_counter = time.process_time
 from denserl_cli.app import main
 sys.argv = json.loads(os.environ["OWN"])
 try:
@@ -84,10 +88,17 @@ def main() -> None:
         choices=[*PEERS, *OURS],
         help="rows of the table; default: all",
     )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and its own CPU time: for a machine that has other work to do",
+    )
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
     asked = parser.parse_args()
     if asked.quick:
         asked.rounds, asked.steps, asked.limit, asked.hidden, asked.layers = 1, 6, 200, 32, 2
+    if asked.cpu_time:
+        os.environ["OMP_NUM_THREADS"] = "1"
     asked.out.mkdir(parents=True, exist_ok=True)
     asked.out = asked.out.absolute()
     if asked.model is None:
@@ -134,6 +145,7 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
         "batch": BATCH,
         "steps": asked.steps,
         "options": options,
+        "cpu_time": asked.cpu_time,
     }
     try:
         found = measured(python_of(TRL), "peer_trl_reward.py", case)
@@ -144,7 +156,13 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     return {"tokens_per_second": tokens / seconds, "real": real, "peak_mib": found["peak_mib"]}
 
 
-def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> dict[str, Any]:
+def own(
+    asked: argparse.Namespace,
+    granularity: str,
+    dtype: str,
+    kept: bool,
+    packing: bool | None = None,
+) -> dict[str, Any]:
     """Denserl's tokens and seconds, through the command. kept: the segments of an earlier run."""
     cache = asked.out / f"cache-{dtype}"
     if not kept:
@@ -158,6 +176,7 @@ def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> 
             "path": asked.model,
             "gradient_checkpointing": False,
             "dtype": dtype,
+            "packing": packing,
         },
         "segmentation": {"granularity": granularity, **cutoff},
         "data": {
@@ -178,6 +197,7 @@ def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> 
     shutil.rmtree(run, ignore_errors=True)
     words = ["denserl", "train-rm", "--recipe", str(recipe), "--out", str(run)]
     environment = {**os.environ, "DENSERL_CACHE": str(cache), "OWN": json.dumps(words)}
+    environment |= {"CPU_TIME": "yes"} if asked.cpu_time else {}
     done = subprocess.run(
         [sys.executable, "-c", RUN], check=True, stdout=subprocess.PIPE, env=environment
     )

@@ -60,7 +60,7 @@ def can_pack(model: Any) -> bool:
     found = []
     for collate in (collate_sequences, pack_sequences):
         batch = collate(_PROMPTS, _RESPONSES, 0, model.device)
-        found.append(hidden_states(model, batch)[batch.response_positions].float())
+        found.append(hidden_states(model, batch)[batch.response_positions])
     model.train(training)
     padded, packed = found
     return bool((padded - packed).abs().max() <= tolerance(padded) * padded.abs().max())
