@@ -35,6 +35,11 @@ def settled_dtype(model: ModelConfig) -> Literal["float32", "bfloat16"]:
     """
     if model.dtype == "auto" and not torch.cuda.is_available():
         return "bfloat16" if _hidden_size(model) >= WIDE and bfloat16_is_fast() else "float32"
+    return usual_dtype(model)
+
+
+def usual_dtype(model: ModelConfig) -> Literal["float32", "bfloat16"]:
+    """The name of `compute_dtype`."""
     return "bfloat16" if compute_dtype(model) is torch.bfloat16 else "float32"
 
 

@@ -15,6 +15,8 @@ from denserl_cli.core.models.packed_attention import KERNELS
 if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
 
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of RoPE whose angles depend on the longest sequence of a batch."""
 _PROMPTS = [[1, 2, 3, 4, 5], [6, 7], [1, 2, 3, 4, 5]]
 _RESPONSES = [[8, 9, 10], [11, 12, 13, 14], [15, 16, 17, 18, 19]]
 
@@ -49,21 +51,33 @@ def can_pack(model: Any) -> bool:
     Args:
         model: Of transformers; under autocast where it computes in half precision.
     """
-    config = model.config
-    kinds = {*(getattr(config, "layer_types", None) or [])}
-    chunked = getattr(config, "attention_chunk_size", None)
-    known = kinds <= {"full_attention", "sliding_attention"} and not chunked
-    if not known or not model._supports_attention_backend:
+    if not _may_pack(model):
         return False
+    prompts, responses = (
+        [[token % model.config.vocab_size for token in ids] for ids in lists]
+        for lists in (_PROMPTS, _RESPONSES)
+    )
     training = model.training
     model.eval()
-    found = []
-    for collate in (collate_sequences, pack_sequences):
-        batch = collate(_PROMPTS, _RESPONSES, 0, model.device)
-        found.append(hidden_states(model, batch)[batch.response_positions])
+    padded, packed = (
+        hidden_states(model, batch)[batch.response_positions]
+        for batch in (
+            collate(prompts, responses, 0, model.device)
+            for collate in (collate_sequences, pack_sequences)
+        )
+    )
     model.train(training)
-    padded, packed = found
-    return bool((padded - packed).abs().max() <= tolerance(padded) * padded.abs().max())
+    return bool((padded - packed).norm() <= tolerance(padded) * padded.norm())
+
+
+def _may_pack(model: Any) -> bool:
+    """Whether nothing in a model's configuration speaks against it that short texts do not show."""
+    config = model.config
+    layers = {*(getattr(config, "layer_types", None) or [])}
+    by_length = any(name in str(getattr(config, "rope_parameters", "")) for name in _ROPE_BY_LENGTH)
+    chunked = getattr(config, "attention_chunk_size", None)
+    plain = layers <= {"full_attention", "sliding_attention"} and not chunked and not by_length
+    return plain and model._supports_attention_backend
 
 
 def packs(models: Sequence[Reader], packing: bool | None, observer: Observer) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.models.device import settled_dtype
+from denserl_cli.core.models.device import settled_dtype, usual_dtype
 from denserl_cli.core.models.lora import is_adapters
 from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.models.sequence_classifier import (
@@ -103,12 +103,14 @@ def prepare(
 def with_settled_dtype(recipe: Recipe, run: RunFolder) -> Recipe:
     """The recipe with its compute type in place of `auto`.
 
-    A run keeps what its first command decided, on whatever machine it goes on. The embedded task
-    is left to its device: it is too small to gain anything from bfloat16 on a CPU.
+    A run keeps what its first command decided, on whatever machine it goes on; runs of versions
+    that recorded nothing go on in the device's usual type. The embedded task always has that: it is
+    too small to gain anything from bfloat16 on a CPU.
     """
     if recipe.model.dtype != "auto" or recipe.sandbox is not None:
         return recipe
-    dtype = run.run_json.dtype or settled_dtype(recipe.model)
+    undecided = None if run.run_json.stages else settled_dtype(recipe.model)
+    dtype = run.run_json.dtype or undecided or usual_dtype(recipe.model)
     run.run_json.dtype = dtype = broadcast_object(dtype)  # the first process decides for all
     return replace(recipe, model=replace(recipe.model, dtype=dtype))
 

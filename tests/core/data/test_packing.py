@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
-from denserl_cli.core.data.packing import pack_sequences, pack_sides
+from denserl_cli.core.data.packing import pack_sequences, pack_sides, side_batches
 
 
 def ids(*numbers: int) -> np.ndarray:
@@ -48,3 +48,12 @@ def test_responses_are_those_of_the_padded_batch():
         for name in ("response_positions", "preceding_positions"):
             found = packed.input_ids.flatten()[getattr(packed, name)]
             assert torch.equal(found, padded.input_ids.flatten()[getattr(padded, name)])
+
+
+def test_the_sequences_of_a_pair_are_in_one_pass():
+    sides = np.array([5, 9, 2, 5, 1, 7])  # of three pairs, 10, 10 and 9 tokens
+    parts = side_batches(sides, 2, packed=True)
+    assert [part.tolist() for part in parts] == [[0, 1, 3, 4], [2, 5]]
+    padded = side_batches(sides, 2, packed=False)
+    assert sorted(np.concatenate(padded).tolist()) == list(range(6))
+    assert all(len(part) <= 4 for part in padded)

@@ -122,7 +122,11 @@ ABLE = {
     "gpt2": GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3),
     "mistral": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=4),
 }
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [2.0]}
 UNABLE = {
+    "longrope": MistralConfig(
+        **{**SHAPE, "hidden_size": 8}, num_key_value_heads=2, head_dim=2, rope_parameters=LONG
+    ),
     "bloom": BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2),
     "falcon": FalconConfig(**SHAPE, alibi=True),
     "jamba": JambaConfig(**SHAPE, num_key_value_heads=2, use_mamba_kernels=False),
