@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.packing import pack_sequences
@@ -51,23 +52,19 @@ def can_pack(model: Any) -> bool:
     Args:
         model: Of transformers; under autocast where it computes in half precision.
     """
-    if not _may_pack(model):
-        return False
     prompts, responses = (
         [[token % model.config.vocab_size for token in ids] for ids in lists]
         for lists in (_PROMPTS, _RESPONSES)
     )
-    training = model.training
+    training, may_pack = model.training, _may_pack(model)
     model.eval()
-    padded, packed = (
-        hidden_states(model, batch)[batch.response_positions]
-        for batch in (
-            collate(prompts, responses, 0, model.device)
-            for collate in (collate_sequences, pack_sequences)
-        )
-    )
+    states = []
+    for collate in (collate_sequences, pack_sequences) if may_pack else (collate_sequences,):
+        batch = collate(prompts, responses, 0, model.device)
+        states.append(hidden_states(model, batch)[batch.response_positions])
     model.train(training)
-    return bool((padded - packed).norm() <= tolerance(padded) * padded.norm())
+    padded, last = states[0], states[-1]
+    return may_pack and bool((padded - last).norm() <= tolerance(padded) * padded.norm())
 
 
 def _may_pack(model: Any) -> bool:
@@ -77,7 +74,8 @@ def _may_pack(model: Any) -> bool:
     by_length = any(name in str(getattr(config, "rope_parameters", "")) for name in _ROPE_BY_LENGTH)
     chunked = getattr(config, "attention_chunk_size", None)
     plain = layers <= {"full_attention", "sliding_attention"} and not chunked and not by_length
-    return plain and model._supports_attention_backend
+    known = config._attn_implementation in KERNELS and model._supports_attention_backend
+    return plain and known
 
 
 def packs(models: Sequence[Reader], packing: bool | None, observer: Observer) -> bool:
@@ -88,10 +86,18 @@ def packs(models: Sequence[Reader], packing: bool | None, observer: Observer) ->
         packing: The recipe's `model.packing`.
         observer: Told when sequences are padded because of the architecture.
     """
-    if not all(one(wants_packing, packing) for one in models):
+    if packing is False:
         return False
-    able = all(one(can_pack) for one in models)  # the same in every process
-    if not able:
-        kind = models[0](lambda model: model.config.model_type)
-        observer.notice(f"sequences are padded: a {kind} model cannot read them packed")
-    return able
+    verdicts = [one(_verdict, packing).tolist() for one in models]  # the same in every process
+    wanted, able = (all(parts) for parts in zip(*verdicts, strict=True))
+    if wanted and not able:
+        observer.notice("sequences are padded: this architecture cannot read them packed")
+    return wanted and able
+
+
+def _verdict(model: Any, packing: bool | None) -> Tensor:
+    """(2,) bool: whether packing is wanted, and possible; a tensor, for ZeRO 3 takes nothing else.
+
+    The model is called in any case: ZeRO 3 counts this as a pass over its weights.
+    """
+    return torch.tensor([wants_packing(model, packing), can_pack(model)])
