@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from typing import Any
@@ -17,6 +18,7 @@ def main() -> None:
     from trl import RewardConfig, RewardTrainer
     from trl.trainer.reward_trainer import DataCollatorForPreference
 
+    clock = time.process_time if case["cpu_time"] else time.perf_counter
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(case["model"])
     with open(case["pairs"], encoding="utf-8") as lines:
@@ -25,10 +27,10 @@ def main() -> None:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            steps.append({"began": time.perf_counter()})
+            steps.append({"began": clock()})
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            steps[-1]["seconds"] = time.perf_counter() - steps[-1].pop("began")
+            steps[-1]["seconds"] = clock() - steps[-1].pop("began")
 
     class Counting(DataCollatorForPreference):  # type: ignore[misc]
         def torch_call(self, examples: Any) -> Any:
@@ -60,11 +62,13 @@ def main() -> None:
     trainer.train()
     taken = [step["seconds"] for step in steps]
     tokens = counted[: len(taken)]
-    print(
-        json.dumps(
-            {"seconds": taken, "tokens": [t for t, _ in tokens], "padded": [p for _, p in tokens]}
-        )
-    )
+    found = {
+        "seconds": taken,
+        "tokens": [t for t, _ in tokens],
+        "padded": [p for _, p in tokens],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

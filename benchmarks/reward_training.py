@@ -32,24 +32,40 @@ from benchmarks.small import save_model
 TRL = "trl-1.16.0"
 BATCH, LIMIT, WARMUP = 8, 1024, 3
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
+GROUPED = {
+    "train_sampling_strategy": "group_by_length",
+    "length_column_name": "length",
+    "remove_unused_columns": False,
+}
 PEERS: dict[str, dict[str, Any]] = {
     "TRL, defaults": {},
     "TRL, float32, no checkpointing": PLAIN,
-    "TRL, the same, lengths grouped": {
-        **PLAIN,
-        "train_sampling_strategy": "group_by_length",
-        "length_column_name": "length",
-        "remove_unused_columns": False,
-    },
+    "TRL, the same, lengths grouped": {**PLAIN, **GROUPED},
+    "TRL, bfloat16, lengths grouped": {**PLAIN, **GROUPED, "bf16": True},
 }
-OURS = {
+OURS: dict[str, Any] = {
     "denserl, bandit": ("bandit", "float32", False),
+    "denserl, bandit, padded": ("bandit", "float32", False, False),
     "denserl, segment, first run": ("segment", "float32", False),
     "denserl, segment, segments kept": ("segment", "float32", True),
     "denserl, bandit, bfloat16": ("bandit", "bfloat16", False),
+    "denserl, bandit, bfloat16, padded": ("bandit", "bfloat16", False, False),
     "denserl, segment, bfloat16, first run": ("segment", "bfloat16", False),
     "denserl, segment, bfloat16, segments kept": ("segment", "bfloat16", True),
 }
+RUN = """
+import json, os, resource, sys, time
+if os.environ.get("CPU_TIME"):
+    time.perf_counter = time.process_time
+from denserl_cli.app import main
+sys.argv = json.loads(os.environ["OWN"])
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+"""The command in a process that prints its own peak of memory, in KiB."""
 
 
 def main() -> None:
@@ -61,6 +77,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--limit", type=int, default=2000, help="pairs that are read")
+    parser.add_argument("--model", help="folder of a model to train instead of the small one")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument(
@@ -71,13 +88,22 @@ def main() -> None:
         choices=[*PEERS, *OURS],
         help="rows of the table; default: all",
     )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and its own CPU time: for a machine that has other work to do",
+    )
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
     asked = parser.parse_args()
     if asked.quick:
         asked.rounds, asked.steps, asked.limit, asked.hidden, asked.layers = 1, 6, 200, 32, 2
+    if asked.cpu_time:
+        os.environ["OMP_NUM_THREADS"] = "1"
     asked.out.mkdir(parents=True, exist_ok=True)
     asked.out = asked.out.absolute()
-    save_model(asked.tokenizer, asked.out / "model", hidden=asked.hidden, layers=asked.layers)
+    if asked.model is None:
+        asked.model = str(asked.out / "model")
+        save_model(asked.tokenizer, asked.out / "model", hidden=asked.hidden, layers=asked.layers)
     make_data(asked)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in asked.only}
     for turn in range(asked.rounds):
@@ -113,12 +139,13 @@ def make_data(asked: argparse.Namespace) -> None:
 def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """TRL's tokens and seconds, or why there are none."""
     case = {
-        "model": str(asked.out / "model"),
+        "model": asked.model,
         "pairs": str(asked.out / "pairs.jsonl"),
         "out": str(asked.out / "trl"),
         "batch": BATCH,
         "steps": asked.steps,
         "options": options,
+        "cpu_time": asked.cpu_time,
     }
     try:
         found = measured(python_of(TRL), "peer_trl_reward.py", case)
@@ -126,10 +153,16 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
         return {"skipped": str(reason)}
     tokens, seconds = sum(found["tokens"][WARMUP:]), sum(found["seconds"][WARMUP:])
     real = sum(found["tokens"]) / sum(found["padded"])
-    return {"tokens_per_second": tokens / seconds, "real": real}
+    return {"tokens_per_second": tokens / seconds, "real": real, "peak_mib": found["peak_mib"]}
 
 
-def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> dict[str, Any]:
+def own(
+    asked: argparse.Namespace,
+    granularity: str,
+    dtype: str,
+    kept: bool,
+    packing: bool | None = None,
+) -> dict[str, Any]:
     """Denserl's tokens and seconds, through the command. kept: the segments of an earlier run."""
     cache = asked.out / f"cache-{dtype}"
     if not kept:
@@ -140,9 +173,10 @@ def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> 
     cutoff = {"cutoff": 5.0} if granularity == "segment" else {}
     settings = {
         "model": {
-            "path": str(asked.out / "model"),
+            "path": asked.model,
             "gradient_checkpointing": False,
             "dtype": dtype,
+            "packing": packing,
         },
         "segmentation": {"granularity": granularity, **cutoff},
         "data": {
@@ -161,13 +195,17 @@ def own(asked: argparse.Namespace, granularity: str, dtype: str, kept: bool) -> 
     }
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "denserl_cli.app", "train-rm", "--recipe", str(recipe)]
-    environment = {**os.environ, "DENSERL_CACHE": str(cache)}
-    subprocess.run([*command, "--out", str(run)], check=True, capture_output=True, env=environment)
+    words = ["denserl", "train-rm", "--recipe", str(recipe), "--out", str(run)]
+    environment = {**os.environ, "DENSERL_CACHE": str(cache), "OWN": json.dumps(words)}
+    environment |= {"CPU_TIME": "yes"} if asked.cpu_time else {}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], check=True, stdout=subprocess.PIPE, env=environment
+    )
     steps = [json.loads(line) for line in _lines(run / "metrics.jsonl")][WARMUP:]
     seconds = sum(step["seconds"] for step in steps)
     tokens = sum(step["seconds"] * step["tokens_per_second"] for step in steps)
-    return {"tokens_per_second": tokens / seconds}
+    peak = int(done.stdout.split()[-1]) / 1024
+    return {"tokens_per_second": tokens / seconds, "peak_mib": peak}
 
 
 def _lines(file: Path) -> list[str]:
@@ -182,14 +220,16 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         if all("tokens_per_second" in one for one in rounds)
     }
     peers = [name for name in PEERS if name in speed]
-    lines = ["| | tokens a second | " + " | ".join(f"× {name}" for name in peers) + " |"]
-    lines.append("|---" * (2 + len(peers)) + "|")
+    heads = ["", "peak, MiB", "tokens a second", *(f"× {name}" for name in peers)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, rounds in found.items():
         if name not in speed:
-            lines.append(f"| {name} | skipped: {rounds[0]['skipped']} |" + " – |" * len(peers))
+            reason = rounds[0]["skipped"]
+            lines.append(f"| {name} | – | skipped: {reason} |" + " – |" * len(peers))
             continue
         ratios = "".join(f" {speed[name] / speed[other]:.2f} |" for other in peers)
-        lines.append(f"| {name} | {speed[name]:.0f} |{ratios}")
+        peak = statistics.median(one["peak_mib"] for one in rounds)
+        lines.append(f"| {name} | {peak:.0f} | {speed[name]:.0f} |{ratios}")
     return "\n".join(lines)
 
 

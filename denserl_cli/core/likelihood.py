@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from denserl_cli.core.precision import bfloat16_is_fast, bfloat16_products
+
 TILE_TOKENS = 512
 """Tokens in a tile of logits. Every tile reads the whole weight, so fewer tokens are slower."""
 TILE_BYTES = 4 * 2**20
@@ -38,7 +40,8 @@ def logprob_and_entropy(
     """Log-probability of each target and entropy of its distribution softmax(z / temperature).
 
     Differentiable in hidden and weight, once. The logits are float32 whatever the inputs: on CUDA
-    the products are taken in the inputs' type (autocast's, where it is on), elsewhere in float32.
+    the products are taken in the inputs' type (autocast's, where it is on), elsewhere in float32;
+    a CPU that is fast at it multiplies bfloat16 inputs as they are, with float32 sums.
 
     Args:
         hidden: (N, H), the states that predict the targets.
@@ -169,6 +172,9 @@ class _Head:
         promoted = torch.promote_types(hidden.dtype, weight.dtype)
         self.dtype = torch.promote_types(promoted, torch.float32)
         self.operand = operand or (_cuda_operand(promoted) if cuda else self.dtype)
+        self.rounded = (
+            not cuda and hidden.dtype == weight.dtype == torch.bfloat16 and bfloat16_is_fast()
+        )
         self.states, self.weight = hidden.to(self.operand), weight
         self.temperature = temperature
         tokens, size = (CUDA_TILE_TOKENS, CUDA_TILE_BYTES) if cuda else (TILE_TOKENS, TILE_BYTES)
@@ -188,7 +194,8 @@ class _Head:
                 states = self.states[rows]
                 n, k = len(states), len(weight)
                 logits, scratch = (buffer[: n * k].view(n, k) for buffer in buffers)
-                self.multiply(states, weight.t(), logits, add=False)
+                with bfloat16_products(self.rounded):
+                    self.multiply(states, weight.t(), logits, add=False)
                 if self.temperature != 1:
                     logits.div_(self.temperature)
                 yield _Tile(rows, columns, states, weight, logits, scratch)

@@ -42,22 +42,48 @@ class EncodedPairRow:
 
 
 @dataclass(frozen=True, eq=False)
-class SequenceBatch:
-    """R sequences [prompt, response, padding]; they all start in column 0.
+class Packing:
+    """Where R sequences are in one row of N tokens (`packing.pack_sequences`).
 
-    A causal model needs no mask for them: no token sees what comes after it. Tensors of responses,
-    (R, T), have every response from column 0 on, too. Masks come from lengths, so ids may equal
-    `pad_id` anywhere.
+    A prompt is there once, before the first of its responses; each of its other sequences has its
+    response alone in the row, and attention reads the prompt where it is.
+    """
+
+    own: list[int]
+    """Tokens of each sequence in the row, in the row's order; their sum is N."""
+    whole: list[int]
+    """Tokens of each sequence with its prompt; their sum is M."""
+    holders: list[int]
+    """Which sequence has the prompt of each; its own number where it has its prompt itself."""
+    position_ids: Tensor
+    """(1, N) int64, the place of each token in its sequence."""
+    tokens: Tensor | None
+    """(M,) int64, where the tokens of the whole sequences are in the row; None: M = N."""
+    cumulative: Tensor
+    """(2, R + 1) int32, cumulative sums of `own` and of `whole`, from 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """R sequences [prompt, response, padding], all from column 0 on, or packed into one row.
+
+    A causal model needs no mask for padding: no token sees what comes after it. Tensors of
+    responses, (R, T), have every response from column 0 on, too. Masks come from lengths, so ids
+    may equal `pad_id` anywhere.
     """
 
     input_ids: Tensor
-    """(R, S) int64."""
+    """(R, S) int64; (1, N) where packed."""
     responses: Tensor
     """(R, T) int64, the responses alone, terminators included."""
     response_mask: Tensor
     """(R, T) bool, True on the response."""
     response_positions: Tensor
     """(N,) int64, where the N response tokens, row by row, are in the flattened `input_ids`."""
+    preceding_positions: Tensor
+    """(N,) int64, where the token before each response token is in the flattened `input_ids`."""
+    packing: Packing | None = None
+    """Where the sequences are in a packed row; None: one in each row."""
 
     def window(self, values: Tensor) -> Tensor:
         """Values of the N response tokens as an (R, T) tensor, 0 where masked."""
@@ -205,16 +231,29 @@ def collate_sequences(
     starts, lengths = (np.array([*map(len, ids)]) for ids in (prompts, responses))
     width = padded_width(int((starts + lengths).max()), device)
     input_ids = np.full((len(prompts), width), pad_id, np.int64)
-    windows = np.full((len(prompts), lengths.max()), pad_id, np.int64)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start, length = starts[row], lengths[row]
-        input_ids[row, :start] = prompt
-        input_ids[row, start : start + length] = windows[row, :length] = response
-    mask = np.arange(windows.shape[1]) < lengths[:, None]
+        input_ids[row, : starts[row]] = prompt
+        input_ids[row, starts[row] : starts[row] + lengths[row]] = response
+    windows, mask = response_windows(responses, pad_id)
     row_starts = np.arange(len(prompts)) * input_ids.shape[1] + starts
     response_positions = (row_starts[:, None] + np.arange(windows.shape[1]))[mask]
-    arrays = (input_ids, windows, mask, response_positions)
-    return SequenceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+    positions = torch.from_numpy(response_positions).to(device)
+    return SequenceBatch(
+        input_ids=torch.from_numpy(input_ids).to(device),
+        responses=torch.from_numpy(windows).to(device),
+        response_mask=torch.from_numpy(mask).to(device),
+        response_positions=positions,
+        preceding_positions=positions - 1,
+    )
+
+
+def response_windows(responses: Sequence[Ids], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """R responses from column 0 on and their mask: (R, T) int64 and bool."""
+    lengths = np.array([*map(len, responses)])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    windows = np.full(mask.shape, pad_id, np.int64)
+    windows[mask] = np.concatenate(responses)
+    return windows, mask
 
 
 def padded(rows: Sequence[Ids], device: torch.device | str | None = None) -> Tensor:
@@ -237,10 +276,17 @@ def collate_sides(
 
     numbers: of the sequences; n is the chosen side of pair n, N + n its rejected side.
     """
+    return collate_sequences(*sides_of(rows, numbers), pad_id, device)
+
+
+def sides_of(
+    rows: Sequence[EncodedPairRow], numbers: Iterable[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompts and responses of some sequences of pairs. numbers: as in `collate_sides`."""
     count = len(rows)
-    pairs = [(rows[int(n) % count], n < count) for n in numbers]
-    responses = [row.chosen if chosen else row.rejected for row, chosen in pairs]
-    return collate_sequences([row.prompt for row, _ in pairs], responses, pad_id, device)
+    sides = [(rows[int(n) % count], n < count) for n in numbers]
+    responses = [row.chosen if chosen else row.rejected for row, chosen in sides]
+    return [row.prompt for row, _ in sides], responses
 
 
 def margins(rows: Sequence[EncodedPairRow], device: torch.device) -> Tensor | None:

@@ -155,11 +155,13 @@ def _attention() -> Iterator[tuple[str, str]]:
 
     from denserl_cli.core.models.attention import attention_kernel
     from denserl_cli.core.models.device import compute_dtype
+    from denserl_cli.core.precision import bfloat16_is_fast
     from denserl_cli.core.recipe.schema import ModelConfig
 
     yield "FlashAttention 2", "usable" if is_flash_attn_2_available() else "not usable here"
     yield "model.attention: auto is", attention_kernel(ModelConfig())
-    yield "model.dtype: auto is", str(compute_dtype(ModelConfig())).removeprefix("torch.")
+    usual = str(compute_dtype(ModelConfig())).removeprefix("torch.")
+    yield "model.dtype: auto is", "bfloat16" if bfloat16_is_fast() else usual
 
 
 def _hub() -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from denserl_cli.core.chat.layouts import follow
 from denserl_cli.core.chat.pairs import EncodedPair, check_limits, truncate_pair
-from denserl_cli.core.data.batches import collate_sequences
+from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.data.sources import Row, read_source
 from denserl_cli.core.errors import DenserlError
@@ -148,7 +148,8 @@ def score_rows(
         return collate_sequences(prompts, answers, pad_id, device())
 
     lengths = np.array([len(prompt) + len(answer) for prompt, answer in sequences])
-    found = score_sequences(lengths, collate, scorer, aggregate, batch_size, observer)
+    parts = micro_batches(lengths, np.arange(len(lengths)), batch_size)
+    found = score_sequences(parts, collate, scorer, aggregate, observer)
     scores = found[places]
     origins = [one.row.origin for one in rows for _ in one.sequences]
     check_scores(scores, origins.__getitem__)

@@ -12,6 +12,7 @@ import numpy as np
 from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
+from denserl_cli.core.data.packing import pack_sides, side_batches
 from denserl_cli.core.data.skipped import count_skipped, list_skipped
 from denserl_cli.core.errors import DenserlError, refuse
 from denserl_cli.core.evaluation import benchmark_scores, reward_bench
@@ -99,7 +100,8 @@ def _evaluate_pairs(
         unnamed = [f"{row.origin}: no subset" for row in rows if row.subset is None]
         refuse(unnamed, f"every row of {benchmark} names one: mend the file")
     list_skipped(skipped, run.skipped_file(EVALUATE_RM), observer)
-    scorer = load_scorer(setup, run, observer, engine=recipe.reward_model.engine)
+    engine, packing = recipe.reward_model.engine, recipe.model.packing
+    scorer = load_scorer(setup, run, observer, engine=engine, packing=packing)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
     metrics = describe(rows, scores)
@@ -178,12 +180,12 @@ def score_pairs(
     batch_size: pairs in one forward pass. Raises DenserlError for a score that is not a number.
     """
     lengths = side_lengths(pair_lengths(rows))
+    collate = pack_sides if scorer.packs else collate_sides
     scores = score_sequences(
-        lengths,
-        lambda part: collate_sides(rows, part, pad_id, device()),
+        side_batches(lengths, batch_size, packed=scorer.packs),
+        lambda part: collate(rows, part, pad_id, device()),
         scorer,
         aggregate,
-        2 * batch_size,
         observer,
     )
     of_pairs = scores.reshape(2, -1).T

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from denserl_cli.core.data.batches import micro_batches
 from denserl_cli.core.models.device import device
 from denserl_cli.core.scoring.scorer import check_finite
 from denserl_cli.core.segmentation import aggregate_segments
@@ -22,31 +21,27 @@ if TYPE_CHECKING:
 
 
 def score_sequences(
-    lengths: np.ndarray,
+    parts: Sequence[np.ndarray],
     collate: Callable[[np.ndarray], SequenceBatch],
     scorer: Scorer,
     aggregate: Any,
-    batch_size: int,
     observer: Observer,
 ) -> Floats:
     """Sequence scores of responses that end with a terminator.
 
     Args:
-        lengths: (N,), tokens of prompt and response of each.
+        parts: the numbers of the responses in each forward pass, N in all.
         collate: makes the batch of some of them, from their numbers.
         scorer: the reward model, with the reference where segments depend on it.
         aggregate: how segment rewards become a score (`aggregate_segments`).
-        batch_size: most responses in one forward pass.
         observer: told of the progress.
 
     Returns:
         (N,) float64, the same in every process.
     """
-    scores = np.zeros(len(lengths))
-    observer.begin("score responses", total=len(lengths))
-    for part, counts in shard_micro_batches(
-        micro_batches(lengths, np.arange(len(lengths)), batch_size)
-    ):
+    scores = np.zeros(sum(map(len, parts)))
+    observer.begin("score responses", total=len(scores))
+    for part, counts in shard_micro_batches(parts):
         scored = scorer(collate(part))
         assert scored.token_values is not None
         found = aggregate_segments(scored.token_values, scored.ends, aggregate)

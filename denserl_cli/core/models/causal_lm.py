@@ -15,6 +15,7 @@ from denserl_cli.core.models.architecture import refuse_beyond_limit, refuse_rew
 from denserl_cli.core.models.cache_check import refuse_unfaithful_cache
 from denserl_cli.core.models.device import autocast, compute_dtype
 from denserl_cli.core.models.load_checks import once, refuse_unusual_head
+from denserl_cli.core.models.packed_attention import packed_options
 from denserl_cli.core.models.placement import Placement, whole
 from denserl_cli.core.models.weights import load_weights
 
@@ -86,8 +87,12 @@ def load_causal_lm(
 def hidden_states(model: Any, batch: SequenceBatch) -> Tensor:
     """Last hidden states of a batch, one row after the other: (R * S, H)."""
     body = model.base_model if hasattr(model, "base_model") else model
-    refuse_beyond_limit(model.config, batch.input_ids.shape[1])
-    states = body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    packing = batch.packing
+    refuse_beyond_limit(
+        model.config, batch.input_ids.shape[1] if packing is None else max(packing.whole)
+    )
+    options = {} if packing is None else packed_options(packing)
+    states = body(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
     return states.flatten(0, 1)
 
 
@@ -133,7 +138,7 @@ def response_logprobs(
     Returns:
         (R, T) each.
     """
-    states = hidden_states(model, batch)[batch.response_positions - 1]
+    states = hidden_states(model, batch)[batch.preceding_positions]
     targets = batch.responses[batch.response_mask]
     head = model.get_output_embeddings()
     both = with_entropy and (drawn or temperature == 1.0)

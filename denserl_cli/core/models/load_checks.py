@@ -80,7 +80,7 @@ def refuse_two_way_attention(model: PreTrainedModel, path: str) -> None:
     ids = rows.remainder(model.config.vocab_size)
     one, other = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :4]
     model.train(training)
-    if (one - other).abs().max() > _tolerance(one) * one.abs().max():
+    if (one - other).abs().max() > tolerance(one) * one.abs().max():
         raise DenserlError(
             f"{path}: a {model.config.model_type} model that reads in both directions is not a "
             "causal language model",
@@ -109,14 +109,14 @@ def refuse_unusual_head(model: PreTrainedModel, path: str) -> None:
     model.train(training)
     logits, plain = output.float(), products[0]
     capped = getattr(model.config, "final_logit_softcapping", None)
-    if capped or (logits - plain).abs().max() > _tolerance(output) * plain.abs().max():
+    if capped or (logits - plain).abs().max() > tolerance(output) * plain.abs().max():
         raise DenserlError(
             f"{path}: the language-model head adds a bias, a scale or a soft cap to its logits",
             hint="denserl supports heads that are a plain matrix product",
         )
 
 
-def _tolerance(output: Tensor) -> float:
+def tolerance(output: Tensor) -> float:
     """How far two forward passes of equal results may differ, as a share of the largest number."""
     half = output.dtype == torch.bfloat16 or torch.is_autocast_enabled(output.device.type)
     return 0.05 if half else 1e-4

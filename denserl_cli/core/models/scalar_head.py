@@ -128,7 +128,8 @@ def token_values(model: Any, batch: SequenceBatch, *, before: bool = False) -> T
     Returns:
         (R, T), float32, 0 where masked.
     """
-    return batch.window(_values(model, hidden_states(model, batch), batch, int(before)))
+    positions = batch.preceding_positions if before else batch.response_positions
+    return batch.window(_values(model, hidden_states(model, batch), positions))
 
 
 def read_more(model: Any, batch: SequenceBatch, *, wanted: Collection[str]) -> Reading:
@@ -136,7 +137,7 @@ def read_more(model: Any, batch: SequenceBatch, *, wanted: Collection[str]) -> R
 
     Args:
         model: With a scalar head.
-        batch: Of R sequences.
+        batch: Of R padded sequences.
         wanted: Names of `Reading.more`.
     """
     more = {}
@@ -147,11 +148,11 @@ def read_more(model: Any, batch: SequenceBatch, *, wanted: Collection[str]) -> R
     else:
         states = hidden_states(model, batch)
     if "prompt_value" in wanted:
-        more["prompt_value"] = batch.window(_values(model, states, batch, 1))[:, 0]
-    return Reading(batch.window(_values(model, states, batch, 0)), more)
+        more["prompt_value"] = batch.window(_values(model, states, batch.preceding_positions))[:, 0]
+    return Reading(batch.window(_values(model, states, batch.response_positions)), more)
 
 
-def _values(model: Any, states: Tensor, batch: SequenceBatch, before: int) -> Tensor:
-    """The head's value at each response token, or so many positions before it: (N,), float32."""
-    values: Tensor = model.score(states[batch.response_positions - before])[:, 0]
+def _values(model: Any, states: Tensor, positions: Tensor) -> Tensor:
+    """The head's value at N positions: (N,), float32."""
+    values: Tensor = model.score(states[positions])[:, 0]
     return values

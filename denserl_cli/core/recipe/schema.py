@@ -160,11 +160,13 @@ class ModelConfig:
     tokenizer: str | None = None
     """Hub name or folder of the tokenizer; null: the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; trained weights stay float32. auto: bfloat16 where the hardware has it."""
+    """Compute type; trained weights stay float32. auto: bfloat16 where that is faster."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel. auto: FlashAttention 2 where installed and usable, SDPA, or eager."""
     cudnn_attention: bool = False
     """Let SDPA on a GPU use cuDNN's kernels, which are planned anew for every new length."""
+    packing: bool | None = None
+    """Score pairs without padding, their prompt read once; null: on CPUs and FlashAttention 2."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ from denserl_cli.core.data.batches import (
     collate_sides,
     forward_passes,
     margins,
-    micro_batches,
     pair_batches,
 )
+from denserl_cli.core.data.packing import pack_sides, side_batches
 from denserl_cli.core.engine.base import step as engine_step
 from denserl_cli.core.engine.factory import freeze, make_engine, placement
 from denserl_cli.core.models.device import device
 from denserl_cli.core.models.lora import load_reference, new_scalar_model
+from denserl_cli.core.models.packing_support import packs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import throughput
 from denserl_cli.core.recipe.stages import TRAIN_RM as STAGE
@@ -109,6 +110,8 @@ class RewardTrainer:
             total_steps=len(batches),
         )
         frozen = None if reference is None else freeze(reference, recipe, engine)
+        models = (self.engine,) if frozen is None else (self.engine, frozen)
+        self.packs = packs(models, recipe.model.packing, observer)
         self.scorer = Scorer(recipe.segmentation, reference=frozen, tokenizer=tokenizer)
         self.segments = None if frozen is None else open_cache(rows, recipe, self.scorer, observer)
         self.session = StageSession(
@@ -157,7 +160,7 @@ class RewardTrainer:
         parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
         mine = list(zip(shard_micro_batches(parts), rounds(parts), strict=True))
         for number, ((part, counts), beside) in enumerate(mine, 1):
-            cut = forward_passes(*(self.sides[:, pairs].ravel() for pairs in (part, *beside)))
+            cut = self.passes(part, beside)
             metrics = self.forward(part, cut)
             weight = len(part) * counts
             self.engine.backward(metrics["loss"] * weight / len(indices), last=number == len(mine))
@@ -172,18 +175,29 @@ class RewardTrainer:
             "learning_rate": learning_rate,
         }
 
+    def passes(self, pairs: np.ndarray, beside: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The sequences of each forward pass of a micro-batch, as `collate_sides` counts them.
+
+        Args:
+            pairs: Row numbers of its pairs.
+            beside: Those of the other processes' micro-batches.
+        """
+        if self.packs:
+            return [np.arange(2 * len(pairs))]
+        return forward_passes(*(self.sides[:, one].ravel() for one in (pairs, *beside)))
+
     def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Metrics:
         """Loss and metrics of one micro-batch.
 
         Args:
             pairs: Row numbers of its pairs.
-            cut: The numbers of its sequences in each forward pass, as `collate_sides` counts them.
+            cut: Of `passes`.
         """
         rows = [self.rows[i] for i in pairs]
         numbers = np.concatenate([pairs, pairs + len(self.rows)])
         scores, segments = [], []
         for part in cut:
-            batch = collate_sides(rows, part, self.pad_id, device())
+            batch = self.collate(rows, part)
             ends = self.segment(batch, numbers[part])
             scores.append(self.scores(batch, ends))
             segments.append(ends.sum(1))
@@ -192,6 +206,11 @@ class RewardTrainer:
         return preference_metrics(
             torch.cat(scores)[order], torch.cat(segments)[order], margin, self.objective
         )
+
+    def collate(self, rows: Sequence[EncodedPairRow], numbers: Iterable[int]) -> SequenceBatch:
+        """The batch of some sequences of pairs, packed or padded; arguments of `collate_sides`."""
+        together = pack_sides if self.packs else collate_sides
+        return together(rows, numbers, self.pad_id, device())
 
     def segment(self, batch: SequenceBatch, numbers: np.ndarray) -> Tensor:
         """Segment ends of training sequences.
@@ -218,14 +237,14 @@ class RewardTrainer:
         model = self.engine.model
         lengths = pair_lengths(self.evaluation)
         sides = side_lengths(lengths)
-        parts = micro_batches(sides, np.arange(len(sides)), 4 * self.settings.micro_batch_size)
+        parts = side_batches(sides, 2 * self.settings.micro_batch_size, packed=self.packs)
         observer = self.session.observer
         observer.begin("evaluate", total=len(sides))
         model.eval()
         found = torch.zeros(2, len(sides), device=device())
         scores, segments = found
         for turn, (part, counts) in enumerate(shard_micro_batches(parts)):
-            batch = collate_sides(self.evaluation, part, self.pad_id, device())
+            batch = self.collate(self.evaluation, part)
             if turn == len(self.evaluation_ends):  # the same batches every time
                 self.evaluation_ends.append(self.scorer(batch).ends)
             ends = self.evaluation_ends[turn]
@@ -254,7 +273,7 @@ class RewardTrainer:
         if not self.log_samples:
             return []
         row = (self.evaluation or self.rows)[0]
-        batch = collate_sides([row], (0, 1), self.pad_id, device())
+        batch = self.collate([row], (0, 1))
         self.engine.model.eval()
         ends = self.scorer(batch).ends
         values = self.engine(token_values, batch)

@@ -1,7 +1,8 @@
 """run.json: whose run a folder holds, and for each stage how far it got and under which settings.
 
-    {"schema": 1, "recipe": NAME, "stages": {STAGE: ENTRY, ...}}
+    {"schema": 1, "recipe": NAME, "dtype": TYPE, "stages": {STAGE: ENTRY, ...}}
 
+TYPE is what `model.dtype: auto` was decided to be for this run, where the recipe says auto.
 An ENTRY has `status` (interrupted or finished), `settings` (by dotted name), `versions`,
 `processes`, `device`, `steps` where it has any, `exit_code` when the last attempt has ended, and
 `summary` once it is finished.
@@ -22,6 +23,7 @@ from denserl_cli.core.system.files import write_text
 SCHEMA = 1
 """Version of run.json."""
 
+Dtype = Literal["float32", "bfloat16"]
 Mode = Literal["start", "resume", "fresh"]
 _OTHER_FOLDER = "name another folder with --out, or replace that work with --fresh"
 
@@ -61,6 +63,16 @@ class RunJson:
     def recipe(self) -> str:
         """Name of the recipe whose run it is."""
         return self._content["recipe"]
+
+    @property
+    def dtype(self) -> Dtype | None:
+        """What `model.dtype: auto` is in this run; None while it is not decided."""
+        return self._content.get("dtype")
+
+    @dtype.setter
+    def dtype(self, decided: Dtype) -> None:
+        """Keep the decision; it is written with the next stage that starts."""
+        self._content["dtype"] = decided
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from denserl_cli.core.engine.factory import freeze, placement, shards_frozen
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.lora import is_adapters, load_reference, saved_scalar_model
+from denserl_cli.core.models.packing_support import packs
 from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.models.sequence_classifier import (
@@ -106,6 +107,7 @@ def load_scorer(
     reference: PreTrainedModel | None = None,
     prompts: Sequence[Prompt] = (),
     asked: Sequence[Asked] = (),
+    packing: bool | None = False,
 ) -> Scorer:
     """The scorer of a run: the reference and, if there is one, the reward model.
 
@@ -119,6 +121,8 @@ def load_scorer(
         prompts: Those of rollouts, in the policy's ids; the reward model reads them in its own
             format.
         asked: What sources of rewards ask for.
+        packing: The recipe's `model.packing`, from callers that pack batches where the scorer says
+            that its models read them.
     """
     recipe, record = setup.recipe, setup.record
     if reference is None and recipe.segmentation.by_entropy:
@@ -148,13 +152,16 @@ def load_scorer(
         reward = freeze(loaded.model, recipe, engine, alone=alone)
         scoring = Scoring(recipe.reward_model.aggregate)
         measures += parts_measure("", wanted, setup, reward, read, scoring)
+    frozen = None if reference is None else freeze(reference, recipe, engine)
+    models = [model for model in (frozen, reward) if model is not None]
     return Scorer(
         recipe.segmentation,
-        reference=None if reference is None else freeze(reference, recipe, engine),
+        reference=frozen,
         reward_model=reward,
         read=read,
         tokenizer=setup.tokenizer,
         measures=measures,
+        packs=read is token_values and packs(models, packing, observer),
     )
 
 

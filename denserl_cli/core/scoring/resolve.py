@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from denserl_cli.core.chat.loading import check_vocabulary, load_chat
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.architecture import check_starting_model
+from denserl_cli.core.models.device import settled_dtype, usual_dtype
 from denserl_cli.core.models.lora import is_adapters
 from denserl_cli.core.models.reward_metadata import RECORD, RewardRecord
 from denserl_cli.core.models.sequence_classifier import (
@@ -27,7 +28,10 @@ from denserl_cli.core.recipe.resolved import as_resolved
 from denserl_cli.core.recipe.stages import TRAIN_RM
 from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.scoring.calibration import with_calibrated_cutoff
-from denserl_cli.core.system.distributed import main_process_first
+from denserl_cli.core.system.distributed import (
+    broadcast_object,
+    main_process_first,
+)
 from denserl_cli.core.system.hub import readable_errors
 
 if TYPE_CHECKING:
@@ -78,6 +82,7 @@ def prepare(
     Raises:
         DenserlError: There is no reward model, or the recipe contradicts it.
     """
+    recipe = with_settled_dtype(recipe, run)
     with main_process_first():
         record = reward_record(recipe, run) if reward_model else None
         with_files = with_sandbox_files(recipe, run, observer)
@@ -95,6 +100,21 @@ def prepare(
             check_vocabulary(reward_chat_format, record.weights, revision, what="reward model")
         record = record_published(record, resolved, run, chat, observer)
         return RewardSetup(resolved, record, tokenizer, chat, reward_chat_format)
+
+
+def with_settled_dtype(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe with its compute type in place of `auto`.
+
+    A run keeps what its first command decided, on whatever machine it goes on; runs of versions
+    that recorded nothing go on in the device's usual type. The embedded task always has that: it is
+    too small to gain anything from bfloat16 on a CPU.
+    """
+    if recipe.model.dtype != "auto" or recipe.sandbox is not None:
+        return recipe
+    undecided = None if run.run_json.stages else settled_dtype(recipe.model)
+    dtype = run.run_json.dtype or undecided or usual_dtype(recipe.model)
+    run.run_json.dtype = dtype = broadcast_object(dtype)  # the first process decides for all
+    return replace(recipe, model=replace(recipe.model, dtype=dtype))
 
 
 def reward_record(recipe: Recipe, run: RunFolder) -> RewardRecord:

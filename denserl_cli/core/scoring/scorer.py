@@ -61,6 +61,7 @@ class Scorer:
         read: ReadValues = token_values,
         tokenizer: PreTrainedTokenizerBase | None = None,
         measures: Sequence[Measure] = (),
+        packs: bool = False,
     ) -> None:
         """Set up a scorer.
 
@@ -71,7 +72,9 @@ class Scorer:
             read: How the reward model's value at each token is read.
             tokenizer: Needed where segments depend on the text.
             measures: What sources of rewards ask for beyond values and log-probabilities.
+            packs: Whether all its models read packed sequences.
         """
+        self.packs = packs
         self.cut = Cutter(segmentation, tokenizer)
         self.reference, self.reward_model, self.read = reference, reward_model, read
         self.measures = measures

@@ -164,7 +164,7 @@ def _key(rows: PairRows, recipe: Recipe) -> str | None:
     follows_from = {
         "rows": rows.identity(),
         "reference": reference,
-        "model": [recipe.model.dtype, recipe.model.attention],
+        "model": [recipe.model.dtype, recipe.model.attention, recipe.model.packing],
         "lora": None if recipe.lora is None else asdict(recipe.lora),
         "segmentation": recipe.segmentation.deciding(),
         "batches": [recipe.seed, training.batch_size, training.micro_batch_size],

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
-from denserl_cli.core.data.batches import EncodedPairRow, collate_sides, micro_batches
+from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.loading import draw_pairs
+from denserl_cli.core.data.packing import pack_sides, side_batches
 from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.device import device
@@ -59,7 +60,8 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
     resolved, chat, settings = setup.recipe, setup.reward_chat_format, setup.recipe.normalizer
     rows, skipped = draw_pairs(resolved, chat, settings.pairs, settings.seed, observer)
     seed_everything(resolved.seed)
-    scorer = load_scorer(setup, run, observer, engine=resolved.reward_model.engine)
+    engine, packing = resolved.reward_model.engine, resolved.model.packing
+    scorer = load_scorer(setup, run, observer, engine=engine, packing=packing)
     run.started(FIT_FUNCTION, mode, observer)
     list_skipped(skipped, run.skipped_file(FIT_FUNCTION), observer)
     rewards = segment_rewards(rows, scorer, settings.batch_size, chat.pad_id, observer)
@@ -94,10 +96,10 @@ def segment_rewards(
     lengths = side_lengths(pair_lengths(rows))
     found: list[np.ndarray] = []
     observer.begin("score responses", total=len(lengths))
-    for part, is_mine in shard_micro_batches(
-        micro_batches(lengths, np.arange(len(lengths)), 2 * batch_size)
-    ):
-        scored = scorer(collate_sides(rows, part, pad_id, device()))
+    collate = pack_sides if scorer.packs else collate_sides
+    parts = side_batches(lengths, batch_size, packed=scorer.packs)
+    for part, is_mine in shard_micro_batches(parts):
+        scored = scorer(collate(rows, part, pad_id, device()))
         assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
         order = scored.ends.cumsum(1)

@@ -277,7 +277,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(
 def test_passes_of_similar_length_are_the_whole_batch(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch
 ):
-    asked, found = recipe("reward_model.micro_batch_size=8"), []
+    asked, found = recipe("reward_model.micro_batch_size=8", "model.packing=false"), []
     for cost in (10**6, 10, 0):  # of a pass: one, some, one a length
         monkeypatch.setattr(batches, "PASS_TOKENS", {"cpu": cost, "cuda": cost})
         found.append(gradients(trainer(asked, tmp_path), np.arange(8), monkeypatch))
@@ -285,6 +285,20 @@ def test_passes_of_similar_length_are_the_whole_batch(
     for metrics, other in others:
         assert metrics == pytest.approx(whole, rel=1e-4, abs=1e-6)
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_packed_sequences_are_the_padded_ones(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
+    found = []
+    for packing in ("true", "false"):
+        made = trainer(recipe(f"model.packing={packing}"), tmp_path)
+        assert made.packs == (packing == "true")
+        made.evaluation = made.rows[:6]
+        evaluated = {k: v for k, v in made.evaluate().items() if isinstance(v, float)}
+        metrics, gradient = gradients(made, np.arange(8), monkeypatch)
+        found.append((metrics | evaluated, gradient))
+    (packed, gradient), (padded, other) = found
+    assert len(packed) > 10 and packed == pytest.approx(padded, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_order_within_a_batch_does_not_matter(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
@@ -349,7 +363,7 @@ def test_other_granularities_need_no_reference(recipe: MakeRecipe, tmp_path: Pat
 
 
 def test_the_metrics_are_those_of_the_scores(recipe: MakeRecipe, tmp_path: Path, monkeypatch):
-    made = trainer(recipe("reward_model.micro_batch_size=8"), tmp_path)
+    made = trainer(recipe("reward_model.micro_batch_size=8", "model.packing=false"), tmp_path)
     places = {row.origin: place for place, row in enumerate(made.rows[:8])}
 
     def collate(rows: Sequence[EncodedPairRow], numbers: np.ndarray, *rest: Any) -> SequenceBatch:

@@ -22,5 +22,6 @@ def test_a_stage_reads_its_own_blocks_and_results_do_not_depend_on_memory():
     assert not any(name.startswith(("ppo.", "normalizer.", "run.")) for name in read)
     assert read.keys() - deciding.keys() == {
         "model.gradient_checkpointing",
+        "model.packing",
         "reward_model.micro_batch_size",
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from denserl_cli.core.data.batches import EncodedPairRow
+from denserl_cli.core.data.batches import EncodedPairRow, SequenceBatch
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.normalizer import LocationNormalizer, fit_location_normalizer
 from denserl_cli.core.observer import Observer
@@ -34,16 +34,24 @@ def row(chosen: np.ndarray, rejected: np.ndarray) -> EncodedPairRow:
     return EncodedPairRow(ids(1), chosen, rejected, None, "here")
 
 
-def even_ids(batch) -> ScoredBatch:
+class EvenIds:
     """Each even id ends a segment whose reward is the id."""
-    ends = batch.response_mask & (batch.responses % 2 == 0)
-    return ScoredBatch(ends, None, None, batch.responses.float())
+
+    def __init__(self, packs: bool) -> None:
+        self.packs = packs
+
+    def __call__(self, batch: SequenceBatch) -> ScoredBatch:
+        assert (batch.packing is not None) == self.packs
+        ends = batch.response_mask & (batch.responses % 2 == 0)
+        return ScoredBatch(ends, None, None, batch.responses.float())
 
 
+@pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_segments_of_both_answers_have_locations_and_rewards(batch_size: int):
+def test_segments_of_both_answers_have_locations_and_rewards(batch_size: int, packs: bool):
     rows = [row(ids(2, 3, 4), ids(6)), row(ids(3, 8), ids(10, 12, 14, 16))]
-    found = segment_rewards(rows, even_ids, batch_size, 0, Observer())  # type: ignore[arg-type]
+    scorer = EvenIds(packs)
+    found = segment_rewards(rows, scorer, batch_size, 0, Observer())  # type: ignore[arg-type]
     got = sorted(zip(found.reward, found.location, found.last, strict=True))
     assert got == [
         (2, 0.5, False), (4, 1, True), (6, 1, True), (8, 1, True),
