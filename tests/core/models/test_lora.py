@@ -570,11 +570,11 @@ def test_a_reward_model_resumes_to_the_same_bytes(finished: Path):
 def test_a_policy_resumes_to_the_same_bytes(finished: Path, monkeypatch):
     calls, original = [], stage.Updater.update
 
-    def update(*words: Any) -> Any:
+    def update(*words: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return original(*words)
+        return original(*words, **options)
 
     expected = weights(finished / "policy"), weights(finished / "policy_best")
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after iteration 3"):

@@ -8,11 +8,11 @@ import torch
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.reward_model.loss import (
     PreferenceObjective,
-    aggregate_segments,
     preference_loss,
     ranking_loss,
     segment_label_loss,
 )
+from denserl_cli.core.segmentation import aggregate_segments
 
 VALUES = torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 7.0, 9.0]])
 ENDS = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()

@@ -25,7 +25,7 @@ class Counting:
 
     def __call__(self, batch: SequenceBatch) -> ScoredBatch:
         self.batches += 1
-        return ScoredBatch(batch.response_mask & (batch.responses % 2 == 0), None, None, None)
+        return ScoredBatch(batch.response_mask & (batch.responses % 2 == 0), None, None, None, {})
 
 
 def batch(*numbers: int) -> tuple[SequenceBatch, np.ndarray]:
