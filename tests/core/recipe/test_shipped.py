@@ -173,6 +173,7 @@ def test_the_shipped_recipes_are_these():
         [
             *(f"{backbone}-{granularity}" for backbone, granularity in NINE),
             *(f"sandbox-{granularity}" for granularity in GRANULARITIES),
+            *(f"smollm2-{granularity}" for granularity in GRANULARITIES),
             "qwen3-segment",
         ]
     )
