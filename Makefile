@@ -2,10 +2,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs study-quick study clean
+REAL = --recipe smollm2-segment --model runs/real/model --out runs/real \
+	--data $(PREFERENCES) --set data.prompts=$(PREFERENCES)
+
+.PHONY: demo real pairs-given test check docs study-quick study clean
 
 demo: .venv/installed  ## the whole pipeline on the embedded task
 	$(BIN)/denserl demo --out runs/demo --resume
+
+real: pairs-given .venv/installed  ## the pipeline on a real model and pairs of yours: PREFERENCES=pairs.jsonl
+	$(BIN)/python benchmarks/real_model.py runs/real/model
+	$(BIN)/denserl train-rm $(REAL) --resume
+	$(BIN)/denserl fit-function $(REAL) --resume
+	$(BIN)/denserl train-ppo $(REAL) --resume
+	$(BIN)/denserl segment $(REAL) --html runs/real/segments.html
+	$(BIN)/denserl report runs/real
+	-$(BIN)/python -m webbrowser -t runs/real/segments.html
+	-$(BIN)/python -m webbrowser -t runs/real/report.html
+
+pairs-given:
+	@test -n "$(PREFERENCES)" || { echo "make real PREFERENCES=pairs.jsonl: preference pairs, as docs/data.md describes them" >&2; exit 2; }
 
 test: .venv/installed  ## the test suite
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder

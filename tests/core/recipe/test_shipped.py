@@ -175,6 +175,7 @@ def test_the_shipped_recipes_are_these():
             *(f"sandbox-{granularity}" for granularity in GRANULARITIES),
             *("sandbox-segment-macro", "sandbox-segment-rloo"),
             *("sandbox-bandit-differences", "sandbox-segment-differences", "sandbox-bandit-rto"),
+            *(f"smollm2-{granularity}" for granularity in GRANULARITIES),
             "qwen3-segment",
         ]
     )
