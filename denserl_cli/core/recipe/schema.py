@@ -325,6 +325,8 @@ class RolloutConfig:
     """Sampling temperature; log-probabilities are taken at the same."""
     top_p: float = 1.0
     """Nucleus sampling; below 1, log-probabilities stay those of the whole distribution."""
+    old_logprobs: Literal["auto", "sampled", "recomputed"] = "auto"
+    """Old log-probabilities: the sampler's, or one more pass; auto: the sampler's where equal."""
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,13 @@ def test_nothing_of_a_generation_config_leaks_in(model):
 
 # other models
 
+
+def all_by_hand(model) -> list[Response]:
+    """Every response as one token at a time gives it."""
+    pairs = zip(PROMPTS, KEYS, strict=True)
+    return [by_hand(model, prompt, SAMPLING, key) for prompt, key in pairs]
+
+
 SMALL = {
     "vocab_size": 20,
     "hidden_size": 32,
