@@ -3,14 +3,14 @@
     python benchmarks/ppo_iteration.py --tokenizer DIR --pairs train.jsonl --out runs/ppo-speed \
         [--model DIR] [--beside TREE] [--rounds 2] [--iterations 4] [--quick]
 
-With `--model` everybody trains this model; with `--beside`, a folder with another state of this
-repository, that state runs in TRL's place. Without a model a Llama of 4 layers and hidden size 256 is fitted for a moment to real answers cut to skewed lengths
-(log-normal), so that what it samples is short, but for a few. Everybody samples 64 responses of at
-most 256 tokens an iteration, scores them with policy, reference, reward model and critic, and
-updates policy and critic in 4 steps of 16, 8 at a time, in float32; learning rates are so small
-that lengths stay. The ways take turns, each in a process of its own; the first iteration does not
-count. Each release of TRL is installed the first time, into an environment of its own; where that
-fails its row says why.
+With `--model` everybody trains this model; without, a Llama of 4 layers and hidden size 256 that is
+fitted for a moment to real answers cut to skewed lengths (log-normal), so that what it samples is
+short, but for a few. With `--beside`, a folder with another state of this repository, that state
+runs in TRL's place. Everybody samples 64 responses of at most 256 tokens an iteration, scores them
+with policy, reference, reward model and critic, and updates policy and critic in 4 steps of 16, 8
+at a time; learning rates are so small that lengths stay. The ways take turns, each in a process of
+its own; the first iteration does not count. Each release of TRL is installed the first time, into
+an environment of its own; where that fails its row says why.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-HERE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import Unavailable, measured, python_of
 
+HERE = Path(__file__).resolve().parents[1]
 PEERS = {"TRL 0.24": "trl-0.24.0", "TRL 1.12, experimental": "trl-1.12.0"}
 OURS = {"denserl, bandit": "bandit", "denserl, segment": "segment"}
 ROLLOUT, TRAIN, MICRO, EPOCHS, LEARNING_RATE = 64, 16, 8, 1, 1e-9
