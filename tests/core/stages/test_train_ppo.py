@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.observer import TIMES, Observer
-from denserl_cli.core.ppo import rollout
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
+from denserl_cli.core.sampling.sampler import Sampler
 from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.run import run_stage
 from tests import ROOT, tiny
@@ -64,17 +64,17 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def stop_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Press Ctrl-C while the micro-batch of this number is sampled."""
+    """Press Ctrl-C while the rollout of this number is sampled."""
     calls = []
-    original = rollout.sample
+    original = Sampler.sample
 
-    def sample(*words: Any) -> Any:
+    def sample(*words: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*words)
+        return original(*words, **options)
 
-    monkeypatch.setattr(rollout, "sample", sample)
+    monkeypatch.setattr(Sampler, "sample", sample)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -172,10 +172,10 @@ def test_resumed_after_a_stop_while_sampling_is_uninterrupted(
     iteration: int, scored: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = copied(scored, "whole")
-    settings = ("data.eval_prompts=0", "ppo.rollout.micro_batch_size=4")  # 2 parts an iteration
+    settings = ("data.eval_prompts=0", "ppo.rollout.rows=4")
     train(whole, *settings)
     with monkeypatch.context() as patch:
-        stop_in_rollout(patch, 2 * iteration - 1)
+        stop_in_rollout(patch, iteration)
         with pytest.raises(Interrupted, match=f"stopped after iteration {iteration - 1} of 4"):
             train(scored, *settings)
     train(scored, *settings, mode="resume")
@@ -221,7 +221,7 @@ def test_a_finished_stage_says_so_and_does_nothing(scored: Path):
 def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
     other = copied(scored, "other")
     train(scored)
-    train(other, "ppo.rollout.micro_batch_size=3")
+    train(other, "ppo.rollout.micro_batch_size=3", "ppo.rollout.rows=3")
     for left, right in zip(lines(scored), lines(other), strict=True):
         assert left.pop("stage") == right.pop("stage")
         for name in [name for name, value in left.items() if isinstance(value, list)]:
