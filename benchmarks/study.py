@@ -57,7 +57,7 @@ SECOND = "{second}"
 PLAIN = "python:benchmarks.study_rewards.plain"
 TASKS = {
     "long": Task(
-        ("sandbox.response_phrases=48", "ppo.max_new_tokens=256", "data.max_length=384"),
+        ("sandbox.response_phrases=48", "ppo.rollout.max_new_tokens=256", "data.max_length=384"),
         ("granularity", "KL coefficient", "lambda", "action", "advantage", "source"),
     ),
     "medium": Task(
@@ -68,7 +68,9 @@ TASKS = {
             *("KL coefficient", "lambda", "source"),
         ),
     ),
-    "short": Task(("sandbox.response_phrases=6", "ppo.max_new_tokens=48"), ("granularity",)),
+    "short": Task(
+        ("sandbox.response_phrases=6", "ppo.rollout.max_new_tokens=48"), ("granularity",)
+    ),
     "endings": Task(
         ("sandbox.phrases=8", "sandbox.endings=2", "segmentation.cutoff=0.9"), ("granularity",)
     ),
@@ -76,7 +78,7 @@ TASKS = {
         (
             *("sandbox=null", f"model.path={MADE}/model", f"data.preferences={MADE}/pairs.jsonl"),
             *(f"data.prompts={MADE}/prompts.jsonl", "segmentation.cutoff=auto"),
-            *("ppo.max_new_tokens=96", "data.eval_prompts=32"),
+            *("ppo.rollout.max_new_tokens=96", "data.eval_prompts=32"),
             *(
                 "reward_model.epochs=1.0",
                 "ppo.eval_samples=4",
@@ -105,7 +107,7 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 TRUE = "ppo.rewards=true_reward"
 PHRASES = "ppo.rewards=python:benchmarks.study_rewards.phrase_worth"
 MACRO = ("ppo.action=segment",)
-SAMPLES = ("ppo.rollout_batch_size=16", "ppo.samples_per_prompt=4")
+SAMPLES = ("ppo.rollout.batch_size=16", "ppo.rollout.samples_per_prompt=4")
 """As many responses as the base arm has, from half of the prompts."""
 SOURCES: dict[str, tuple[str, ...]] = {
     "differences": ("ppo.rewards=differences",),

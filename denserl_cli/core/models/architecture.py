@@ -170,8 +170,8 @@ def check_starting_model(recipe: Recipe, observer: Observer | None = None) -> No
     refuse_other_cache(kind, config, model.path)
     longest = {
         "data.max_length": recipe.data.max_length,
-        "ppo.max_prompt_length + ppo.max_new_tokens": (
-            recipe.ppo.max_prompt_length + recipe.ppo.max_new_tokens
+        "ppo.max_prompt_length + ppo.rollout.max_new_tokens": (
+            recipe.ppo.max_prompt_length + recipe.ppo.rollout.max_new_tokens
         ),
     }
     for field, tokens in longest.items():
@@ -261,5 +261,5 @@ def refuse_beyond_limit(config: Any, tokens: int, field: str = "") -> None:
         name = config.name_or_path or "the model"
         raise DenserlError(
             f"{name} reads sequences of at most {limit[0]} tokens ({limit[1]}); {given}",
-            hint=f"lower {field or 'data.max_length or ppo.max_new_tokens'}",
+            hint=f"lower {field or 'data.max_length or ppo.rollout.max_new_tokens'}",
         )

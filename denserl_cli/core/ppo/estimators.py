@@ -48,7 +48,7 @@ def estimate_advantages(settings: PPOConfig, rewards: Tensor, rollout: Rollout) 
         rollout: With R responses, those to one prompt beside each other.
     """
     (estimator, whitened), mask = ESTIMATORS[settings.advantage], rollout.response_mask
-    groups = torch.arange(len(mask), device=mask.device) // settings.samples_per_prompt
+    groups = torch.arange(len(mask), device=mask.device) // settings.rollout.samples_per_prompt
     if settings.action == "token":
         found = estimator(settings, rewards, rollout.values, mask, groups)
     else:

@@ -84,6 +84,7 @@ class PPOTrainer:
             return
         settings, session = self.settings, self.session
         session.observer.begin("train the policy", total=self.plan.iterations, done=start)
+        self.collector.refresh()
         self.evaluate_start()
         with session.steps(start) as steps:
             for iteration in steps:
@@ -110,6 +111,7 @@ class PPOTrainer:
                             *(iteration, rollout, advantages, returns, guarded),
                             kl_coef=self.kl.of_loss,
                         )
+                        self.collector.refresh()
                 described = self.evaluator.describe(prompts, rollout, rewards, returns)
                 metrics |= described.metrics | seconds
                 metrics |= throughput(time.perf_counter() - began, rollout.tokens, count)

@@ -181,7 +181,7 @@ class Updater:
         logprobs, entropy = self.actor(
             response_logprobs,
             batch,
-            temperature=settings.temperature,
+            temperature=settings.rollout.temperature,
             with_entropy=drawn,
             drawn=drawn,
         )
@@ -208,7 +208,7 @@ class Updater:
     @property
     def reduction(self) -> dict[str, Any]:
         """How the losses of tokens become one."""
-        return {"reduce": self.settings.loss_reduce, "length": self.settings.max_new_tokens}
+        return {"reduce": self.settings.loss_reduce, "length": self.settings.rollout.max_new_tokens}
 
     def collate(self, rollout: Rollout, part: np.ndarray) -> SequenceBatch:
         """The prompts and responses of some rows as one batch."""

@@ -44,9 +44,9 @@ def _critic(ppo: PPOConfig) -> Iterator[Problem]:
 def _no_critic(ppo: PPOConfig) -> Iterator[Problem]:
     name, given = ppo.advantage, ("ppo.advantage",)
     by_group = name in ("group", "rloo")
-    if by_group and ppo.samples_per_prompt < 2:
+    if by_group and ppo.rollout.samples_per_prompt < 2:
         advice = f"{name} compares responses to one prompt; set it to 2 or more"
-        yield Problem("ppo.samples_per_prompt", advice, given)
+        yield Problem("ppo.rollout.samples_per_prompt", advice, given)
     unused: dict[str, object] = {
         **{"critic_init": "policy", "critic_warmup": 0, "critic_warmup_rollouts": None},
         **{"save_critic": False, "lam_value": None},

@@ -7,6 +7,16 @@ from typing import Any
 
 from denserl_cli.core.recipe.document import Node, plain
 
+MOVED = {
+    "ppo.rollout_batch_size": "ppo.rollout.batch_size",
+    "ppo.rollout_micro_batch_size": "ppo.rollout.micro_batch_size",
+    "ppo.samples_per_prompt": "ppo.rollout.samples_per_prompt",
+    "ppo.max_new_tokens": "ppo.rollout.max_new_tokens",
+    "ppo.temperature": "ppo.rollout.temperature",
+    "ppo.top_p": "ppo.rollout.top_p",
+}
+"""Fields of earlier releases, and where they are now."""
+
 _REWARDS = ("reward", "reward_model_weight")
 
 
@@ -25,7 +35,8 @@ def moved(block: str, node: Node, name: str) -> tuple[str, str] | None:
         return "ppo.rewards", _rewards(
             *(plain(node.value.get(k, Node(None, ""))) for k in _REWARDS)
         )
-    return None
+    to = MOVED.get(f"{block}.{name}")
+    return None if to is None else (to, _flow(plain(node.value[name])))
 
 
 def _rewards(functions: Any, weight: Any) -> str:

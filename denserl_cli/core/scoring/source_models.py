@@ -126,7 +126,7 @@ def parts_measure(
         scoring,
         orders=wanted.orders,
         seed=recipe.seed,
-        batch_size=recipe.ppo.rollout_micro_batch_size,
+        batch_size=recipe.ppo.rollout.micro_batch_size,
         pad_id=setup.chat.pad_id,
     )
     return [measure]

@@ -191,7 +191,7 @@ def test_lengths_beyond_a_border_of_positions_are_refused(tmp_path: Path, config
     error = refused(tmp_path, **{**fits, "max_length": 33})
     assert "at most 32 tokens" in error.message and error.hint == "lower data.max_length"
     error = refused(tmp_path, **{**fits, "max_new_tokens": 17})
-    assert error.hint == "lower ppo.max_prompt_length + ppo.max_new_tokens"
+    assert error.hint == "lower ppo.max_prompt_length + ppo.rollout.max_new_tokens"
 
 
 @pytest.mark.parametrize("config", [long_rope(), dynamic()])

@@ -13,14 +13,17 @@ from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.ppo.estimators import estimate_advantages
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.update import Updater
-from denserl_cli.core.recipe.schema import PPOConfig
+from denserl_cli.core.recipe.schema import PPOConfig, RolloutConfig
 from denserl_cli.core.system import distributed
 from tests import tiny
 from tests.core.engine.deepspeed_worker import make_engine
 from tests.core.ppo.conftest import made_up_rollout
 
 BASE = PPOConfig(
-    train_batch_size=6, micro_batch_size=1, samples_per_prompt=2, value_clip=0.25, max_new_tokens=8
+    train_batch_size=6,
+    micro_batch_size=1,
+    value_clip=0.25,
+    rollout=RolloutConfig(samples_per_prompt=2, max_new_tokens=8),
 )
 MODES: dict[str, PPOConfig] = {
     "gae": BASE,

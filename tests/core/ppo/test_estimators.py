@@ -19,7 +19,7 @@ from denserl_cli.core.ppo.advantages import (
 )
 from denserl_cli.core.ppo.estimators import ESTIMATORS, estimate_advantages
 from denserl_cli.core.ppo.rollout import Rollout
-from denserl_cli.core.recipe.schema import PPOConfig
+from denserl_cli.core.recipe.schema import PPOConfig, RolloutConfig
 
 LAMBDAS = (0.0, 0.5, 0.95, 1.0)
 MASK = torch.arange(7) < torch.tensor([7, 4, 1, 6])[:, None]
@@ -89,7 +89,10 @@ def test_one_token_a_segment_gives_the_bytes_of_tokens(rollout: Rollout):
         every = rollout._replace(ends=ends)
         for advantage in ESTIMATORS:
             settings = PPOConfig(
-                advantage=advantage, samples_per_prompt=2, lam="adaptive", lam_value=1.0
+                advantage=advantage,
+                rollout=RolloutConfig(samples_per_prompt=2),
+                lam="adaptive",
+                lam_value=1.0,
             )
             rewards = rollout.token_values
             plain = estimate_advantages(settings, rewards, every)
@@ -103,7 +106,9 @@ def test_one_token_a_segment_gives_the_bytes_of_tokens(rollout: Rollout):
 @pytest.mark.parametrize("advantage", list(ESTIMATORS))
 def test_one_segment_a_response_gives_every_token_one_advantage(advantage: str, rollout: Rollout):
     whole = rollout._replace(ends=last_of(rollout.response_mask))
-    settings = PPOConfig(advantage=advantage, action="segment", samples_per_prompt=2)
+    settings = PPOConfig(
+        advantage=advantage, action="segment", rollout=RolloutConfig(samples_per_prompt=2)
+    )
     found = estimate_advantages(settings, rollout.token_values, whole).advantages
     for row, mask in zip(found, rollout.response_mask, strict=True):
         assert len(row[mask].unique()) == 1
@@ -223,7 +228,7 @@ def test_returns_to_go_whitened_are_reinforce_plus_plus(rollout: Rollout):
 
 
 def test_group_advantages_compare_samples_of_one_prompt(rollout: Rollout):
-    settings = PPOConfig(advantage="rloo", samples_per_prompt=3)
+    settings = PPOConfig(advantage="rloo", rollout=RolloutConfig(samples_per_prompt=3))
     rewards = rollout.token_values
     found = estimate_advantages(settings, rewards, rollout).advantages
     first = rollout._replace(

@@ -136,7 +136,7 @@ def measured(scored: Path) -> Callable[..., tuple[RewardSources, Rollout]]:
         from denserl_cli.core.data.batches import collate_sequences, padded
         from denserl_cli.core.models.lora import load_reference
 
-        recipe = tiny.recipe(f"ppo.rewards={rewards}", "ppo.rollout_micro_batch_size=3")
+        recipe = tiny.recipe(f"ppo.rewards={rewards}", "ppo.rollout.micro_batch_size=3")
         run = RunFolder(scored, recipe)
         setup = prepare(recipe, run, Observer(), reward_model=True)
         sources = RewardSources(setup.recipe, setup.tokenizer, {"": None})

@@ -12,9 +12,9 @@ from transformers import PhimoeConfig, PhimoeForCausalLM
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models import architecture
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.ppo import rollout as rollouts
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.self_checks import refuse_other_ratio, refuse_other_samples
+from denserl_cli.core.sampling.sampler import Sampler
 from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 
@@ -39,7 +39,42 @@ def test_samples_of_the_measured_distribution_pass(tokens: int):
 
 
 def test_samples_of_another_distribution_are_refused():
-    with pytest.raises(DenserlError, match="not those of the policy"):
+    with pytest.raises(DenserlError, match="not those of the policy|not 1 before"):
+        refuse_other_samples(drawn(400, temperature=2.0))
+
+
+def test_a_ratio_within_rounding_passes():
+    refuse_other_ratio(9e-5, 1e-4)
+    with pytest.raises(DenserlError, match="not 1 before the first update"):
+        refuse_other_ratio(2e-4, 1e-4)
+
+
+def train(run: Path) -> None:
+    run_stage("train-ppo", tiny.recipe("ppo.iterations=1"), run, "start", Observer())
+
+
+def test_noise_that_is_left_in_a_policy_is_refused_before_its_first_update(
+    scored: Path, monkeypatch
+):
+    real = architecture.switch_off_noise
+
+    def noisy(config: Any) -> None:
+        real(config)
+        config.attention_dropout = 0.3
+
+    monkeypatch.setattr(architecture, "switch_off_noise", noisy)
+    with pytest.raises(DenserlError, match="not 1 before the first update"):
+        train(scored)
+
+
+def test_a_sampler_that_draws_something_else_is_refused(scored: Path, monkeypatch):
+    real = Sampler.sample
+
+    def hot(self: Sampler, prompts: Any, keys: Any, sampling: Any, **more: Any) -> Any:
+        return real(self, prompts, keys, sampling._replace(temperature=4.0), **more)
+
+    monkeypatch.setattr(Sampler, "sample", hot)
+    with pytest.raises(DenserlError, match="not those of the policy|not 1 before"):
         refuse_other_samples(drawn(400, temperature=2.0))
 
 
@@ -74,7 +109,7 @@ def test_a_sampler_that_draws_something_else_is_refused(scored: Path, monkeypatc
         return real(policy, prompts, sampling._replace(temperature=4.0), *more)
 
     monkeypatch.setattr(rollouts, "sample", hot)
-    with pytest.raises(DenserlError, match="not those of the policy"):
+    with pytest.raises(DenserlError, match="not those of the policy|not 1 before"):
         train(scored)
 
 

@@ -20,7 +20,13 @@ from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.reward_sources import RewardSources
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
-from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RunConfig, SegmentationConfig
+from denserl_cli.core.recipe.schema import (
+    PPOConfig,
+    Recipe,
+    RolloutConfig,
+    RunConfig,
+    SegmentationConfig,
+)
 from denserl_cli.core.runs.folder import RunFolder
 from denserl_cli.core.runs.stage_session import StageSession
 from tests.fakes import RecordingObserver
@@ -106,6 +112,9 @@ class Collect:
     def __init__(self, training: list[Rollout], evaluation: list[Rollout]) -> None:
         self.training, self.evaluation = training, evaluation
         self.seconds = {"rollout_seconds": 2.0, "scoring_seconds": 1.0}
+
+    def refresh(self) -> None:
+        """Do nothing: the rollouts are made."""
 
     def collect(self, ids: Any, keys: Any, progress: Any = lambda _: None) -> Rollout:
         evaluating = keys[0][1] >= 2**31
@@ -291,7 +300,12 @@ def test_the_kl_is_a_penalty_on_the_rewards_or_a_term_of_the_loss(tmp_path: Path
 
 
 def test_without_a_critic_there_are_no_targets_for_one(tmp_path: Path):
-    made = trainer(tmp_path, [rollout(score=1.0)], advantage="rloo", samples_per_prompt=2)
+    made = trainer(
+        tmp_path,
+        [rollout(score=1.0)],
+        advantage="rloo",
+        rollout=RolloutConfig(samples_per_prompt=2),
+    )
     made.train(0)
     ((advantages, returns),) = made.updater.given
     assert returns is None

@@ -14,7 +14,7 @@ from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.update import Updater
-from denserl_cli.core.recipe.schema import OptimizerConfig, PPOConfig
+from denserl_cli.core.recipe.schema import OptimizerConfig, PPOConfig, RolloutConfig
 from tests import tiny
 
 ALL = np.arange(6)
@@ -27,7 +27,7 @@ EVERYTHING = {
     "dual_clip": 3.0,
     "value_clip": "none",
     "loss_reduce": "constant",
-    "max_new_tokens": 10,
+    "rollout": RolloutConfig(max_new_tokens=10),
 }
 """Every term of the losses that is off by default."""
 
@@ -46,7 +46,7 @@ def updater(pad_id: int = 0, **settings: Any) -> Updater:
     defaults = {
         "train_batch_size": 6,
         "micro_batch_size": 6,
-        "temperature": 0.7,
+        "rollout": RolloutConfig(temperature=0.7),
         "value_clip": 0.25,
     }
     return Updater(

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.observer import TIMES, Observer
-from denserl_cli.core.ppo import rollout
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
+from denserl_cli.core.sampling.sampler import Sampler
 from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.run import run_stage
 from tests import ROOT, tiny
@@ -64,17 +64,17 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def stop_in_rollout(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Press Ctrl-C while the micro-batch of this number is sampled."""
+    """Press Ctrl-C while the rollout of this number is sampled."""
     calls = []
-    original = rollout.sample
+    original = Sampler.sample
 
-    def sample(*words: Any) -> Any:
+    def sample(*words: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*words)
+        return original(*words, **options)
 
-    monkeypatch.setattr(rollout, "sample", sample)
+    monkeypatch.setattr(Sampler, "sample", sample)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -157,7 +157,7 @@ def test_samples_tell_text_and_segments(scored: Path):
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_resumed_is_uninterrupted(after: int, scored: Path):
     whole = copied(scored, "whole")
-    settings = ("ppo.kl_target=0.01", "ppo.epochs=2", "ppo.samples_per_prompt=2")
+    settings = ("ppo.kl_target=0.01", "ppo.epochs=2", "ppo.rollout.samples_per_prompt=2")
     train(whole, *settings)
     with pytest.raises(Interrupted, match=f"stopped after iteration {after} of 4"):
         train(scored, *settings, observer=InterruptingObserver(after, "train the policy"))
@@ -172,10 +172,10 @@ def test_resumed_after_a_stop_while_sampling_is_uninterrupted(
     iteration: int, scored: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = copied(scored, "whole")
-    settings = ("data.eval_prompts=0", "ppo.rollout_micro_batch_size=4")  # 2 parts an iteration
+    settings = ("data.eval_prompts=0", "ppo.rollout.rows=4")
     train(whole, *settings)
     with monkeypatch.context() as patch:
-        stop_in_rollout(patch, 2 * iteration - 1)
+        stop_in_rollout(patch, iteration)
         with pytest.raises(Interrupted, match=f"stopped after iteration {iteration - 1} of 4"):
             train(scored, *settings)
     train(scored, *settings, mode="resume")
@@ -221,7 +221,7 @@ def test_a_finished_stage_says_so_and_does_nothing(scored: Path):
 def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
     other = copied(scored, "other")
     train(scored)
-    train(other, "ppo.rollout_micro_batch_size=3")
+    train(other, "ppo.rollout.micro_batch_size=3", "ppo.rollout.rows=3")
     for left, right in zip(lines(scored), lines(other), strict=True):
         assert left.pop("stage") == right.pop("stage")
         for name in [name for name, value in left.items() if isinstance(value, list)]:
@@ -233,7 +233,7 @@ def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
 def test_dense_training_with_one_segment_is_bandit_training(scored: Path):
     """Nothing terminates within two tokens, so one segment ends where bandit's does."""
     settings = (
-        "ppo.max_new_tokens=2",
+        "ppo.rollout.max_new_tokens=2",
         "ppo.actor_learning_rate=1e-4",
         "normalizer.kind=none",
         "ppo.interpolation=end",
@@ -280,16 +280,16 @@ def test_every_combination_runs(granularity: str, interpolation: str, kind: str,
 @pytest.mark.parametrize(
     "settings",
     [
-        ["ppo.samples_per_prompt=3", "ppo.rollout_batch_size=2", "ppo.train_batch_size=6",
+        ["ppo.rollout.samples_per_prompt=3", "ppo.rollout.batch_size=2", "ppo.train_batch_size=6",
          "ppo.micro_batch_size=6"],
         ["ppo.critic_init=reward_model"],
         ["ppo.critic_warmup=1"],
-        ["ppo.temperature=0.7", "ppo.top_p=0.9"],
+        ["ppo.rollout.temperature=0.7", "ppo.rollout.top_p=0.9"],
         ["ppo.loss_reduce=token", "ppo.micro_batch_size=2"],
         ["ppo.length_normalize=true", "ppo.segment_total=sum"],
         ["ppo.missing_eos_penalty=-0.1", "ppo.max_response_tokens=8", "ppo.overlong_penalty=-0.2"],
         ["model.gradient_checkpointing=true"],
-        ["ppo.max_new_tokens=1"],
+        ["ppo.rollout.max_new_tokens=1"],
         ["ppo.action=segment", "ppo.lam=adaptive", "ppo.lam_alpha=0.5", "ppo.lam_value=1"],
         ["ppo.value_clip=none", "ppo.kl_loss=k3", "ppo.entropy_coef=0.01", "ppo.dual_clip=3",
          "ppo.policy_clip_high=0.28", "ppo.loss_reduce=constant"],
@@ -305,7 +305,7 @@ def test_every_option_runs(settings: list[str], scored: Path):
 def test_several_samples_of_a_prompt_differ(scored: Path):
     train(
         scored,
-        *("ppo.samples_per_prompt=4", "ppo.rollout_batch_size=1", "run.log_samples=4"),
+        *("ppo.rollout.samples_per_prompt=4", "ppo.rollout.batch_size=1", "run.log_samples=4"),
         *("ppo.iterations=1", "data.eval_prompts=0"),
     )
     samples = lines(scored, "samples.jsonl")
@@ -351,7 +351,11 @@ def test_one_token_a_macro_action_changes_no_byte(scored: Path):
 @pytest.mark.parametrize("advantage", ["group", "rloo", "reinforce++"])
 def test_without_a_critic_none_is_trained_recorded_or_saved(advantage: str, scored: Path):
     settings = (
-        *(f"ppo.advantage={advantage}", "ppo.samples_per_prompt=2", "ppo.rollout_batch_size=2"),
+        *(
+            f"ppo.advantage={advantage}",
+            "ppo.rollout.samples_per_prompt=2",
+            "ppo.rollout.batch_size=2",
+        ),
         *("ppo.iterations=2", "data.eval_prompts=0"),
     )
     with pytest.raises(Interrupted):
@@ -455,7 +459,7 @@ def other_granularity(folder: Path) -> tuple[str, ...]:
 
 
 def too_few_prompts(folder: Path) -> tuple[str, ...]:
-    return ("ppo.rollout_batch_size=100", "ppo.train_batch_size=100")
+    return ("ppo.rollout.batch_size=100", "ppo.train_batch_size=100")
 
 
 @pytest.mark.parametrize(
@@ -466,7 +470,7 @@ def too_few_prompts(folder: Path) -> tuple[str, ...]:
         (other_kind, "was fitted for kind location instead of global"),
         (other_cutoff, "segmentation.cutoff is 2.0, the reward model was trained with 1.0"),
         (other_granularity, "segmentation.granularity is token"),
-        (too_few_prompts, "not enough data for one batch: 62 rows, ppo.rollout_batch_size is 100"),
+        (too_few_prompts, "not enough data for one batch: 62 rows, ppo.rollout.batch_size is 100"),
     ],
 )
 def test_what_cannot_start_writes_nothing(spoil: Any, message: str, scored: Path):

@@ -30,8 +30,10 @@ from transformers import (
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.causal_lm import load_causal_lm, response_logprobs
-from denserl_cli.core.ppo.sampling import Sampling, draw, noise, sample
 from denserl_cli.core.recipe.schema import ModelConfig
+from denserl_cli.core.sampling.base import Sampling
+from denserl_cli.core.sampling.draw import draw, noise
+from tests import tiny
 
 WINDOW, TOKENS = 8, 24
 LONG = [np.arange(1, 1 + length, dtype=np.int32) for length in (3, 12, 21)]  # beyond it
@@ -114,14 +116,15 @@ def test_samples_are_those_of_the_full_pass(name: str, tmp_path: Path):
     """Beyond the window, with padding, with rows that leave; and the ratio to itself is 1."""
     policy = load_causal_lm(saved(ARCHITECTURES[name](), tmp_path), trained=False)
     sampling = Sampling(max_new_tokens=TOKENS, stop_ids=(5,))
-    uniform = noise([(7, row) for row in range(len(LONG))], TOKENS)
-    drawn = sample(policy, LONG, sampling, uniform, pad_id=0)
+    keys = [(7, row) for row in range(len(LONG))]
+    uniform = noise(keys, TOKENS)
+    drawn = tiny.sampler(policy).sample(LONG, keys, sampling)
     assert sum(len(response.ids) for response in drawn) > WINDOW
     for row, (prompt, response) in enumerate(zip(LONG, drawn, strict=True)):
         ids = torch.from_numpy(np.concatenate([prompt, response.ids]).astype(np.int64))[None]
         with torch.no_grad():
             logits = policy(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        expected = draw(logits, uniform[row, : len(response.ids)], temperature=1.0, top_p=1.0)
+        expected, *_ = draw(logits, uniform[row, : len(response.ids)], temperature=1.0, top_p=1.0)
         assert response.ids.tolist() == expected.tolist()
     batch = collate_sequences(LONG, [response.ids for response in drawn], 0)
     with torch.no_grad():
