@@ -39,7 +39,7 @@ def test_samples_of_the_measured_distribution_pass(tokens: int):
 
 
 def test_samples_of_another_distribution_are_refused():
-    with pytest.raises(DenserlError, match="not those of the policy|not 1 before"):
+    with pytest.raises(DenserlError, match="not those of the policy"):
         refuse_other_samples(drawn(400, temperature=2.0))
 
 
@@ -74,42 +74,7 @@ def test_a_sampler_that_draws_something_else_is_refused(scored: Path, monkeypatc
         return real(self, prompts, keys, sampling._replace(temperature=4.0), **more)
 
     monkeypatch.setattr(Sampler, "sample", hot)
-    with pytest.raises(DenserlError, match="not those of the policy|not 1 before"):
-        refuse_other_samples(drawn(400, temperature=2.0))
-
-
-def test_a_ratio_within_rounding_passes():
-    refuse_other_ratio(9e-5, 1e-4)
-    with pytest.raises(DenserlError, match="not 1 before the first update"):
-        refuse_other_ratio(2e-4, 1e-4)
-
-
-def train(run: Path) -> None:
-    run_stage("train-ppo", tiny.recipe("ppo.iterations=1"), run, "start", Observer())
-
-
-def test_noise_that_is_left_in_a_policy_is_refused_before_its_first_update(
-    scored: Path, monkeypatch
-):
-    real = architecture.switch_off_noise
-
-    def noisy(config: Any) -> None:
-        real(config)
-        config.attention_dropout = 0.3
-
-    monkeypatch.setattr(architecture, "switch_off_noise", noisy)
-    with pytest.raises(DenserlError, match="not 1 before the first update"):
-        train(scored)
-
-
-def test_a_sampler_that_draws_something_else_is_refused(scored: Path, monkeypatch):
-    real = rollouts.sample
-
-    def hot(policy: Any, prompts: Any, sampling: Any, *more: Any) -> Any:
-        return real(policy, prompts, sampling._replace(temperature=4.0), *more)
-
-    monkeypatch.setattr(rollouts, "sample", hot)
-    with pytest.raises(DenserlError, match="not those of the policy|not 1 before"):
+    with pytest.raises(DenserlError, match="not those of the policy"):
         train(scored)
 
 

@@ -27,7 +27,7 @@ EVERYTHING = {
     "dual_clip": 3.0,
     "value_clip": "none",
     "loss_reduce": "constant",
-    "rollout": RolloutConfig(max_new_tokens=10),
+    "rollout": RolloutConfig(max_new_tokens=10, temperature=0.7),
 }
 """Every term of the losses that is off by default."""
 

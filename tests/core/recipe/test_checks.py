@@ -131,8 +131,8 @@ GROUP = {"advantage": "group", "rollout": RolloutConfig(samples_per_prompt=4)}
     ("recipe", "key", "words"),
     [
         (changed(BANDIT, ppo={"action": "segment"}), "action", "one action"),
-        (changed(GOOD, ppo={"advantage": "group"}), "samples_per_prompt", "2 or more"),
-        (changed(GOOD, ppo={"advantage": "rloo"}), "samples_per_prompt", "2 or more"),
+        (changed(GOOD, ppo={"advantage": "group"}), "rollout.samples_per_prompt", "2 or more"),
+        (changed(GOOD, ppo={"advantage": "rloo"}), "rollout.samples_per_prompt", "2 or more"),
         (changed(GOOD, ppo={**GROUP, "critic_warmup": 3}), "critic_warmup", "no critic"),
         (changed(GOOD, ppo={**GROUP, "critic_init": "reward_model"}), "critic_init", "no critic"),
         (changed(GOOD, ppo={**GROUP, "save_critic": True}), "save_critic", "no critic"),

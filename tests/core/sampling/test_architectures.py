@@ -29,6 +29,7 @@ from transformers import (
 
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models import load_checks
 from denserl_cli.core.models.causal_lm import load_causal_lm, response_logprobs
 from denserl_cli.core.recipe.schema import ModelConfig
 from denserl_cli.core.sampling.base import Sampling
@@ -142,6 +143,7 @@ def test_a_model_that_cannot_be_sampled_from_is_refused_at_load(tmp_path: Path):
 def test_a_cache_that_forgets_or_raises_is_refused_at_load(tmp_path: Path, monkeypatch):
     model = saved(ARCHITECTURES["mistral"](), tmp_path)
     load_causal_lm(model, trained=False)
+    monkeypatch.setattr(load_checks, "_PASSED", set())
     from transformers import DynamicCache
 
     whole = DynamicCache.update
