@@ -57,6 +57,7 @@ def clipped_policy_loss(
     *,
     clip: float | None,
     reduce: Reduce = "sequence",
+    weights: Tensor | None = None,
 ) -> LossOutput:
     """PPO's pessimistic surrogate -min(r A, clamp(r, 1 ± clip) A), r = π / π_old.
 
@@ -67,6 +68,7 @@ def clipped_policy_loss(
         response_mask: (B, T) bool.
         clip: How far the ratio may leave 1; None does not clip it.
         reduce: As in `masked_mean`.
+        weights: (B, T), factors of each token's term, such as `importance_weights`; None: 1.
 
     Returns:
         The loss, and metrics over all tokens: clip_fraction (share with |r - 1| > clip), approx_kl
@@ -80,6 +82,8 @@ def clipped_policy_loss(
     advantages = advantages.masked_fill(~response_mask, 0)
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    if weights is not None:
+        surrogate = surrogate * weights
     with torch.no_grad():
         clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
         metrics = {
