@@ -161,13 +161,15 @@ def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
         "normalizer": {"pairs": 100},
         "ppo": {
             "iterations": asked.iterations,
-            "rollout_batch_size": ROLLOUT,
-            "rollout_micro_batch_size": ROLLOUT,
+            "rollout": {
+                "batch_size": ROLLOUT,
+                "micro_batch_size": ROLLOUT,
+                "max_new_tokens": asked.tokens,
+            },
             "train_batch_size": TRAIN,
             "micro_batch_size": MICRO,
             "epochs": EPOCHS,
             "max_prompt_length": PROMPT,
-            "max_new_tokens": asked.tokens,
             "actor_learning_rate": LEARNING_RATE,
             "critic_learning_rate": LEARNING_RATE,
         },

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from denserl_cli.core.ppo.sampling import Sampling, noise, sample
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     ContinuousBatchingConfig,
@@ -26,8 +27,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-
-from denserl_cli.core.ppo.sampling import Sampling, noise, sample
 
 VOCABULARY, MEDIAN, SIGMA = 32_064, 30, 0.9
 

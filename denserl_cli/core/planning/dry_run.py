@@ -79,8 +79,8 @@ def _fit(recipe: Recipe, work: Workload) -> list[str]:
 
 def _ppo(recipe: Recipe, work: Workload) -> list[str]:
     ppo, rows = recipe.ppo, work.rows
-    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
-    sampled = f"{ppo.rollout_batch_size} prompts × {ppo.samples_per_prompt} samples"
+    responses = ppo.rollout.batch_size * ppo.rollout.samples_per_prompt
+    sampled = f"{ppo.rollout.batch_size} prompts × {ppo.rollout.samples_per_prompt} samples"
     each = responses // work.batch
     prompts = f"prompts: {UNKNOWN}"
     if rows is not None:
@@ -88,7 +88,7 @@ def _ppo(recipe: Recipe, work: Workload) -> list[str]:
     return [
         prompts,
         f"responses per iteration: {sampled} = {responses}, "
-        f"up to {ppo.rollout_micro_batch_size} at a time on a rank",
+        f"up to {ppo.rollout.micro_batch_size} at a time on a rank",
         _batch("responses per step", work),
         f"steps per iteration: {ppo.epochs} epochs × {each} = {ppo.epochs * each}",
         *_iterations(recipe, work, work.steps),
@@ -102,7 +102,7 @@ def _iterations(recipe: Recipe, work: Workload, steps: Steps | None) -> list[str
     ppo, how = recipe.ppo, "ppo.iterations"
     if ppo.iterations is None and work.rows is not None:
         passes = f"{work.rows.train:,} prompts × {ppo.passes:g} passes"
-        how = f"{passes} / {ppo.rollout_batch_size}, if every row is usable"
+        how = f"{passes} / {ppo.rollout.batch_size}, if every row is usable"
     return [
         f"iterations: {steps.batches:,} = {how}",
         f"optimizer steps: {steps.batches:,} × {steps.per_batch} = {steps.total:,}",

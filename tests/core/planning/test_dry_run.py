@@ -16,6 +16,7 @@ from denserl_cli.core.recipe.schema import (
     Recipe,
     RecordedConfig,
     RewardModelConfig,
+    RolloutConfig,
     SegmentationConfig,
     Source,
 )
@@ -28,7 +29,9 @@ RECIPE = Recipe(
     segmentation=SegmentationConfig(cutoff=1.0),
     data=DataConfig(preferences=HUB, prompts=HUB),
     reward_model=RewardModelConfig(batch_size=128, micro_batch_size=8),
-    ppo=PPOConfig(rollout_batch_size=64, samples_per_prompt=4, train_batch_size=32, epochs=2),
+    ppo=PPOConfig(
+        rollout=RolloutConfig(batch_size=64, samples_per_prompt=4), train_batch_size=32, epochs=2
+    ),
 )
 UNKNOWN = "known when the data is read"
 

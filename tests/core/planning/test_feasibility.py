@@ -75,7 +75,7 @@ def write(file: Path) -> str:
         "model: {path: org/llama}\nsegmentation: {cutoff: 2}\n"
         "data: {preferences: org/pairs, prompts: org/prompts}\n"
         "reward_model: {micro_batch_size: 4}\n"
-        "ppo: {micro_batch_size: 2, rollout_micro_batch_size: 4}\n"
+        "ppo: {micro_batch_size: 2, rollout: {micro_batch_size: 4}}\n"
         f"recorded: {facts}\n".replace("True", "true").replace("False", "false")
     )
     return str(file)

@@ -8,8 +8,8 @@ import torch
 
 from denserl_cli.core.engine.frozen import OffloadedModel
 from denserl_cli.core.ppo.rollout import Collector, Rollout, evaluating
-from denserl_cli.core.ppo.sampling import Response, Sampling, noise
 from denserl_cli.core.recipe.schema import SegmentationConfig
+from denserl_cli.core.sampling.base import Response, Sampling
 from denserl_cli.core.scoring.scorer import Scorer
 from tests import tiny
 from tests.core.ppo.conftest import PROMPTS
@@ -20,8 +20,10 @@ CUTOFF = 2.0
 
 
 def collector(micro_batch_size: int = 2, sampling: Sampling = SAMPLING) -> Collector:
+    policy = tiny.causal_lm(0)
     return Collector(
-        policy=tiny.frozen(tiny.causal_lm(0)),
+        sampler=tiny.sampler(policy, rows=micro_batch_size),
+        policy=tiny.frozen(policy),
         critic=tiny.frozen(tiny.scalar_model(1)),
         scorer=Scorer(
             SegmentationConfig(cutoff=CUTOFF),
@@ -52,11 +54,14 @@ def test_offloaded_models_are_on_the_device_only_while_they_score(collected: Rol
         setattr(made.scorer, name, OffloadedModel(whole, torch.float32, cpu))
     weight = made.scorer.reward_model.model.score.weight
     kept = weight.data_ptr()
-    for name in ("sample", "score"):
-        real = getattr(made, name)
-        monkeypatch.setattr(
-            made, name, lambda *a, real=real: (seen.append(weight.data_ptr() == kept), real(*a))[1]
-        )
+    for owner, name in ((made.sampler, "sample"), (made, "score")):
+        real = getattr(owner, name)
+
+        def watched(*args, real=real, **options):
+            seen.append(weight.data_ptr() == kept)
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
     again = made.collect(PROMPTS, KEYS)
     assert seen == [True, False] and weight.data_ptr() == kept
     assert torch.equal(again.token_values, collected.token_values)
@@ -147,14 +152,15 @@ def test_the_micro_batch_size_does_not_matter(size: int, collected: Rollout):
 
 
 def test_every_response_has_the_noise_of_its_key(collect: Collector, collected: Rollout):
-    (alone,) = collect.sample(PROMPTS[3:4], KEYS[3:4])
+    (alone,) = collect.sampler.sample(PROMPTS[3:4], KEYS[3:4], SAMPLING)
     assert alone.ids.tolist() == collected.responses[3].tolist()
-    assert not torch.equal(noise(KEYS[3:4], 4), noise(KEYS[:1], 4))
 
 
 def test_a_truncated_response_ends_its_last_segment_on_its_last_token(collect: Collector):
     ids = np.array([3, 4, 6], np.int32)
-    scored = collect.score(PROMPTS[:2], [Response(ids, True), Response(ids, False)])
+    certain = np.zeros(3, np.float32)
+    responses = [Response(ids, ended, certain) for ended in (True, False)]
+    scored = collect.score(PROMPTS[:2], responses)
     assert scored.ends[0, 1:].tolist() == [True, False]
     assert scored.ends[1, 2].item() is True
     assert scored.response_mask.all()
