@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from denserl_cli.core.ppo.importance import mismatch_metrics
 from denserl_cli.core.ppo.metrics import (
     explained_variance,
     reward_metrics,
@@ -56,6 +57,7 @@ class Evaluator:
             true_reward: The task's true reward; None where it is not known.
         """
         self.aggregate, self.log_samples = recipe.reward_model.aggregate, recipe.run.log_samples
+        self.rollout = recipe.ppo.rollout
         self.samples_per_prompt = recipe.ppo.eval_samples
         self.collector, self.sources, self.prompts = collector, sources, prompts
         self.tokenizer, self.true_reward = tokenizer, true_reward
@@ -84,6 +86,7 @@ class Evaluator:
                 rollout.values, returns, rollout.response_mask
             ),
         }
+        tensors |= self._mismatch(rollout)
         metrics = to_numbers(tensors) | self._true_reward(prompts, rollout)
         shown = self._samples(prompts, rollout, rewards)
         return Described(metrics | {"responses": len(rollout.responses)}, shown)
@@ -108,6 +111,19 @@ class Evaluator:
         totals = {} if functions is None else functions.totals
         means = {name: values.mean() for name, values in totals.items()}
         return means | rollout_metrics(rollout, self.aggregate)
+
+    def _mismatch(self, rollout: Rollout) -> dict[str, Tensor]:
+        """How far sampler and trainer are apart, unless they are the same by construction."""
+        level, sampled = self.rollout.correction, rollout.sampled_logprobs
+        if sampled is None or (level == "none" and self.collector.sampler.exact):
+            return {}
+        return mismatch_metrics(
+            rollout.logprobs,
+            sampled,
+            rollout.response_mask,
+            level=level,
+            cap=self.rollout.importance_cap,
+        )
 
     def _samples(
         self, prompts: PromptBatch, rollout: Rollout, rewards: Tensor, every: int = 1

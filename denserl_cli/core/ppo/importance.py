@@ -75,9 +75,7 @@ def mismatch_metrics(
     ratio = _log_ratio(logprobs, behaviour_logprobs, response_mask)
     tokens = response_mask.sum().clamp(min=1)
     metrics = {"mismatch_kl": -ratio.sum() / tokens}
-    weights = importance_weights(
-        logprobs, behaviour_logprobs, response_mask, level=level, cap=cap
-    )
+    weights = importance_weights(logprobs, behaviour_logprobs, response_mask, level=level, cap=cap)
     if weights is not None:
         capped = (weights >= cap * (1 - 1e-6)) & response_mask
         metrics |= {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.models.causal_lm import response_logprobs
@@ -42,6 +43,8 @@ class Rollout(NamedTuple):
         values: The critic's, in the state before each token.
         token_values: The reward model's at each token; None without one.
         ends: bool, of the segments.
+        sampled_logprobs: Nats, under the distribution that each token was drawn from; None where
+            the sampler's are not known.
     """
 
     prompts: list[np.ndarray]
@@ -55,6 +58,7 @@ class Rollout(NamedTuple):
     values: Tensor
     token_values: Tensor | None
     ends: Tensor
+    sampled_logprobs: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -127,6 +131,9 @@ class Collector:
         columns = {name: torch.zeros(shape, device=self.device) for name in names}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
+        sampled = pad_sequence(
+            [torch.from_numpy(response.logprobs) for response in responses], batch_first=True
+        )
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
         parts = micro_batches(lengths, np.arange(len(lengths)), self.micro_batch_size)
         for part, counts in shard_micro_batches(parts):
@@ -166,6 +173,7 @@ class Collector:
             response_mask=mask,
             ends=ends,
             token_values=columns.pop("token_values", None),
+            sampled_logprobs=sampled.to(self.device),
             **columns,
         )
 

@@ -14,6 +14,7 @@ from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micr
 from denserl_cli.core.engine.base import step
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
+from denserl_cli.core.ppo.importance import importance_weights
 from denserl_cli.core.ppo.losses import LossOutput, clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.system.distributed import all_reduce_sum, max_over_ranks, shard_micro_batches
 
@@ -130,6 +131,7 @@ class Updater:
                 mask,
                 clip=settings.policy_clip,
                 reduce=settings.loss_reduce,
+                weights=self.weights(rollout, part, mask),
             )
             self.actor.backward(policy_loss.loss * weight, last=last)
             _add(total, "policy", policy_loss, weight, tokens)
@@ -138,6 +140,18 @@ class Updater:
         for name, norm in zip(engines, step(*engines.values()), strict=True):
             total[f"{name}_gradient_norm"] = norm
         return total
+
+    def weights(self, rollout: Rollout, part: np.ndarray, mask: Tensor) -> Tensor | None:
+        """Importance weights of some rows, (B, T); None where nothing is to be corrected."""
+        if rollout.sampled_logprobs is None:
+            return None
+        return importance_weights(
+            _window(rollout.logprobs, part, mask),
+            _window(rollout.sampled_logprobs, part, mask),
+            mask,
+            level=self.settings.rollout.correction,
+            cap=self.settings.rollout.importance_cap,
+        )
 
     def collate(self, rollout: Rollout, part: np.ndarray) -> SequenceBatch:
         """The prompts and responses of some rows as one batch."""

@@ -41,6 +41,7 @@ def resolved(recipe: Recipe) -> Recipe:
             interpolation=interpolation,
             value_clip=value_clip,
             reward_model_weight=recipe.ppo.learned_weight,
+            rollout=replace(recipe.ppo.rollout, importance=recipe.ppo.rollout.correction),
         ),
         published=_published_at_home(recipe.published),
     )

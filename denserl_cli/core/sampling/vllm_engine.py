@@ -44,13 +44,12 @@ TOLERANCE = {torch.float32: 1e-3}
 _ROUGH = 0.5
 
 
-def check_vllm(settings: RolloutConfig, *, max_length: int, float32: bool) -> None:
+def check_vllm(settings: RolloutConfig, *, max_length: int) -> None:
     """See, before a model is loaded, that the vLLM which a recipe asks for is there and fits.
 
     Args:
         settings: Of the recipe.
         max_length: The most tokens of a prompt and its response.
-        float32: Whether the policy computes in float32.
 
     Raises:
         DenserlError: It is not, or does not.
@@ -80,8 +79,8 @@ def _refuse_unfit(settings: RolloutConfig, facts: ServerFacts, max_length: int) 
     if facts.backend not in ("nccl", BACKEND):
         wrong.append(
             f"it takes new weights by {facts.backend or 'nothing'}: start it with "
-            "--weight-transfer-config '{\"backend\": \"nccl\"}', or "
-            f"'{{\"backend\": \"{BACKEND}\"}}' where neither side has a GPU"
+            '--weight-transfer-config \'{"backend": "nccl"}\', or '
+            f'\'{{"backend": "{BACKEND}"}}\' where neither side has a GPU'
         )
     if facts.backend == "nccl" and not torch.cuda.is_available():
         wrong.append("it takes new weights by NCCL, and this process has no GPU")

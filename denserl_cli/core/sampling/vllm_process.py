@@ -31,7 +31,16 @@ ROWS = 256
 """Responses side by side where the recipe does not say."""
 _BLOCK = 128
 """Tokens of the cache that vLLM hands out together, at most."""
-_NOT_INHERITED = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "OMP_")
+_NOT_INHERITED = (
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_",
+    "LOCAL_",
+    "GROUP_",
+    "ROLE_",
+    "TORCHELASTIC_",
+    "OMP_",
+)
 """Beginnings of variables that are about this process and its job, not about a child's."""
 
 
@@ -96,7 +105,9 @@ class VllmProcess:
         until = time.monotonic() + START_SECONDS
         while not (socket.exists() and self._answers()):
             if self.process.poll() is not None:
-                raise DenserlError(f"vLLM did not start: {self.cause()}", hint=_remedy(self.cause()))
+                raise DenserlError(
+                    f"vLLM did not start: {self.cause()}", hint=_remedy(self.cause())
+                )
             if time.monotonic() > until:
                 raise DenserlError(
                     f"vLLM did not start within {START_SECONDS:.0f} seconds: {self.cause()}",
@@ -114,7 +125,9 @@ class VllmProcess:
     def cause(self) -> str:
         """The first error in the server's log, or its last line."""
         text = self.log.read_text(errors="replace")
-        lines = [re.sub(r"^\(.*?pid=\d+\)\s*(ERROR.*?\]\s?)?", "", line) for line in text.splitlines()]
+        lines = [
+            re.sub(r"^\(.*?pid=\d+\)\s*(ERROR.*?\]\s?)?", "", line) for line in text.splitlines()
+        ]
         errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
         told = [line for line in errors if "root cause" not in line]
         shown = told or errors or [line for line in lines if line.strip()][-1:]

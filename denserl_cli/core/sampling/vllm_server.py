@@ -202,7 +202,9 @@ class Server:
         if "://" not in self.address:
             return _SocketConnection(self.address, wait)
         parts = urlsplit(self.address)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
         return kind(parts.hostname or "", parts.port, timeout=wait)
 
     def _version(self) -> str:
@@ -228,7 +230,7 @@ class Server:
 
 _START = (
     "start it with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out "
-    "--logprobs-mode processed_logprobs --weight-transfer-config '{\"backend\": \"nccl\"}' "
+    '--logprobs-mode processed_logprobs --weight-transfer-config \'{"backend": "nccl"}\' '
     "(docs/rollouts.md)"
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -64,15 +65,19 @@ def _weights(model: Any) -> list[_Weight]:
     for name, weight in model.named_parameters(remove_duplicate=False):
         layer, _, kind = name.partition(".base_layer.")
         if layer in adapted and kind == "weight":
-            found.append(_Weight(f"{layer}.weight", weight, lambda m=adapted[layer]: _merged(m)))
+            found.append(_Weight(f"{layer}.weight", weight, partial(_merged, adapted[layer])))
         elif layer in adapted and kind:
-            found.append(_Weight(f"{layer}.{kind}", weight, lambda w=weight: w))
+            found.append(_Weight(f"{layer}.{kind}", weight, partial(_as_it_is, weight)))
         elif not any(part.startswith("lora_") for part in name.split(".")):
-            found.append(_Weight(name, weight, lambda w=weight: w))
+            found.append(_Weight(name, weight, partial(_as_it_is, weight)))
     for name, buffer in model.named_buffers():
         if name in lasting:
-            found.append(_Weight(name, buffer, lambda b=buffer: b))
+            found.append(_Weight(name, buffer, partial(_as_it_is, buffer)))
     return found
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _merged(layer: Any) -> Tensor:
