@@ -86,5 +86,5 @@ def mismatch_metrics(
 
 
 def _log_ratio(logprobs: Tensor, behaviour_logprobs: Tensor, response_mask: Tensor) -> Tensor:
-    """log π_old - log μ, 0 where masked: (R, T)."""
+    """Log π_old - log μ, 0 where masked: (R, T)."""
     return (at_least_float32(logprobs) - behaviour_logprobs).masked_fill(~response_mask, 0)

@@ -125,9 +125,8 @@ class VllmProcess:
     def cause(self) -> str:
         """The first error in the server's log, or its last line."""
         text = self.log.read_text(errors="replace")
-        lines = [
-            re.sub(r"^\(.*?pid=\d+\)\s*(ERROR.*?\]\s?)?", "", line) for line in text.splitlines()
-        ]
+        prefix = re.compile(r"^\(.*?pid=\d+\)\s*(ERROR.*?\]\s?)?")
+        lines = [prefix.sub("", line) for line in text.splitlines()]
         errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
         told = [line for line in errors if "root cause" not in line]
         shown = told or errors or [line for line in lines if line.strip()][-1:]
