@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
@@ -44,7 +44,7 @@ def weight_buckets(
 
     model = policy.model
     for weights in _grouped(_weights(model), limit // dtype.itemsize):
-        with _in_place(policy, [weight.parameter for weight in weights]):
+        with _in_place([weight.parameter for weight in weights]):
             bucket = {
                 weight.name: weight.value().detach().to(dtype, copy=True) for weight in weights
             }
@@ -105,9 +105,9 @@ def _grouped(weights: list[_Weight], limit: int) -> Iterator[list[_Weight]]:
         yield group
 
 
-def _in_place(policy: Any, weights: list[Tensor]) -> AbstractContextManager[Any]:
+def _in_place(weights: list[Any]) -> AbstractContextManager[Any]:
     """Weights that ZeRO 3 has sharded, gathered on every process; otherwise they are there."""
-    sharded = [w for w in weights if isinstance(w, nn.Parameter) and hasattr(w, "ds_id")]
+    sharded = list({w.ds_id: w for w in weights if hasattr(w, "ds_id")}.values())
     if not sharded:
         return nullcontext()
     import deepspeed
