@@ -131,6 +131,7 @@ class VllmSampling:
         """Find or start the server, and agree on how weights travel."""
         self.sends = settings.server is None or is_main_process()
         if settings.server is None:
+            refuse_absent_vllm()
             self.process = VllmProcess(
                 settings, self.policy.model.config, dtype=self.dtype, max_length=max_length
             )

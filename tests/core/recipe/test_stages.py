@@ -40,6 +40,8 @@ def test_the_stages_of_training_are_in_the_order_in_which_they_run():
 def test_what_may_change_is_read_by_some_stage_and_decides_about_memory():
     assert CHANGEABLE == (
         "model.gradient_checkpointing",
+        "ppo.rollout.server",
+        "ppo.rollout.memory_share",
         "reward_model.micro_batch_size",
         "normalizer.batch_size",
         "ppo.micro_batch_size",
