@@ -125,34 +125,36 @@ class VllmSampling:
         self.job, self.updates = uuid.uuid4().hex[:8], 0
         self.stale, self.sleeps, self.probed = True, False, False
         self.asleep = False
-        _everywhere(lambda: self._connect(settings, max_length))
+        start = self._start if settings.server is None else self._meet
+        _everywhere(lambda: start(settings, max_length))
 
-    def _connect(self, settings: RolloutConfig, max_length: int) -> None:
-        """Find or start the server, and agree on how weights travel."""
-        self.sends = settings.server is None or is_main_process()
-        if settings.server is None:
-            refuse_absent_vllm()
-            self.process = VllmProcess(
-                settings, self.policy.model.config, dtype=self.dtype, max_length=max_length
-            )
-            self.server = self.process.server
-            self.sleeps = self.policy.device.type == "cuda"
-        else:
-            self.server = Server(settings.server)
+    def _start(self, settings: RolloutConfig, max_length: int) -> None:
+        """Start a vLLM of this process's own, of the policy's configuration."""
+        refuse_absent_vllm()
+        config = self.policy.model.config
+        self.process = VllmProcess(settings, config, dtype=self.dtype, max_length=max_length)
+        self.server, self.sends = self.process.server, True
+        self.served, self.same_type = f"the policy's own {config.model_type}", True
+        self.sleeps = self.policy.device.type == "cuda"
+        self.transfer: WeightTransfer = self._files()
+        if self.sleeps:
+            self.transfer = IpcTransfer(self.server.post)
+        self.transfer.connect()
+
+    def _meet(self, settings: RolloutConfig, max_length: int) -> None:
+        """Find the server that the settings name, and agree on how weights travel."""
+        self.server, self.sends = Server(settings.server or ""), is_main_process()
         facts = self.server.facts()
-        if settings.server is not None:
-            _refuse_unfit(settings, facts, max_length)
-        self.same_type = facts.dtype == str(self.dtype).removeprefix("torch.")
+        _refuse_unfit(settings, facts, max_length)
         self.served = facts.model
-        self.transfer = self._transfer(facts)
+        self.same_type = facts.dtype == str(self.dtype).removeprefix("torch.")
+        self.transfer = self._files()
+        if facts.backend == "nccl":
+            self.transfer = NcclTransfer(self.server.post, facts.workers)
         if self.sends:
             self.transfer.connect()
 
-    def _transfer(self, facts: ServerFacts) -> WeightTransfer:
-        if facts.backend == "ipc":
-            return IpcTransfer(self.server.post)
-        if facts.backend == "nccl":
-            return NcclTransfer(self.server.post, facts.workers)
+    def _files(self) -> FileTransfer:
         return FileTransfer(self.server.post, Path(self.files.name))
 
     @property
@@ -210,7 +212,7 @@ class VllmSampling:
                     self.transfer.send(bucket)
                 except DenserlError as error:
                     failure = error  # the others are gathering: go through the rest with them
-        _agree(failure if failure is None else self._refused(failure))
+        _agree(self._refused(failure) if isinstance(failure, ServerRefusal) else failure)
         _everywhere(self._finish)
         self.stale = self.asleep = False
 
@@ -241,8 +243,8 @@ class VllmSampling:
         if not self.server.post("/reset_prefix_cache", {})["success"]:
             raise self.server.lost("did not empty its prefix cache: other requests are running")
 
-    def _refused(self, error: DenserlError) -> DenserlError:
-        return DenserlError(
+    def _refused(self, error: ServerRefusal) -> ServiceError:
+        return ServiceError(
             f"vLLM did not take the policy's weights: {error.message}",
             hint=f"it serves {self.served}: start it with the recipe's model; where that is so, "
             "vLLM does not know this architecture: set ppo.rollout.engine=torch",

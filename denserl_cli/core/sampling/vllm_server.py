@@ -116,18 +116,17 @@ class Server:
             ServiceError: The server is gone, fails, or has other weights.
         """
         found: list[Response | None] = [None] * len(requests)
-        with ThreadPoolExecutor(max(1, min(AT_ONCE, len(requests)))) as pool:
+        pool = ThreadPoolExecutor(max(1, min(AT_ONCE, len(requests))))
+        try:
             asked = {
                 pool.submit(self._generate, request, sampling, version): place
                 for place, request in enumerate(requests)
             }
-            try:
-                for answer in as_completed(asked):
-                    found[asked[answer]] = answer.result()
-                    progress(1)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for answer in as_completed(asked):
+                found[asked[answer]] = answer.result()
+                progress(1)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         return [response for response in found if response is not None]
 
     def _generate(self, request: Request, sampling: Sampling, version: str) -> Response:
