@@ -21,7 +21,7 @@ from denserl_cli.core.errors import DenserlError, ServiceError
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.sampling.base import Progress, Request, Response, Sampling
 from denserl_cli.core.sampling.vllm_plugin import BACKEND
-from denserl_cli.core.sampling.vllm_process import VllmProcess, refuse_absent_vllm
+from denserl_cli.core.sampling.vllm_process import VllmProcess, refuse_absent_vllm, remedy
 from denserl_cli.core.sampling.vllm_server import Server, ServerFacts, ServerRefusal
 from denserl_cli.core.sampling.vllm_transfer import (
     FileTransfer,
@@ -193,7 +193,15 @@ class VllmSampling:
     def _generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress
     ) -> list[Response]:
-        return self.server.generate(requests, sampling, self.version, progress)
+        try:
+            return self.server.generate(requests, sampling, self.version, progress)
+        except ServiceError as error:
+            if self.process is None:
+                raise
+            cause = self.process.cause()
+            raise ServiceError(
+                f"the vLLM of this process failed: {cause}", hint=remedy(cause)
+            ) from error
 
     def _sleep(self) -> None:
         """Give the GPU's memory back; the weights come from the policy again."""

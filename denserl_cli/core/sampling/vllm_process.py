@@ -31,6 +31,8 @@ ROWS = 256
 """Responses side by side where the recipe does not say."""
 _BLOCK = 128
 """Tokens of the cache that vLLM hands out together, at most."""
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b.*?: ")
+"""The last line of a traceback."""
 _NOT_INHERITED = (
     "RANK",
     "WORLD_SIZE",
@@ -105,9 +107,7 @@ class VllmProcess:
         until = time.monotonic() + START_SECONDS
         while not (socket.exists() and self._answers()):
             if self.process.poll() is not None:
-                raise DenserlError(
-                    f"vLLM did not start: {self.cause()}", hint=_remedy(self.cause())
-                )
+                raise DenserlError(f"vLLM did not start: {self.cause()}", hint=remedy(self.cause()))
             if time.monotonic() > until:
                 raise DenserlError(
                     f"vLLM did not start within {START_SECONDS:.0f} seconds: {self.cause()}",
@@ -126,11 +126,16 @@ class VllmProcess:
         """The first error in the server's log, or its last line."""
         text = self.log.read_text(errors="replace")
         prefix = re.compile(r"^\(.*?pid=\d+\)\s*(ERROR.*?\]\s?)?")
-        lines = [prefix.sub("", line) for line in text.splitlines()]
-        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
-        told = [line for line in errors if "root cause" not in line]
-        shown = told or errors or [line for line in lines if line.strip()][-1:]
-        return shown[0].strip()[:600] if shown else "it said nothing"
+        lines = [prefix.sub("", line).strip() for line in text.splitlines()]
+        lines = [line for line in lines if line]
+        errors = [at for at, line in enumerate(lines) if _ERROR.match(line)]
+        told = [at for at in errors if "root cause" not in lines[at]] or errors
+        if not told:
+            return lines[-1][:600] if lines else "it said nothing"
+        first = lines[told[0]]
+        if "validation error" in first:  # pydantic's: what is wrong is on the next line
+            first = " ".join(lines[told[0] + 1 : told[0] + 2]) or first
+        return first[:600]
 
     def close(self) -> None:
         """End the server and remove its files."""
@@ -228,7 +233,7 @@ def _environment() -> dict[str, str]:
     return made
 
 
-def _remedy(cause: str) -> str:
+def remedy(cause: str) -> str:
     """What to change, by what vLLM says."""
     said = cause.lower()
     if "max_model_len" in said or "max model len" in said:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.engine.frozen import LocalModel
@@ -242,15 +242,24 @@ def test_a_tied_head_follows_the_embedding(tmp_path: Path):
         engine.close()
 
 
-def test_what_vllm_says_when_it_does_not_start():
-    config = tiny.config(hidden=32)  # a head size of 16
-    with pytest.raises(DenserlError, match=r"vLLM did not start: .*16") as caught:
-        VllmProcess(
-            RolloutConfig(engine="vllm", memory_share=0.05),
-            config,
-            dtype=torch.float32,
-            max_length=64,
-        )
+def test_a_policy_that_vllm_does_not_know():
+    config = OpenAIGPTConfig(vocab_size=32, n_positions=64, n_embd=64, n_layer=1, n_head=2)
+    config.architectures = ["OpenAIGPTLMHeadModel"]
+    settings = RolloutConfig(engine="vllm", memory_share=0.05)
+    with pytest.raises(DenserlError, match=r"vLLM did not start: .*OpenAIGPT") as caught:
+        VllmProcess(settings, config, dtype=torch.float32, max_length=64)
+    assert "ppo.rollout.engine=torch" in (caught.value.hint or "")
+
+
+def test_what_vllm_says_when_it_fails():
+    held = tiny.frozen(tiny.causal_lm(hidden=32))  # a head size of 16
+    settings = RolloutConfig(engine="vllm", memory_share=0.05)
+    engine = VllmSampling(held, settings, pad_id=0, max_length=64)
+    try:
+        with pytest.raises(ServiceError, match=r"failed: .*(16|head)") as caught:
+            engine.sample(requests()[1:2], Sampling(4, ()), lambda count: None)
+    finally:
+        engine.close()
     assert "ppo.rollout.engine=torch" in (caught.value.hint or "")
 
 
@@ -318,14 +327,17 @@ def test_another_model_and_a_death(run: Path, tmp_path: Path):
     """A server with another vocabulary refuses the weights; one that dies ends the sampling."""
     other = tiny.causal_lm(vocabulary=64, hidden=64)
     other.save_pretrained(tmp_path / "other")
-    with served(tmp_path / "other", tmp_path / "log") as (address, process):
+    with served(tmp_path / "other", tmp_path / "log", **{"max-model-len": "256"}) as (
+        address,
+        process,
+    ):
         held = policy(run)
         chosen = RolloutConfig(engine="vllm", server=address)
-        engine = VllmSampling(held, chosen, pad_id=0, max_length=LENGTH)
+        engine = VllmSampling(held, chosen, pad_id=0, max_length=256)
         with pytest.raises(DenserlError, match="did not take the policy's weights") as caught:
             engine.sample(requests(), Sampling(4, ()), lambda count: None)
         assert str(tmp_path / "other") in (caught.value.hint or "")
-        own = VllmSampling(tiny.frozen(other), chosen, pad_id=0, max_length=LENGTH)
+        own = VllmSampling(tiny.frozen(other), chosen, pad_id=0, max_length=256)
         end(process)
         with pytest.raises(ServiceError, match="does not answer"):
             own.sample(requests(), Sampling(4, ()), lambda count: None)

@@ -171,6 +171,12 @@ def test_the_cause_of_a_failed_start_is_found_in_the_log(tmp_path: Path):
         "(APIServer pid=8) RuntimeError: Engine core initialization failed. See root cause above.\n"
     )
     assert process.cause() == "ValueError: Head size 16 is not it"
+    process.log.write_text(
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, User-specified max_model_len (512) is greater than 256\n"
+    )
+    assert "max_model_len (512)" in process.cause()
+    assert "ppo.max_prompt_length" in vllm_process.remedy(process.cause())
 
 
 # weights
