@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pickle
 import signal
@@ -31,8 +32,9 @@ from denserl_cli.core.sampling.vllm_engine import VllmSampling, check_vllm
 from denserl_cli.core.sampling.vllm_server import Server, seed_of
 from denserl_cli.core.sampling.vllm_transfer import FileTransfer, IpcTransfer, NcclTransfer
 from denserl_cli.core.sampling.vllm_weights import weight_buckets
-from tests import tiny
+from tests import ROOT, tiny
 from tests.core.sampling.vllm_fakes import FakeVllm, fake_vllm
+from tests.core.sampling.vllm_worker import NoProbe
 from tests.core.stages.test_train_ppo import copied, outcome, train
 
 SAMPLING = Sampling(max_new_tokens=8, stop_ids=(5,), temperature=0.7, top_p=0.9)
@@ -315,13 +317,6 @@ def test_ipc_sends_a_handle_for_each_weight(monkeypatch: pytest.MonkeyPatch):
 # the engine
 
 
-class NoProbe(VllmSampling):
-    """For a server without a model."""
-
-    def _probe(self) -> None:
-        pass
-
-
 def engine(fake: FakeVllm, **fields: Any) -> VllmSampling:
     policy = tiny.frozen(tiny.causal_lm())
     return NoProbe(policy, settings(fake, **fields), pad_id=0, max_length=40)
@@ -376,6 +371,25 @@ def test_a_server_with_another_model_is_found_out(fake: FakeVllm):
     with pytest.raises(DenserlError, match="do not compute the same") as caught:
         sampling.sample([REQUEST], SAMPLING, ignore)
     assert "some/model" in (caught.value.hint or "")
+
+
+def test_several_processes_sample_from_one_server_and_fail_together(fake: FakeVllm, tmp_path: Path):
+    """One of them sends the weights; an error of one is that of both, and nobody waits for ever."""
+
+    def generate(body: Any) -> Any:
+        long = len(body.get("token_ids", ())) > 3
+        return (500, {"error": {"message": "too long"}}) if long else fake.generate(body)
+
+    fake.answers["/inference/v1/generate"] = generate
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = str(Path(__file__).with_name("vllm_worker.py"))
+    command = [sys.executable, *launcher, worker, fake.address, str(tmp_path / "found")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = [json.loads((tmp_path / f"found-{rank}").read_text()) for rank in range(2)]
+    assert both[0] == both[1] and both[0]["drawn"] == [[7, 8, 5]] * 5
+    assert "too long" in both[0]["failed"]
+    assert [path for path, _ in fake.asked].count("/start_weight_update") == 1
 
 
 # the job around it
