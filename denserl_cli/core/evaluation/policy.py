@@ -190,6 +190,7 @@ class PolicyEvaluator:
             sampling=sampling_of(self.recipe.ppo.rollout, self.chat.stop_ids),
             micro_batch_size=self.recipe.ppo.rollout.micro_batch_size,
             pad_id=self.chat.pad_id,
+            sampled_logprobs=sampler.exact and self.recipe.ppo.rollout.top_p == 1,
         )
         collector.refresh()
         found: list[Metrics] = []

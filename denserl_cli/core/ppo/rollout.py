@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from denserl_cli.core.data.batches import collate_sequences, micro_batches
-from denserl_cli.core.models.causal_lm import response_logprobs
+from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.models.causal_lm import ResponseScores, response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import timed
 from denserl_cli.core.sampling.base import Progress, Response, Sampling
@@ -79,6 +79,7 @@ class Collector:
         sampling: Sampling,
         micro_batch_size: int,
         pad_id: int,
+        sampled_logprobs: bool = False,
     ) -> None:
         """Set up a collector.
 
@@ -90,10 +91,12 @@ class Collector:
             sampling: How tokens are drawn.
             micro_batch_size: Responses that are scored together.
             pad_id: Token that fills batches up.
+            sampled_logprobs: Take the policy's log-probabilities and entropies from the sampler,
+                without a pass of its own.
         """
         self.sampler, self.policy, self.critic, self.scorer = sampler, policy, critic, scorer
         self.sampling, self.micro_batch_size = sampling, micro_batch_size
-        self.pad_id = pad_id
+        self.pad_id, self.sampled_logprobs = pad_id, sampled_logprobs
         self.device = policy.device
         self.seconds: dict[str, float] = {}
         """Wall time of the two phases of the latest rollout."""
@@ -146,7 +149,7 @@ class Collector:
             rows = torch.from_numpy(part).to(self.device)
             temperature = self.sampling.temperature
             scored = self.scorer(batch, terminated[rows], temperature=temperature)
-            policy = self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
+            policy = self._policy_scores(batch, [responses[i] for i in part])
             values = None if self.critic is None else self.critic(token_values, batch, before=True)
             if not counts:
                 continue
@@ -175,6 +178,19 @@ class Collector:
             token_values=columns.pop("token_values", None),
             sampled_logprobs=sampled.to(self.device),
             **columns,
+        )
+
+    def _policy_scores(self, batch: SequenceBatch, responses: Sequence[Response]) -> ResponseScores:
+        """What the policy says about responses: by a pass, or what it said when they were drawn."""
+        if not self.sampled_logprobs:
+            temperature = self.sampling.temperature
+            return self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
+        logprobs = np.concatenate([response.logprobs for response in responses])
+        spread = [response.entropy for response in responses if response.entropy is not None]
+        entropy = np.concatenate(spread) if len(spread) == len(responses) else None
+        return ResponseScores(
+            batch.window(torch.from_numpy(logprobs).to(self.device)),
+            None if entropy is None else batch.window(torch.from_numpy(entropy).to(self.device)),
         )
 
 

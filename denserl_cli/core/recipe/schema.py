@@ -335,6 +335,8 @@ class RolloutConfig:
     """Weights π / μ of the policy loss, μ the sampler's; null: token with vllm or top_p < 1."""
     importance_cap: float = 2.0
     """Largest of these weights."""
+    old_logprobs: Literal["auto", "sampled", "recomputed"] = "auto"
+    """Old log-probabilities: the sampler's, or one more pass; auto: the sampler's where equal."""
 
     @property
     def correction(self) -> Literal["none", "token", "sequence"]:

@@ -40,12 +40,14 @@ class Response(NamedTuple):
 
     ids: (T,) int32, terminator included. terminated: whether it ended by itself. logprobs: (T,)
     float32, in nats, of each token under the distribution that it was drawn from, temperature and
-    top_p applied.
+    top_p applied. entropy: (T,) float32, in nats, of these distributions; None where an engine does
+    not know it.
     """
 
     ids: np.ndarray
     terminated: bool
     logprobs: np.ndarray
+    entropy: np.ndarray | None = None
 
 
 class SamplingEngine(Protocol):

@@ -16,11 +16,13 @@ BLOCK = 256
 class Drawn(NamedTuple):
     """Tokens that were drawn.
 
-    ids: (R,). logprobs: (R,) float32, nats, under the distribution that they were drawn from.
+    ids: (R,). logprobs, entropy: (R,) float32, nats, of the tokens and of the distributions that
+    they were drawn from.
     """
 
     ids: Tensor
     logprobs: Tensor
+    entropy: Tensor
 
 
 def noise(keys: Sequence[Sequence[int]], tokens: int) -> Tensor:
@@ -50,34 +52,44 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -
         top_p: Probability of the likeliest tokens that are drawn from; 1 draws from all.
 
     """
+    logits = logits.float()
     if temperature == 0:
-        ids = logits.float().argmax(-1)
-        return Drawn(ids, torch.zeros(ids.shape, device=ids.device))
-    tempered = logits.float() / temperature
-    probabilities = torch.softmax(tempered, dim=-1)
+        ids = logits.argmax(-1)
+        certain = torch.zeros(ids.shape, device=ids.device)
+        return Drawn(ids, certain, certain)
+    if temperature != 1:
+        logits = logits / temperature
+    probabilities = torch.softmax(logits, dim=-1)
     if top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p
         probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(beyond, 0))
-    ids = _inverted(probabilities, uniform)
-    chosen = tempered.gather(1, ids[:, None])[:, 0]
-    if top_p == 1:
-        return Drawn(ids, chosen - tempered.logsumexp(-1))
-    return Drawn(ids, (probabilities.gather(1, ids[:, None])[:, 0] / probabilities.sum(-1)).log())
+    mass = _block_mass(probabilities)
+    ids = _inverted(probabilities, mass, uniform)
+    total = mass.sum(1)
+    chosen = probabilities.gather(1, ids[:, None])[:, 0] / total
+    logprobs = chosen.log().float()
+    # with p = e^z / Z: log p = z - log Z, H = log Z - sum p z, each over the kept tokens alone
+    mean = torch.linalg.vecdot(probabilities, logits).double() / total
+    drawn = logits.gather(1, ids[:, None])[:, 0].double()
+    return Drawn(ids, logprobs, (drawn - chosen.log() - mean).float())
 
 
-def _inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def _block_mass(probabilities: Tensor) -> Tensor:
+    """The probability of each block of the vocabulary, the last one shorter: (R, N)."""
+    count = probabilities.shape[1] // BLOCK
+    whole = count * BLOCK
+    parts = [probabilities[:, :whole].unflatten(1, (count, BLOCK)), probabilities[:, None, whole:]]
+    return torch.cat([part.sum(-1, dtype=torch.float64) for part in parts], dim=1)
+
+
+def _inverted(probabilities: Tensor, mass: Tensor, uniform: Tensor) -> Tensor:
     """The token at which each row's cumulative distribution passes its uniform number: (R,).
 
     First the block of tokens is found, then the token in it: so one block a row is summed up in
     float64, token by token, and not the whole vocabulary.
     """
-    vocabulary = probabilities.shape[1]
-    count = vocabulary // BLOCK
-    whole = count * BLOCK
-    parts = [probabilities[:, :whole].unflatten(1, (count, BLOCK)), probabilities[:, None, whole:]]
-    mass = torch.cat([part.sum(-1, dtype=torch.float64) for part in parts], dim=1)
-    passed = mass.cumsum(1)
+    vocabulary, passed = probabilities.shape[1], mass.cumsum(1)
     target = _below(uniform.to(mass)[:, None] * passed[:, -1:], passed)
     block = torch.searchsorted(passed, target, right=True)
     block = block.clamp(max=mass.shape[1] - 1)  # NaN logits: the rewards will be NaN and raise

@@ -15,7 +15,7 @@ from denserl_cli.core.system.distributed import all_gather_object, rank, world_s
 if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
     from denserl_cli.core.engine.frozen import LocalModel
-    from denserl_cli.core.recipe.schema import Recipe, RolloutConfig
+    from denserl_cli.core.recipe.schema import PPOConfig, Recipe, RolloutConfig
 
 
 class Sampler:
@@ -102,6 +102,13 @@ def check_sampler(recipe: Recipe) -> None:
     ppo = recipe.ppo
     if ppo.rollout.engine == "vllm":
         check_vllm(ppo.rollout, max_length=ppo.max_prompt_length + ppo.rollout.max_new_tokens)
+
+
+def takes_sampled_logprobs(ppo: PPOConfig, sampler: Sampler) -> bool:
+    """Whether PPO's old log-probabilities are the sampler's, and not those of one more pass."""
+    if ppo.rollout.old_logprobs == "auto":
+        return sampler.exact and ppo.rollout.top_p == 1 and ppo.epochs == 1
+    return ppo.rollout.old_logprobs == "sampled"
 
 
 def sampling_of(rollout: RolloutConfig, stop_ids: tuple[int, ...]) -> Sampling:

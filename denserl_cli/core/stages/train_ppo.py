@@ -25,7 +25,12 @@ from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.stages import TRAIN_PPO
 from denserl_cli.core.runs.stage_session import StageSession
-from denserl_cli.core.sampling.sampler import check_sampler, make_sampler, sampling_of
+from denserl_cli.core.sampling.sampler import (
+    check_sampler,
+    make_sampler,
+    sampling_of,
+    takes_sampled_logprobs,
+)
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
 from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare
@@ -132,19 +137,21 @@ def _models(
         total_steps=steps.total,
     )
     rollout = ppo.rollout
+    sampler = make_sampler(
+        recipe,
+        actor,
+        pad_id=chat.pad_id,
+        max_length=ppo.max_prompt_length + rollout.max_new_tokens,
+    )
     collector = Collector(
-        sampler=make_sampler(
-            recipe,
-            actor,
-            pad_id=chat.pad_id,
-            max_length=ppo.max_prompt_length + rollout.max_new_tokens,
-        ),
+        sampler=sampler,
         policy=actor,
         critic=critic,
         scorer=scorer,
         sampling=sampling_of(rollout, chat.stop_ids),
         micro_batch_size=rollout.micro_batch_size,
         pad_id=chat.pad_id,
+        sampled_logprobs=takes_sampled_logprobs(ppo, sampler),
     )
     updater = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
     return collector, updater
