@@ -11,6 +11,7 @@ from denserl_cli.core.planning.memory_terms import Bytes, Setting, added
 from denserl_cli.core.planning.model_shape import ModelShape
 from denserl_cli.core.recipe.schema import Recipe
 from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM, StageName
+from denserl_cli.core.sampling.limits import PLANNED_ROWS, PROMPT_TOKENS
 
 QUANTIZED = 0.516
 """Bytes of a weight in 4 bits, with its share of the doubly quantised scales."""
@@ -209,20 +210,19 @@ def _train_ppo(
 
 
 def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:
-    """Generation: the whole policy gathered once, the cache at its longest or the prompts' pass."""
-    ppo, rows = recipe.ppo, recipe.ppo.rollout.micro_batch_size
+    """Generation: the whole policy gathered once, the cache, and a pass over prompts beside it."""
+    ppo, rows = recipe.ppo, recipe.ppo.rollout.rows or PLANNED_ROWS
+    read = max(1, min(rows, PROMPT_TOKENS["cuda"] // ppo.max_prompt_length))
     whole = replace(setting, live=policy.weights, prefetch=0)
     gathered = policy.in_a_pass(shape, whole, lora=recipe.lora is not None)
     trained = recipe.lora is None
+    length = ppo.max_prompt_length + ppo.rollout.max_new_tokens
     prompts = added(
-        memory.kv_cache(shape, rows, ppo.max_prompt_length, setting),
-        memory.inference_activations(shape, rows, ppo.max_prompt_length, setting, trained=trained),
+        memory.kv_cache(shape, read, ppo.max_prompt_length, setting),
+        memory.inference_activations(shape, read, ppo.max_prompt_length, setting, trained=trained),
     )
-    whole_cache = memory.kv_cache(
-        shape, rows, ppo.max_prompt_length + ppo.rollout.max_new_tokens, setting
-    )
-    wider = max(prompts, whole_cache, key=memory.total)
-    return added(gathered, wider, memory.drawing(shape, rows))
+    wider = max(prompts, memory.drawing(shape, rows), key=memory.total)
+    return added(gathered, memory.kv_cache(shape, rows, length, setting), wider)
 
 
 def _scoring(

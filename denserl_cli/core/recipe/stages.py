@@ -126,7 +126,7 @@ TRAINING: tuple[StageName, ...] = get_args(StageName)
 """The stages of training, in the order in which they run."""
 CHANGEABLE = (
     "model.gradient_checkpointing",
-    *("ppo.rollout.server", "ppo.rollout.memory_share"),
+    *("ppo.rollout.server", "ppo.rollout.memory_share", "ppo.rollout.rows"),
     *(field for name in TRAINING for field in STAGES[name].micro_batches),
 )
 """Fields that a stage reads and that may change when it is resumed: memory and rounding alone."""

@@ -18,6 +18,7 @@ from denserl_cli.core.sampling.base import Progress, Request, Response, Sampling
 from denserl_cli.core.sampling.cache import STEP, RowCache
 from denserl_cli.core.sampling.decoder import Decoder, weights_in
 from denserl_cli.core.sampling.graphs import Graphs
+from denserl_cli.core.sampling.limits import MOST_ROWS, PROMPT_TOKENS
 from denserl_cli.core.sampling.padded import sample_padded
 from denserl_cli.core.sampling.rows import Rows
 from denserl_cli.core.system.distributed import local_world_size
@@ -26,16 +27,12 @@ if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
     from denserl_cli.core.engine.frozen import LocalModel
 
-MOST_ROWS = 128
-"""Rows where memory is plenty: more make a step longer, and hardly more tokens a second."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that the cache may take where a recipe does not say the rows."""
 PADDED_ROWS = 16
 """Rows of a padded batch."""
 LOOK = {"cpu": 1, "cuda": 16}
 """Tokens between two looks at which rows have ended: on CUDA each one waits for the device."""
-PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of prompts, padding included, that are read in one pass."""
 
 _log = logging.getLogger(__name__)
 

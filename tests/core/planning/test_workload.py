@@ -87,7 +87,7 @@ def test_iterations_of_the_sandbox_follow_from_its_prompts():
 def test_iterations_that_are_set_need_no_rows_but_enough_of_them(recipe: Recipe):
     asked = replace(recipe, recorded=None, ppo=replace(recipe.ppo, iterations=7))
     assert workload(TRAIN_PPO, asked).steps == Steps(7, per_batch=8)
-    with pytest.raises(DenserlError, match=r"1023 rows, ppo\.rollout_batch_size is 1024"):
+    with pytest.raises(DenserlError, match=r"1023 rows, ppo\.rollout\.batch_size is 1024"):
         count_steps(TRAIN_PPO, asked, 1023)
     assert count_steps(TRAIN_PPO, asked, 1024).batches == 7
 

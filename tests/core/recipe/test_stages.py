@@ -42,6 +42,7 @@ def test_what_may_change_is_read_by_some_stage_and_decides_about_memory():
         "model.gradient_checkpointing",
         "ppo.rollout.server",
         "ppo.rollout.memory_share",
+        "ppo.rollout.rows",
         "reward_model.micro_batch_size",
         "normalizer.batch_size",
         "ppo.micro_batch_size",

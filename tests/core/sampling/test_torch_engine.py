@@ -13,8 +13,9 @@ from denserl_cli.core.sampling import torch_engine
 from denserl_cli.core.sampling.base import Response, Sampling
 from denserl_cli.core.sampling.decoder import Decoder, Head
 from denserl_cli.core.sampling.draw import noise
+from denserl_cli.core.sampling.limits import MOST_ROWS
 from denserl_cli.core.sampling.sampler import Sampler
-from denserl_cli.core.sampling.torch_engine import MOST_ROWS, TorchSampling, fitting_rows
+from denserl_cli.core.sampling.torch_engine import TorchSampling, fitting_rows
 from tests import tiny
 
 STOPS = (5, 11)
