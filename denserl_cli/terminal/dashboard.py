@@ -27,7 +27,7 @@ from denserl_cli.terminal.sparkline import Curve, binned, sparkline
 CURVES = (
     *("true_reward", "loss", "accuracy", "eval_accuracy"),
     *("rm_score", "kl", "response_length", "segments_per_response", "eval_rm_score"),
-    *("eval_loss", "explained_variance", "gradient_norm"),
+    *("eval_loss", "explained_variance", "gradient_norm", "mismatch_kl", "importance_capped"),
 )
 """The metrics that have a curve, the most important first; metrics.jsonl has all metrics.
 

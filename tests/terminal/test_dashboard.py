@@ -96,7 +96,7 @@ def test_reward_functions_have_curves():
 
 
 def test_samples_go_first_where_lines_are_scarce_and_curves_after_them():
-    texts = {height: "\n".join(frame(full_board(), 80, height)) for height in (50, 24, 17, 10, 4)}
+    texts = {height: "\n".join(frame(full_board(), 80, height)) for height in (50, 24, 18, 10, 4)}
     assert [text.count("sample of step 300") for text in texts.values()] == [4, 1, 0, 0, 0]
     counts = [sum(name in text for name in CURVES) for text in texts.values()]
     assert counts == sorted(counts, reverse=True) and counts[2] == len(CURVES) > counts[3]

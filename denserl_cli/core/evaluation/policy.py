@@ -31,7 +31,7 @@ from denserl_cli.core.ppo.rollout import Collector
 from denserl_cli.core.recipe.stages import EVALUATE_POLICY
 from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
-from denserl_cli.core.sampling.sampler import make_sampler, sampling_of
+from denserl_cli.core.sampling.sampler import check_sampler, make_sampler, sampling_of
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_scorer
 from denserl_cli.core.scoring.resolve import prepare
@@ -86,6 +86,7 @@ def evaluate_policy(
     Returns:
         The metrics, as they are written.
     """
+    check_sampler(recipe)
     chosen = choose_policy(recipe, run, policy)
     if chosen.notice:
         observer.notice(chosen.notice)

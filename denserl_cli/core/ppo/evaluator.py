@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from denserl_cli.core.ppo.importance import mismatch_metrics
 from denserl_cli.core.ppo.metrics import (
     explained_variance,
     reward_metrics,
@@ -55,6 +56,7 @@ class Evaluator:
             true_reward: The task's true reward; None where it is not known.
         """
         self.aggregate, self.log_samples = recipe.reward_model.aggregate, recipe.run.log_samples
+        self.rollout = recipe.ppo.rollout
         self.samples_per_prompt = recipe.ppo.eval_samples
         self.collector, self.sources, self.prompts = collector, sources, prompts
         self.tokenizer, self.true_reward = tokenizer, true_reward
@@ -75,7 +77,7 @@ class Evaluator:
             returns: (R, T), the critic's targets; None without a critic.
         """
         settings, normalizer = self.sources.settings, self.sources.normalizer
-        tensors = self._means(rollout, rewards)
+        tensors = self._means(rollout, rewards) | self._mismatch(rollout)
         tensors |= reward_metrics(rollout, rewards.tokens, settings.clip, normalizer)
         if returns is not None:
             mask = rollout.response_mask
@@ -102,6 +104,19 @@ class Evaluator:
         """Means over the responses, those of the sources of rewards among them."""
         means = {name: values.mean() for name, values in rewards.totals.items()}
         return means | rollout_metrics(rollout, self.aggregate)
+
+    def _mismatch(self, rollout: Rollout) -> dict[str, Tensor]:
+        """How far sampler and trainer are apart, unless they are the same by construction."""
+        level, sampled = self.rollout.correction, rollout.sampled_logprobs
+        if sampled is None or (level == "none" and self.collector.sampler.exact):
+            return {}
+        return mismatch_metrics(
+            rollout.logprobs,
+            sampled,
+            rollout.response_mask,
+            level=level,
+            cap=self.rollout.importance_cap,
+        )
 
     def _samples(
         self, prompts: PromptBatch, rollout: Rollout, rewards: Tensor, every: int = 1

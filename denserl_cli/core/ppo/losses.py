@@ -68,6 +68,7 @@ def clipped_policy_loss(
     dual_clip: float | None = None,
     reduce: Reduce = "sequence",
     length: int | None = None,
+    weights: Tensor | None = None,
 ) -> LossOutput:
     """PPO's pessimistic surrogate -min(r A, clamp(r, 1 - clip, 1 + clip_high) A), r = π / π_old.
 
@@ -82,6 +83,7 @@ def clipped_policy_loss(
             1. None does not bound it.
         reduce: As in `masked_mean`.
         length: As in `masked_mean`.
+        weights: (B, T), factors of each token's term, such as `importance_weights`; None: 1.
 
     Returns:
         The loss, and metrics over all tokens: clip_fraction (share with r outside the range),
@@ -99,6 +101,8 @@ def clipped_policy_loss(
     if dual_clip is not None:
         bounded = torch.maximum(surrogate, dual_clip * advantages)
         surrogate = torch.where(advantages < 0, bounded, surrogate)
+    if weights is not None:
+        surrogate = surrogate * weights
     with torch.no_grad():
         clipped = ((ratio - 1 > high) | (1 - ratio > clip)).to(ratio.dtype)
         metrics = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micro_batches
 from denserl_cli.core.models.causal_lm import ResponseScores, response_logprobs
@@ -45,6 +46,8 @@ class Rollout(NamedTuple):
         ends: bool, of the segments.
         measured: What sources of rewards asked for beyond that, (R, T) or (R,), by the model that
             it is of (empty: the run's reward model) and by name.
+        sampled_logprobs: Nats, under the distribution that each token was drawn from; None where
+            the sampler's are not known.
     """
 
     prompts: list[np.ndarray]
@@ -59,6 +62,7 @@ class Rollout(NamedTuple):
     token_values: Tensor | None
     ends: Tensor
     measured: Mapping[tuple[str, str], Tensor] = MappingProxyType({})
+    sampled_logprobs: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -135,6 +139,9 @@ class Collector:
         further: dict[tuple[str, str], Tensor] = {}
         mask, ends = (torch.zeros(shape, dtype=torch.bool, device=self.device) for _ in "me")
         terminated = torch.tensor([r.terminated for r in responses], device=self.device)
+        sampled = pad_sequence(
+            [torch.from_numpy(response.logprobs) for response in responses], batch_first=True
+        )
         lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
         parts = micro_batches(lengths, np.arange(len(lengths)), self.micro_batch_size)
         for part, counts in shard_micro_batches(parts):
@@ -179,6 +186,7 @@ class Collector:
             ends=ends,
             token_values=columns.pop("token_values", None),
             measured=further,
+            sampled_logprobs=sampled.to(self.device),
             **columns,
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from denserl_cli.core.engine.base import NonFiniteError
+from denserl_cli.core.errors import ServiceError
 from denserl_cli.core.observer import throughput, timed
 from denserl_cli.core.ppo.estimators import estimate_advantages
 from denserl_cli.core.ppo.reward_sources import broken_promises
@@ -176,20 +177,30 @@ class PPOTrainer:
 
         Returns:
             Whether training is over.
+
+        Raises:
+            ServiceError: The evaluation had no sampler; the state after this step is saved.
         """
         settings = self.settings
         self.beyond = settings.kl_limit is not None and metrics["kl"] > settings.kl_limit
         last = iteration == self.plan.iterations or self.beyond
+        lost: ServiceError | None = None
         if iteration % settings.eval_every == 0 or last:
-            after = self.evaluator.evaluate()
-            metrics |= after.metrics
-            samples = [*samples, *after.samples]
-            self.keep_best(after.metrics)
+            try:
+                after = self.evaluator.evaluate()
+            except ServiceError as error:
+                lost = error  # the update is done: the step is finished without an evaluation
+            else:
+                metrics |= after.metrics
+                samples = [*samples, *after.samples]
+                self.keep_best(after.metrics)
         metrics |= {"kl_coef": self.kl.coef}
         if math.isfinite(metrics["kl_per_token"]):
             self.kl.update(metrics["kl_per_token"], metrics["responses"])
         self.watch_segments(metrics["segments_per_response"])
         over = self.session.finish_step(iteration, metrics, samples, last=last)
+        if lost is not None:
+            raise self.session.without_service(lost, iteration)
         if self.beyond:
             self.session.observer.notice(
                 f"stopped after iteration {iteration}: KL {metrics['kl']:.1f} nats a response is "

@@ -14,6 +14,7 @@ from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micr
 from denserl_cli.core.engine.base import step
 from denserl_cli.core.models.causal_lm import response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
+from denserl_cli.core.ppo.importance import importance_weights
 from denserl_cli.core.ppo.losses import (
     LossOutput,
     clipped_policy_loss,
@@ -193,6 +194,7 @@ class Updater:
             clip=settings.policy_clip,
             clip_high=settings.policy_clip_high,
             dual_clip=settings.dual_clip,
+            weights=self.weights(rollout, part, mask),
             **self.reduction,
         )
         loss = found.loss
@@ -209,6 +211,18 @@ class Updater:
     def reduction(self) -> dict[str, Any]:
         """How the losses of tokens become one."""
         return {"reduce": self.settings.loss_reduce, "length": self.settings.rollout.max_new_tokens}
+
+    def weights(self, rollout: Rollout, part: np.ndarray, mask: Tensor) -> Tensor | None:
+        """Importance weights of some rows, (B, T); None where nothing is to be corrected."""
+        if rollout.sampled_logprobs is None:
+            return None
+        return importance_weights(
+            _window(rollout.logprobs, part, mask),
+            _window(rollout.sampled_logprobs, part, mask),
+            mask,
+            level=self.settings.rollout.correction,
+            cap=self.settings.rollout.importance_cap,
+        )
 
     def collate(self, rollout: Rollout, part: np.ndarray) -> SequenceBatch:
         """The prompts and responses of some rows as one batch."""

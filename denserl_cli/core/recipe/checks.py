@@ -25,7 +25,7 @@ def _keys(block: str, names: str) -> tuple[str, ...]:
 
 _POSITIVE = (
     *_keys("sandbox", "phrases phrase_length endings response_phrases pairs label_temperature"),
-    *_keys("sandbox", "hidden_size layers fit_steps"),
+    *_keys("sandbox", "hidden_size heads layers fit_steps"),
     *_keys("data", "max_length max_prompt_length"),
     *_keys("optimizer", "clip_norm"),
     *_keys("reward_model", "epochs batch_size micro_batch_size learning_rate temperature"),
@@ -33,7 +33,7 @@ _POSITIVE = (
     *_keys("normalizer", "pairs batch_size min_std"),
     *_keys("ppo", "passes iterations train_batch_size micro_batch_size epochs max_prompt_length"),
     *_keys("ppo.rollout", "rows batch_size samples_per_prompt micro_batch_size max_new_tokens"),
-    *_keys("ppo.rollout", "temperature top_p"),
+    *_keys("ppo.rollout", "temperature top_p memory_share importance_cap"),
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
     *_keys("ppo", "policy_clip_high dual_clip lam_alpha critic_warmup_rollouts"),
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
@@ -58,7 +58,7 @@ _ZERO_OR_MORE = (
 )
 _AT_MOST_ONE = (
     *_keys("optimizer", "warmup_ratio min_lr_ratio"),
-    *_keys("ppo", "gamma lam lam_value rollout.top_p"),
+    *_keys("ppo", "gamma lam lam_value rollout.top_p rollout.memory_share"),
 )
 _WORDS = ("auto", "adaptive", "none")
 """Words in place of a number."""
@@ -82,6 +82,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from advantage_problems(recipe)
     yield from _batches(recipe)
     yield from _engines(recipe)
+    yield from _rollout(recipe)
     yield from _origins(recipe)
     yield from _missing_files(recipe)
 
@@ -117,6 +118,10 @@ def _ranges(recipe: Recipe) -> Iterator[Problem]:
     hidden = value_of(recipe, "sandbox.hidden_size")
     if hidden is not None and hidden % 16:
         yield Problem("sandbox.hidden_size", f"must be a multiple of 16, not {hidden}")
+    heads = value_of(recipe, "sandbox.heads")
+    if heads is not None and heads > 0 and hidden % (2 * heads):
+        advice = f"{hidden} cannot be split into {heads} heads of an even size"
+        yield Problem("sandbox.heads", advice, ("sandbox.hidden_size",))
     if not recipe.name or recipe.name.startswith(".") or set(recipe.name) & set("/\\"):
         yield Problem("name", f"{recipe.name!r} cannot name a run folder; use a plain name")
 
@@ -253,6 +258,17 @@ def _engines(recipe: Recipe) -> Iterator[Problem]:
         own = engine.deepspeed.get("zero_optimization")
         if isinstance(own, dict) and "stage" in own:
             yield Problem(f"{key}.deepspeed", f"the stage is {key}.zero_stage's affair")
+
+
+def _rollout(recipe: Recipe) -> Iterator[Problem]:
+    """A server needs an engine that asks it."""
+    rollout, key = recipe.ppo.rollout, "ppo.rollout.server"
+    if rollout.server is None:
+        return
+    if rollout.engine != "vllm":
+        yield Problem(key, "is for engine vllm; set it to null", ("ppo.rollout.engine",))
+    if not rollout.server.startswith(("http://", "https://")):
+        yield Problem(key, f"{rollout.server!r} is no address such as http://localhost:8000")
 
 
 def _origins(recipe: Recipe) -> Iterator[Problem]:

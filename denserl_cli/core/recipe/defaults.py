@@ -49,6 +49,7 @@ def resolved(recipe: Recipe) -> Recipe:
             value_clip=value_clip,
             critic_init=expanduser(recipe.ppo.critic_init),
             rewards=tuple(_source(one) for one in recipe.ppo.rewards),
+            rollout=replace(recipe.ppo.rollout, importance=recipe.ppo.rollout.correction),
         ),
         published=_published_at_home(recipe.published),
     )

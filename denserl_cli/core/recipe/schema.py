@@ -143,6 +143,8 @@ class SandboxConfig:
     """Noise of the preference labels: true-reward difference at which an odds of e is given."""
     hidden_size: int = 64
     """Width of the model."""
+    heads: int | None = None
+    """Attention heads; null: one for each 16 of the width."""
     layers: int = 2
     """Depth of the model."""
     fit_steps: int = 300
@@ -376,8 +378,12 @@ class RewardSource:
 class RolloutConfig:
     """How responses are sampled, for train-ppo and evaluate policy (docs/rollouts.md)."""
 
-    engine: Literal["torch"] = "torch"
-    """What samples: torch, the model itself in this process."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """What samples: torch, the model itself in this process; vllm, beside it or on a server."""
+    server: str | None = None
+    """Address of a vLLM server that runs, http://…; null: `engine: vllm` starts one a process."""
+    memory_share: float = 0.4
+    """Share of the device's memory that a vLLM started here may take while it samples."""
     rows: int | None = None
     """Responses that one process samples side by side; null: as many as memory allows."""
     batch_size: int = 1024
@@ -391,9 +397,20 @@ class RolloutConfig:
     temperature: float = 1.0
     """Sampling temperature; log-probabilities are taken at the same."""
     top_p: float = 1.0
-    """Nucleus sampling; below 1, log-probabilities stay those of the whole distribution."""
+    """Nucleus sampling; below 1, what is left out is corrected by `importance`."""
+    importance: Literal["none", "token", "sequence"] | None = None
+    """Weights π / μ of the policy loss, μ the sampler's; null: token with vllm or top_p < 1."""
+    importance_cap: float = 2.0
+    """Largest of these weights."""
     old_logprobs: Literal["auto", "sampled", "recomputed"] = "auto"
     """Old log-probabilities: the sampler's, or one more pass; auto: the sampler's where equal."""
+
+    @property
+    def correction(self) -> Literal["none", "token", "sequence"]:
+        """The value of `importance`, also where the recipe leaves it open."""
+        if self.importance is not None:
+            return self.importance
+        return "token" if self.engine == "vllm" or self.top_p < 1 else "none"
 
 
 @dataclass(frozen=True)

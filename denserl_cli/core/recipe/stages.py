@@ -127,7 +127,7 @@ TRAINING: tuple[StageName, ...] = get_args(StageName)
 CHANGEABLE = (
     "model.gradient_checkpointing",
     "model.packing",
-    "ppo.rollout.rows",
+    *("ppo.rollout.server", "ppo.rollout.memory_share", "ppo.rollout.rows"),
     *(field for name in TRAINING for field in STAGES[name].micro_batches),
 )
 """Fields that a stage reads and that may change when it is resumed: memory and rounding alone."""

@@ -39,6 +39,8 @@ CURVES: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "floored_segments": ("segments at the normaliser's floor", "share"),
         "explained_variance": ("returns foreseen by the critic", "share of variance"),
         "policy_clip_fraction": ("tokens outside the clip range", "share"),
+        "mismatch_kl": ("KL of the sampler to the trainer", "nats a token"),
+        "importance_capped": ("tokens whose importance weight is capped", "share"),
         "value_loss": ("value loss", "mean of the steps"),
         "kl_coef": ("adapted weight of the KL penalty", "coefficient"),
     },

@@ -44,6 +44,12 @@ FALL = 1 / 3
 """Share of the gain in true reward that is lost again."""
 POLICY_CLIPPED = 0.3
 """Share of tokens whose probability ratio is outside the clip range."""
+MISMATCH = 0.02
+"""Nats a token from sampler to trainer beyond which their difference is more than rounding."""
+MISMATCH_GROWTH = 2.0
+"""Late over early mismatch above which it grows."""
+IMPORTANCE_CAPPED = 0.05
+"""Share of tokens with a capped importance weight from which on much is left uncorrected."""
 
 
 def true_reward_lost(record: RunRecord) -> Iterator[Finding]:
@@ -284,6 +290,35 @@ def rough_updates(record: RunRecord) -> Iterator[Finding]:
         )
 
 
+def sampler_mismatch(record: RunRecord) -> Iterator[Finding]:
+    """A sampler whose distribution is not, or no longer, the trainer's."""
+    kl = record.series(TRAIN_PPO, "mismatch_kl")
+    capped = record.series(TRAIN_PPO, "importance_capped")
+    top_p = record.setting("ppo.rollout.top_p")
+    if len(kl.values) < POINTS or (is_number(top_p) and top_p < 1):
+        return  # a nucleus is another distribution by intention
+    grows = kl.late > MISMATCH_GROWTH * max(kl.early, 0.0)
+    if kl.late > MISMATCH:
+        corrected = record.setting("ppo.rollout.importance") not in (None, "none")
+        yield Finding(
+            "warning" if corrected else "serious",
+            f"The sampler {'drifts' if grows else 'is'} away from the trainer: KL "
+            + (f"from {kl.early:.2g} to {kl.late:.2g}" if grows else f"{kl.late:.2g}")
+            + " nats a token.",
+            ("" if corrected else "set ppo.rollout.importance=token; ")
+            + "see that both compute in the same precision (model.dtype), lower "
+            "ppo.actor_learning_rate, or use ppo.rollout.engine=torch.",
+        )
+    if capped and capped.late > IMPORTANCE_CAPPED:
+        yield Finding(
+            "warning",
+            f"{capped.late:.0%} of the tokens have an importance weight at its cap: the sampler "
+            "draws tokens that the policy finds likelier by more than that.",
+            "see that both compute in the same precision (model.dtype), or use "
+            "ppo.rollout.engine=torch.",
+        )
+
+
 def _reward(record: RunRecord) -> Series:
     """What PPO maximises, or else the reward model's score."""
     return record.series(TRAIN_PPO, "dense_reward") or record.series(TRAIN_PPO, "rm_score")
@@ -305,4 +340,5 @@ CHECKS: tuple[Check, ...] = (
     unterminated,
     no_gain,
     rough_updates,
+    sampler_mismatch,
 )

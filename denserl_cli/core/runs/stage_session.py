@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.random_state import random_state, restore_random_state
-from denserl_cli.core.errors import Interrupted
+from denserl_cli.core.errors import Interrupted, ServiceError
 from denserl_cli.core.runs.failures import NonFiniteGuard
 from denserl_cli.core.system.distributed import all_gather_object, any_rank, rank, world_size
 from denserl_cli.core.system.signals import stop_requested
@@ -105,6 +105,8 @@ class StageSession:
     ) -> Iterator[Callable[[int], None]]:
         """Show a long part of a step, which Ctrl-C leaves with the state of the step before.
 
+        So does a service that fails, in all processes alike.
+
         Args:
             title: What is done.
             total: Pieces of it.
@@ -120,7 +122,10 @@ class StageSession:
                 raise self.interrupted(finished)
 
         self.observer.begin(title, total=total)
-        yield advance
+        try:
+            yield advance
+        except ServiceError as error:
+            raise self.without_service(error, finished) from error
         self.observer.end()
 
     def record(self, step: int, metrics: Metrics, samples: Sequence[Sample] = ()) -> None:
@@ -165,6 +170,16 @@ class StageSession:
         return Interrupted(
             f"stopped after {self.unit} {step} of {self.total}; the state is in {self.run.path}",
             hint="go on with --resume",
+        )
+
+    def without_service(self, error: ServiceError, step: int) -> ServiceError:
+        """Checkpoint the state after `step`; returns the error, which says so."""
+        self.save(step)
+        self.observer.end()
+        return ServiceError(
+            f"{error.message}\nstopped after {self.unit} {step} of {self.total}; the state is in "
+            f"{self.run.path}",
+            hint=error.hint,
         )
 
     def save(self, step: int) -> None:

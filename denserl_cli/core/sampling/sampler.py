@@ -9,6 +9,7 @@ import numpy as np
 
 from denserl_cli.core.sampling.base import Progress, Request, Response, Sampling, SamplingEngine
 from denserl_cli.core.sampling.torch_engine import TorchSampling
+from denserl_cli.core.sampling.vllm_engine import VllmSampling, check_vllm
 from denserl_cli.core.system.distributed import all_gather_object, rank, world_size
 
 if TYPE_CHECKING:
@@ -86,7 +87,21 @@ def make_sampler(
         pad_id: Token that fills batches up.
         max_length: The most tokens of a prompt and its response together.
     """
-    return Sampler(TorchSampling(policy, rows=recipe.ppo.rollout.rows, pad_id=pad_id))
+    rollout = recipe.ppo.rollout
+    if rollout.engine == "vllm":
+        return Sampler(VllmSampling(policy, rollout, pad_id=pad_id, max_length=max_length))
+    return Sampler(TorchSampling(policy, rows=rollout.rows, pad_id=pad_id))
+
+
+def check_sampler(recipe: Recipe) -> None:
+    """See that the engine which a recipe names can be had, before any model is loaded.
+
+    Raises:
+        DenserlError: It cannot, or does not fit the recipe.
+    """
+    ppo = recipe.ppo
+    if ppo.rollout.engine == "vllm":
+        check_vllm(ppo.rollout, max_length=ppo.max_prompt_length + ppo.rollout.max_new_tokens)
 
 
 def takes_sampled_logprobs(ppo: PPOConfig, sampler: Sampler) -> bool:

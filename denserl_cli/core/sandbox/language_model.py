@@ -54,7 +54,7 @@ def build_model(config: SandboxConfig, vocabulary: int) -> PreTrainedModel:
             hidden_size=config.hidden_size,
             intermediate_size=2 * config.hidden_size,
             num_hidden_layers=config.layers,
-            num_attention_heads=max(1, config.hidden_size // 16),
+            num_attention_heads=config.heads or max(1, config.hidden_size // 16),
             max_position_embeddings=4096,
             tie_word_embeddings=False,
             pad_token_id=0,

@@ -34,7 +34,12 @@ from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.stages import TRAIN_PPO
 from denserl_cli.core.runs.stage_session import StageSession
-from denserl_cli.core.sampling.sampler import make_sampler, sampling_of, takes_sampled_logprobs
+from denserl_cli.core.sampling.sampler import (
+    check_sampler,
+    make_sampler,
+    sampling_of,
+    takes_sampled_logprobs,
+)
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
 from denserl_cli.core.scoring.resolve import RewardSetup, prepare
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
 def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer) -> None:
     """Train the policy of a recipe and save it in the run folder."""
     check_engine(recipe, recipe.ppo.engine, "ppo.engine")
+    check_sampler(recipe)
     setup = prepare(recipe, run, observer, reward_model=recipe.ppo.uses_reward_model)
     resolved, tokenizer = setup.recipe, setup.tokenizer
     check_scalar_class(resolved.model)

@@ -18,6 +18,7 @@ from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.models.causal_lm import hidden_states, response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
+from denserl_cli.core.sampling.vllm_weights import weight_buckets
 from denserl_cli.core.system import distributed
 from tests import tiny
 
@@ -87,9 +88,24 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
         norms += [norm.float() for norm in step(actor, critic)]
         if number == 1:
             generated = generate(actor)
+    sent = sent_weights(actor, stage)
     weights = actor.weights()
+    if weights is not None:
+        assert all(
+            torch.equal(sent[name], weight.to(sent[name])) for name, weight in weights.items()
+        )
     figures = {"losses": torch.stack(losses), "norms": torch.stack(norms)}
     return {**figures, "rates": torch.tensor(rates), "generated": generated, "weights": weights}
+
+
+def sent_weights(actor: TorchEngine, stage: int) -> dict[str, torch.Tensor]:
+    """All weights as a vLLM gets them; under ZeRO 3 they are never in place together."""
+    found: dict[str, torch.Tensor] = {}
+    for bucket in weight_buckets(actor, torch.float32, limit=4096):
+        found |= bucket
+        away = [p for p in actor.model.parameters() if stage == 3 and not p.numel()]
+        assert away or stage != 3
+    return found
 
 
 def leaves_out_in_half_precision(stage: int, offload: bool) -> None:

@@ -41,6 +41,8 @@ def test_what_may_change_is_read_by_some_stage_and_decides_about_memory():
     assert CHANGEABLE == (
         "model.gradient_checkpointing",
         "model.packing",
+        "ppo.rollout.server",
+        "ppo.rollout.memory_share",
         "ppo.rollout.rows",
         "reward_model.micro_batch_size",
         "normalizer.batch_size",
