@@ -342,7 +342,7 @@ def _moved(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(_moved(one) for one in index)
     if isinstance(index, np.ndarray | list):
-        index = torch.as_tensor(index)
+        index = torch.as_tensor(index, dtype=None if len(index) else torch.long)
     return index.to(CUDA) if isinstance(index, torch.Tensor) and index.dim() else index
 
 

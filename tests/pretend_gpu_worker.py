@@ -10,12 +10,12 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.runs.folder import Mode
 from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 from tests.fakes import InterruptingObserver
@@ -23,21 +23,26 @@ from tests.pretend_gpu import PretendedGpu, pretend_gpu
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 SMALL = ("sandbox.fit_steps=20", "ppo.iterations=3", "ppo.save_every=2", "ppo.eval_every=3")
+SHORT = ("ppo.iterations=1", "sandbox.pairs=40", "normalizer.pairs=20")
 DEEPSPEED = "kind: deepspeed, deepspeed: {zero_optimization: {reduce_bucket_size: 100000}}"
 CASES: dict[str, tuple[str, ...]] = {
-    "all": (),
-    "checkpointing": ("model.gradient_checkpointing=true", "ppo.engine={offload_frozen: true}"),
+    "resumed": (),
+    "checkpointing, frozen models offloaded": (
+        "model.gradient_checkpointing=true",
+        "ppo.engine={offload_frozen: true}",
+    ),
     "lora": ("lora={rank: 2}",),
     "own rewards": (
-        "ppo.rewards=[{function: tests.reward_functions:variety, weight: 0.1}]",
+        "ppo.reward=python:tests.reward_functions.variety",
         "ppo.reward_model_weight=0.5",
+        *SHORT,
     ),
-    "token": ("segmentation.granularity=token",),
-    "bandit": ("segmentation.granularity=bandit",),
-    "quantile": ("segmentation={cut: quantile, quantile: 0.8, cutoff: null}",),
-    "fixed": ("segmentation={cut: fixed, segment_length: 4, cutoff: null}",),
-    "random": ("segmentation={cut: random, segment_length: 4, cutoff: null}",),
-    "lines": ("segmentation={cut: lines, cutoff: null}",),
+    "token": ("segmentation={granularity: token, cutoff: null}", *SHORT),
+    "bandit": ("segmentation={granularity: bandit, cutoff: null}", *SHORT),
+    "quantile": ("segmentation={cut: quantile, quantile: 0.8, cutoff: null}", *SHORT),
+    "fixed": ("segmentation={cut: fixed, segment_length: 4, cutoff: null}", *SHORT),
+    "random": ("segmentation={cut: random, segment_length: 4, cutoff: null}", *SHORT),
+    "newline": ("segmentation={cut: newline, cutoff: null}", *SHORT),
     **{
         f"zero {stage}": (
             f"reward_model.engine={{zero_stage: {stage}, {DEEPSPEED}}}",
@@ -58,35 +63,48 @@ class Steps(Observer):
     def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         self.waits.append(Counter(self.gpu.syncs))
 
+    def fewest(self) -> dict[str, int]:
+        """The waits of the step that had fewest, which nothing was evaluated or saved in.
+
+        Those of sampling are left out.
+        """
+        steps = [after - before for before, after in pairwise(self.waits)]
+        kept = [
+            {f"{what}, {line}": n for (what, line), n in step.items() if "sampling" not in line}
+            for step in steps
+        ]
+        return min(kept, key=lambda step: sum(step.values()), default={})
+
 
 def run(case: str, folder: Path) -> dict[str, Any]:
-    """Every stage of a case; what it left, and how often the host waited."""
+    """Every stage of a case; how often the host waited in a step and for a sampled token."""
     recipe = tiny.recipe(*SMALL, *CASES[case])
     found: dict[str, Any] = {"case": case}
     with pretend_gpu() as gpu:
         for stage in STAGES:
-            steps = Steps(gpu)
-            if case == "all" and stage != "fit-function":
+            steps, mode = Steps(gpu), "start"
+            if case == "resumed" and stage != "fit-function":
                 interrupt(stage, recipe, folder)
-            mode: Mode = "resume" if case == "all" and stage != "fit-function" else "start"
+                mode = "resume"
             run_stage(stage, recipe, folder, mode, steps)
-            last = steps.waits[-1] - steps.waits[-2] if len(steps.waits) > 1 else Counter()
-            found[stage] = {"step": {f"{what} {line}": n for (what, line), n in last.items()}}
-        sampling = sum(count for (_, line), count in gpu.syncs.items() if "sampling" in line)
-        passes = sum(
-            count
-            for (name, line), count in gpu.launches.items()
-            if name == "embedding" and "sampling" in line
-        )
-    found["waits a token"] = sampling / max(1, passes)
-    found["sampled tokens"] = passes
-    return found
+            found[stage] = steps.fewest()
+        waits, passes = sampling(gpu)
+    return found | {"sampling": {"waits": waits, "passes": passes}}
+
+
+def sampling(gpu: PretendedGpu) -> tuple[int, int]:
+    """How often the host waited while responses were sampled, and the passes of the model."""
+    waits = sum(count for (_, line), count in gpu.syncs.items() if "sampling" in line)
+    launches = gpu.launches.items()
+    passes = (n for (name, line), n in launches if name == "embedding" and "sampling" in line)
+    return waits, sum(passes)
 
 
 def interrupt(stage: str, recipe: Any, folder: Path) -> None:
     """Begin a stage and press Ctrl-C."""
+    title = {"train-rm": "train the reward model", "train-ppo": "train the policy"}[stage]
     try:
-        run_stage(stage, recipe, folder, "start", InterruptingObserver(2))
+        run_stage(stage, recipe, folder, "start", InterruptingObserver(1, title))
     except Interrupted:
         return
     raise SystemExit(f"{stage} was not interrupted")
