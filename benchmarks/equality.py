@@ -40,9 +40,9 @@ SETTINGS = (
     *("reward_model.batch_size=8", "reward_model.micro_batch_size=2", "reward_model.epochs=2"),
     *("reward_model.eval_every=4", "reward_model.save_every=100"),
     *("normalizer.pairs=21", "normalizer.batch_size=4"),
-    *("ppo.iterations=3", "ppo.rollout_batch_size=8", "ppo.samples_per_prompt=1"),
-    *("ppo.rollout_micro_batch_size=3", "ppo.train_batch_size=8", "ppo.micro_batch_size=2"),
-    *("ppo.max_new_tokens=24", "ppo.missing_eos_penalty=null", "ppo.eval_samples=1"),
+    *("ppo.iterations=3", "ppo.rollout.batch_size=8", "ppo.rollout.samples_per_prompt=1"),
+    *("ppo.rollout.micro_batch_size=3", "ppo.train_batch_size=8", "ppo.micro_batch_size=2"),
+    *("ppo.rollout.max_new_tokens=24", "ppo.missing_eos_penalty=null", "ppo.eval_samples=1"),
     *("ppo.eval_every=2", "ppo.save_every=100", "ppo.epochs=2", "run.log_samples=8"),
 )
 """A tiny run in which nothing divides: micro batches, processes, evaluations."""

@@ -535,7 +535,8 @@ def planned_bytes(bench: Bench, name: str) -> float:
 
     sizes = bench.sizes
     words = [
-        "segmentation.granularity=bandit",
+        "segmentation={granularity: bandit, cutoff: null}",
+        f"data.max_prompt_length={sizes.length // 2}",
         f"reward_model.micro_batch_size={sizes.pairs}",
         f"data.max_length={sizes.length}",
     ]

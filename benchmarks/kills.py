@@ -39,8 +39,8 @@ SETTINGS = (
     *("segmentation.cutoff=1.0", "data.eval_pairs=4", "data.eval_prompts=2"),
     *("reward_model.batch_size=8", "reward_model.micro_batch_size=8", "reward_model.epochs=2"),
     *("reward_model.save_every=4", "normalizer.pairs=40", "ppo.iterations=30", "ppo.epochs=2"),
-    *("ppo.rollout_batch_size=8", "ppo.train_batch_size=4", "ppo.micro_batch_size=4"),
-    *("ppo.max_new_tokens=20", "ppo.missing_eos_penalty=null", "ppo.eval_every=10"),
+    *("ppo.rollout.batch_size=8", "ppo.train_batch_size=4", "ppo.micro_batch_size=4"),
+    *("ppo.rollout.max_new_tokens=20", "ppo.missing_eos_penalty=null", "ppo.eval_every=10"),
     *("ppo.save_every=2", "ppo.kl_target=0.01"),
 )
 SEVERAL = (

@@ -174,13 +174,13 @@ def settings(how: How) -> list[str]:
             f"data.max_length={PROMPT + RESPONSE}",
             f"data.max_prompt_length={PROMPT}",
             "reward_model.micro_batch_size=2",
-            "ppo.rollout_batch_size=8",
-            "ppo.samples_per_prompt=1",
+            "ppo.rollout.batch_size=8",
+            "ppo.rollout.samples_per_prompt=1",
             "ppo.train_batch_size=8",
             "ppo.micro_batch_size=4",
-            "ppo.rollout_micro_batch_size=4",
+            "ppo.rollout.micro_batch_size=4",
             f"ppo.max_prompt_length={PROMPT}",
-            f"ppo.max_new_tokens={RESPONSE}",
+            f"ppo.rollout.max_new_tokens={RESPONSE}",
         ),
     ]
 
@@ -331,14 +331,14 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
     from denserl_cli.core.data.batches import collate_sequences
     from denserl_cli.core.engine.base import step as engine_step
     from denserl_cli.core.models.causal_lm import response_logprobs
-    from denserl_cli.core.models.device import autocast
     from denserl_cli.core.models.scalar_head import token_values
     from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
-    from denserl_cli.core.ppo.sampling import Sampling, noise, sample
     from denserl_cli.core.recipe.resolved import ResolvedSegmentation
+    from denserl_cli.core.sampling.base import Sampling
+    from denserl_cli.core.sampling.sampler import Sampler
+    from denserl_cli.core.sampling.torch_engine import TorchSampling
     from denserl_cli.core.scoring.scorer import Scorer
 
-    dtype = getattr(torch, ENGINES[engine].dtype)
     reference = make(trained=False).eval()
     adapted = learnt(engine, reference)  # a reward model of adapters shares its weights
     scorer = Scorer(
@@ -349,14 +349,11 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
     policy = learnt(engine, reference, scalar=False) or make(checkpointing=checkpointing)
     values = learnt(engine, reference) or make(scalar=True, checkpointing=checkpointing)
     actor, critic = make_engine(policy, engine), make_engine(values, engine)
+    sampler = Sampler(TorchSampling(actor, rows=4, pad_id=0))
 
     def roll_out(prompts: list[np.ndarray]) -> list[np.ndarray]:
-        uniform = noise([[0, row] for row in range(4)], RESPONSE)
-        plain = autocast(actor.device, dtype if ENGINES[engine].zero_stage == 0 else torch.float32)
-        with actor.gathered() as policy, plain, torch.no_grad():
-            policy.eval()
-            drawn = sample(policy, prompts, Sampling(RESPONSE, ()), uniform, 0)
-            policy.train()
+        keys = [[0, row] for row in range(len(prompts))]
+        drawn = sampler.sample(prompts, keys, Sampling(RESPONSE, ()))
         return [response.ids for response in drawn]
 
     def step(rows: Any) -> None:

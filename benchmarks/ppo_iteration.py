@@ -1,21 +1,23 @@
 """One PPO iteration beside TRL's PPOTrainer: seconds, same models, same batches, skewed lengths.
 
     python benchmarks/ppo_iteration.py --tokenizer DIR --pairs train.jsonl --out runs/ppo-speed \
-        [--rounds 2] [--iterations 4] [--quick]
+        [--model DIR] [--beside TREE] [--rounds 2] [--iterations 4] [--quick]
 
-A Llama of 4 layers and hidden size 256 is fitted for a moment to real answers cut to skewed lengths
-(log-normal), so that what it samples is short, but for a few. Everybody samples 64 responses of at
-most 256 tokens an iteration, scores them with policy, reference, reward model and critic, and
-updates policy and critic in 4 steps of 16, 8 at a time, in float32; learning rates are so small
-that lengths stay. The ways take turns, each in a process of its own; the first iteration does not
-count. Each release of TRL is installed the first time, into an environment of its own; where that
-fails its row says why.
+With `--model` everybody trains this model; without, a Llama of 4 layers and hidden size 256 that is
+fitted for a moment to real answers cut to skewed lengths (log-normal), so that what it samples is
+short, but for a few. With `--beside`, a folder with another state of this repository, that state
+runs in TRL's place. Everybody samples 64 responses of at most 256 tokens an iteration, scores them
+with policy, reference, reward model and critic, and updates policy and critic in 4 steps of 16, 8
+at a time; learning rates are so small that lengths stay. The ways take turns, each in a process of
+its own; the first iteration does not count. Each release of TRL is installed the first time, into
+an environment of its own; where that fails its row says why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import Unavailable, measured, python_of
 
+HERE = Path(__file__).resolve().parents[1]
 PEERS = {"TRL 0.24": "trl-0.24.0", "TRL 1.12, experimental": "trl-1.12.0"}
 OURS = {"denserl, bandit": "bandit", "denserl, segment": "segment"}
 ROLLOUT, TRAIN, MICRO, EPOCHS, LEARNING_RATE = 64, 16, 8, 1, 1e-9
@@ -43,6 +46,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="a real one, in place of the small Llama")
+    parser.add_argument("--beside", type=Path, help="another tree of this repository")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
@@ -57,12 +63,16 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     asked.out = asked.out.absolute()
     stop = make_model(asked)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PEERS, *OURS)}
+    peers = {} if asked.beside else PEERS
+    before = {f"{name}, before": kind for name, kind in OURS.items()} if asked.beside else {}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*peers, *before, *OURS)}
     for turn in range(asked.rounds):
-        for name, release in PEERS.items():
+        for name, release in peers.items():
             found[name].append(peer(asked, release, stop))
+        for name, granularity in before.items():
+            found[name].append(own(asked, granularity, asked.beside))
         for name, granularity in OURS.items():
-            found[name].append(own(asked, granularity))
+            found[name].append(own(asked, granularity, HERE))
         print(f"round {turn + 1} of {asked.rounds}", file=sys.stderr, flush=True)
     (asked.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
@@ -70,8 +80,7 @@ def main() -> None:
 
 def make_model(asked: argparse.Namespace) -> int:
     """Model, prompts and pairs that all use; returns the token that ends a response."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from denserl_cli.core.chat.format import ChatFormat
     from denserl_cli.core.sandbox.language_model import fit_language_model
@@ -95,6 +104,24 @@ def make_model(asked: argparse.Namespace) -> int:
                 answer = chat.encode_response(row[side][-1]["content"])[:-1][:length]
                 sequences.append((ids, [*answer, chat.terminator_id]))
             pairs.append(json.dumps({side: row[side] for side in ("chosen", "rejected")}) + "\n")
+    if asked.model:
+        model = AutoModelForCausalLM.from_pretrained(asked.model)
+    else:
+        model = small_llama(asked, tokenizer, chat.terminator_id)
+        fit_language_model(model, sequences, steps=asked.fit_steps, batch_size=16)
+    model.save_pretrained(asked.out / "model")
+    tokenizer.save_pretrained(asked.out / "model")
+    text = "".join(json.dumps([int(i) for i in ids]) + "\n" for ids in prompts)
+    (asked.out / "prompts.jsonl").write_text(text, encoding="utf-8")
+    (asked.out / "pairs.jsonl").write_text("".join(pairs), encoding="utf-8")
+    return int(chat.terminator_id)
+
+
+def small_llama(asked: argparse.Namespace, tokenizer: Any, terminator_id: int) -> Any:
+    """A model of random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -105,17 +132,10 @@ def make_model(asked: argparse.Namespace) -> int:
         num_key_value_heads=4,
         max_position_embeddings=2048,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=chat.terminator_id,
+        eos_token_id=terminator_id,
         bos_token_id=None,
     )
-    model = LlamaForCausalLM(config)
-    fit_language_model(model, sequences, steps=asked.fit_steps, batch_size=16)
-    model.save_pretrained(asked.out / "model")
-    tokenizer.save_pretrained(asked.out / "model")
-    text = "".join(json.dumps([int(i) for i in ids]) + "\n" for ids in prompts)
-    (asked.out / "prompts.jsonl").write_text(text, encoding="utf-8")
-    (asked.out / "pairs.jsonl").write_text("".join(pairs), encoding="utf-8")
-    return int(chat.terminator_id)
+    return LlamaForCausalLM(config)
 
 
 def peer(asked: argparse.Namespace, release: str, stop: int) -> Any:
@@ -142,12 +162,16 @@ def peer(asked: argparse.Namespace, release: str, stop: int) -> Any:
         return {"skipped": str(reason)}
 
 
-def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
+def own(asked: argparse.Namespace, granularity: str, tree: Path) -> dict[str, Any]:
     """The seconds of our iterations and their phases, through the commands."""
     recipe, run = asked.out / f"{granularity}.yaml", asked.out / f"run-{granularity}"
     cutoff = {"cutoff": 3.0} if granularity == "segment" else {}
     settings = {
-        "model": {"path": str(asked.out / "model"), "gradient_checkpointing": False},
+        "model": {
+            "path": str(asked.out / "model"),
+            "gradient_checkpointing": False,
+            "dtype": asked.dtype,
+        },
         "segmentation": {"granularity": granularity, **cutoff},
         "data": {
             "preferences": [{"path": str(asked.out / "pairs.jsonl"), "max_samples": 200}],
@@ -161,13 +185,11 @@ def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
         "normalizer": {"pairs": 100},
         "ppo": {
             "iterations": asked.iterations,
-            "rollout_batch_size": ROLLOUT,
-            "rollout_micro_batch_size": ROLLOUT,
+            **rollout(asked, tree),
             "train_batch_size": TRAIN,
             "micro_batch_size": MICRO,
             "epochs": EPOCHS,
             "max_prompt_length": PROMPT,
-            "max_new_tokens": asked.tokens,
             "actor_learning_rate": LEARNING_RATE,
             "critic_learning_rate": LEARNING_RATE,
         },
@@ -175,14 +197,25 @@ def own(asked: argparse.Namespace, granularity: str) -> dict[str, Any]:
     }
     recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
     shutil.rmtree(run, ignore_errors=True)
+    environment = {**os.environ, "PYTHONPATH": str(tree.absolute())}
     for stage in ("train-rm", "fit-function", "train-ppo"):
         command = [sys.executable, "-m", "denserl_cli.app", stage, "--recipe", str(recipe)]
-        subprocess.run([*command, "--out", str(run)], check=True, capture_output=True)
+        command += ["--out", str(run)]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [one for one in map(json.loads, lines) if one["stage"] == "train-ppo" and one["step"]]
     names = [name for name in steps[0] if name.endswith("seconds")]
     phases = {name: [step[name] for step in steps[1:]] for name in names}
     return {**phases, "length": statistics.mean(step["response_length"] for step in steps)}
+
+
+def rollout(asked: argparse.Namespace, tree: Path) -> dict[str, Any]:
+    """The settings of rollouts, by the names that a tree has for them."""
+    if (tree / "denserl_cli/core/sampling").exists():
+        names = {"batch_size": ROLLOUT, "micro_batch_size": ROLLOUT}
+        return {"rollout": {**names, "max_new_tokens": asked.tokens}}
+    names = {"rollout_batch_size": ROLLOUT, "rollout_micro_batch_size": ROLLOUT}
+    return {**names, "max_new_tokens": asked.tokens}
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -192,7 +225,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         for name, rounds in found.items()
         if all("seconds" in one for one in rounds)
     }
-    peers = [name for name in PEERS if name in taken]
+    peers = [name for name in taken if name not in OURS]
     lines = ["| | seconds an iteration | " + " | ".join(f"× {name}" for name in peers) + " |"]
     lines.append("|---" * (2 + len(peers)) + "|")
     for name, rounds in found.items():

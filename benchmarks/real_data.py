@@ -168,12 +168,10 @@ def write_recipe(
         "normalizer": {"pairs": 300, "batch_size": 16},
         "ppo": {
             "iterations": size["ppo_iterations"],
-            "rollout_batch_size": 32,
-            "rollout_micro_batch_size": 32,
+            "rollout": {"batch_size": 32, "micro_batch_size": 32, "max_new_tokens": 96},
             "train_batch_size": 16,
             "micro_batch_size": 8,
             "max_prompt_length": 96,
-            "max_new_tokens": 96,
             "actor_learning_rate": 1e-5,
             "critic_learning_rate": 1e-4,
             "eval_every": 2,

@@ -1,157 +1,208 @@
-"""Rollout engines: denserl's sampling beside transformers' `generate` and its continuous batching.
+"""Rollouts on a real model and real prompts: this tree's sampling beside another tree's.
 
-    python benchmarks/rollout.py [--responses 64] [--tokens 256] [--rounds 3] [--quick]
+    python benchmarks/rollout.py --model DIR --pairs train.jsonl [--beside TREE] \
+        [--dtype bfloat16 --dtype float32] [--rounds 2] [--skewed] [--where] [--quick]
 
-A Llama of random weights writes responses of skewed lengths (log-normal, median 30; each ends at a
-length of its own, so that all engines write the same number of tokens) to prompts of 10 to 100
-tokens, on CUDA (bfloat16, SDPA) where there is one. `generate` has no length for each row: it cuts
-every row at the longest, and what it writes beyond does not count. Continuous batching starts its
-manager anew for each batch, as a rollout engine would whose weights change between iterations.
-Prints response tokens a second, medians of rounds in turns.
+Every way samples the same prompts with the same keys in a process of its own, in turns. `--beside`
+names a folder that holds another state of this repository; `--skewed` gives every response a limit
+of its own (log-normal, the longest ten times the median) and refills few rows; `--where` prints
+where a step's time goes. Prints response tokens a second, wall and of CPU time, medians of rounds.
+Python, torch and the kernels have as many threads as `--threads` says.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-
-from denserl_cli.core.ppo.sampling import Sampling, noise, sample
-
-VOCABULARY, MEDIAN, SIGMA = 32_064, 30, 0.9
+HERE = Path(__file__).resolve().parents[1]
+SIGMA = 0.9
+"""Of the log-normal lengths: the longest of 64 is about ten times the median."""
+KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::baddbmm"),
+    "cache and copies": ("aten::cat", "aten::copy_", "aten::index", "aten::_index_put"),
+    "drawing": ("aten::_softmax", "aten::sum", "aten::cumsum", "aten::searchsorted", "aten::isin"),
+}
 
 
 def main() -> None:
     """Measure in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--pairs", type=Path, required=True)
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"])
     parser.add_argument("--responses", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--skewed", action="store_true")
+    parser.add_argument("--where", action="store_true")
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.case:
+        print(json.dumps(measure(json.loads(asked.case))))
+        return
     if asked.quick:
-        asked.responses, asked.tokens, asked.rounds, asked.hidden, asked.layers = 8, 32, 1, 32, 2
-    engines = Engines(asked)
-    ways = {
-        "denserl": engines.denserl,
-        "transformers, generate": engines.generate,
-        "transformers, continuous batching": engines.continuous,
+        asked.responses, asked.tokens, asked.rounds = 8, 8, 1
+    trees = {"before": asked.beside, "now": HERE} if asked.beside else {"now": HERE}
+    columns = ("numbers", "tree", "tokens", "tokens a second", "of CPU time", "rows busy")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for dtype in asked.dtype or ["bfloat16", "float32"]:
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
+        for _ in range(asked.rounds):
+            for name, tree in trees.items():
+                found[name].append(child(asked, tree, dtype))
+        for name, rounds in found.items():
+            wall, cpu = (statistics.median(one[key] for one in rounds) for key in ("wall", "cpu"))
+            tokens, busy = rounds[0]["tokens"], rounds[0]["busy"]
+            cells = (dtype, name, tokens, f"{tokens / wall:.0f}", f"{tokens / cpu:.0f}", busy)
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+        for name, rounds in found.items() if asked.where else ():
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in rounds[0]["where"].items())
+            print(f"\n{dtype}, {name}: {shares}\n")
+
+
+def child(asked: argparse.Namespace, tree: Path, dtype: str) -> dict[str, Any]:
+    """Measure one tree in a process of its own."""
+    case = {
+        "model": str(asked.model.absolute()),
+        "pairs": str(asked.pairs.absolute()),
+        "dtype": dtype,
+        **{name: getattr(asked, name) for name in ("responses", "tokens", "rows", "threads")},
+        **{name: getattr(asked, name) for name in ("skewed", "where")},
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(asked.rounds + 1):
-        for name, way in ways.items():
-            times[name].append(way())
-    taken = {name: statistics.median(rounds[1:]) for name, rounds in times.items()}
-    tokens = sum(engines.limits)
-    print(f"{asked.responses} responses, {tokens} tokens, the longest {max(engines.limits)}\n")
-    print("| | tokens a second | times generate |\n|---|---|---|")
-    for name, seconds in taken.items():
-        ratio = taken["transformers, generate"] / seconds
-        print(f"| {name} | {tokens / seconds:.0f} | {ratio:.2f} |")
+    command = [sys.executable, __file__, "--model", ".", "--pairs", ".", "--case", json.dumps(case)]
+    threads = {"OMP_NUM_THREADS": str(asked.threads)}
+    environment = {**os.environ, **threads, "PYTHONPATH": str(tree.absolute())}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-class Engines:
-    """The same work, each engine's way; every method returns its seconds."""
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """The second of two rollouts: seconds, tokens, the share of rows that were busy."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def __init__(self, asked: argparse.Namespace) -> None:
-        torch.manual_seed(0)
-        rng = np.random.default_rng(0)
-        cuda = torch.cuda.is_available()
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=asked.hidden,
-            intermediate_size=4 * asked.hidden,
-            num_hidden_layers=asked.layers,
-            num_attention_heads=max(1, asked.hidden // 64),
-            num_key_value_heads=max(1, asked.hidden // 64),
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        self.model = LlamaForCausalLM(config).eval()
-        self.model.to(*(("cuda", torch.bfloat16) if cuda else ("cpu",)))
-        lengths = rng.lognormal(np.log(MEDIAN), SIGMA, asked.responses)
-        self.limits = [int(length) for length in lengths.clip(1, asked.tokens)]
-        self.prompts = [
-            rng.integers(3, VOCABULARY, rng.integers(10, 100)).astype(np.int32) for _ in self.limits
-        ]
-        self.uniform = noise([(0, row) for row in range(asked.responses)], max(self.limits))
-
-    def denserl(self) -> float:
-        """Rows that have ended leave the batch."""
-        sampling = Sampling(max_new_tokens=max(self.limits), stop_ids=())
-        return seconds(
-            lambda: sample(self.model, self.prompts, sampling, self.uniform, 0, limits=self.limits)
-        )
-
-    @torch.no_grad()
-    def generate(self) -> float:
-        """All rows go on to the longest."""
-        rows = [torch.from_numpy(prompt).long() for prompt in self.prompts]
-        ids = pad_sequence(rows, batch_first=True, padding_side="left").to(self.model.device)
-        mask = (ids != 0).long()
-        settings = self._settings(max(self.limits))
-        return seconds(
-            lambda: self.model.generate(ids, attention_mask=mask, generation_config=settings)
-        )
-
-    @torch.no_grad()
-    def continuous(self) -> float:
-        """Requests of a paged cache; the manager's start counts, as a rollout would pay it."""
-        page = 32
-        longest = max(map(len, self.prompts)) + max(self.limits)
-        config = ContinuousBatchingConfig(
-            page_size=page,
-            num_blocks=len(self.prompts) * (longest // page + 2),
-            max_batch_tokens=max(2048, len(self.prompts)),
-        )
-
-        def run() -> None:
-            manager = self.model.continuous_batching_context_manager(
-                generation_config=self._settings(max(self.limits)),
-                continuous_batching_config=config,
-                warmup=False,
-            )
-            with manager as running:
-                for prompt, limit in zip(self.prompts, self.limits, strict=True):
-                    running.add_request(prompt.tolist(), max_new_tokens=limit, eos_token_id=-1)
-                written = 0
-                while written < sum(self.limits):
-                    result = running.get_result(timeout=1)
-                    if result is None and not running.is_running():
-                        raise SystemExit("continuous batching ended early")
-                    if result is not None and result.is_finished():
-                        if result.error:
-                            raise SystemExit(f"continuous batching failed: {result.error}")
-                        written += len(result.generated_tokens)
-
-        return seconds(run)
-
-    def _settings(self, tokens: int) -> GenerationConfig:
-        return GenerationConfig(
-            do_sample=True, top_k=0, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0
-        )
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes, the device's work included."""
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
+    torch.set_num_threads(case["threads"])
+    dtype = getattr(torch, case["dtype"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(case["model"])
+    prompts = read_prompts(case, tokenizer)
+    limits = [case["tokens"]] * len(prompts)
+    stops = (tokenizer.eos_token_id,)
+    if case["skewed"]:
+        lengths = np.random.default_rng(0).lognormal(0, SIGMA, len(prompts))
+        scale = np.minimum(lengths / np.median(lengths), 10) * case["tokens"] / 10
+        limits, stops = [max(1, int(length)) for length in scale], (-1,)
+    steps: list[int] = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda _, __, given: (
+            steps.append(given["input_ids"].shape[0]) if given["input_ids"].shape[1] == 1 else None
+        ),
+        with_kwargs=True,
+    )
+    run = way(case, model, prompts, limits, stops)
+    run()
+    steps.clear()
+    wall, cpu = time.perf_counter(), time.process_time()
+    responses = run()
+    if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    hook.remove()
+    most = max(steps, default=1)
+    found["tokens"] = sum(len(response.ids) for response in responses)
+    found["busy"] = f"{sum(steps) / (most * max(1, len(steps))):.0%} of {most}"
+    return {**found, "where": shares(run) if case["where"] else {}}
+
+
+def way(case: dict[str, Any], model: Any, prompts: Any, limits: Any, stops: Any) -> Any:
+    """How the tree that is imported samples: by its sampler, or by the loop it had before."""
+    import torch
+
+    from denserl_cli.core.engine.frozen import LocalModel
+
+    keys = [(0, 1, row, 0) for row in range(len(prompts))]
+    dtype = getattr(torch, case["dtype"])
+    try:
+        from denserl_cli.core.sampling.base import Sampling
+        from denserl_cli.core.sampling.sampler import Sampler
+        from denserl_cli.core.sampling.torch_engine import TorchSampling
+    except ImportError:
+        return padded(case, model, prompts, limits, stops, keys)
+    engine = TorchSampling(LocalModel(model, dtype), rows=case["rows"], pad_id=0)
+    sampling = Sampling(max(limits), stops)
+    return lambda: Sampler(engine).sample(prompts, keys, sampling, limits=limits)
+
+
+def padded(
+    case: dict[str, Any], model: Any, prompts: Any, limits: Any, stops: Any, keys: Any
+) -> Any:
+    """Sampling as it was before there were samplers: padded batches, one after the other."""
+    import numpy as np
+    import torch
+    from denserl_cli.core.ppo.sampling import Sampling, noise, sample
+
+    from denserl_cli.core.data.batches import by_length
+    from denserl_cli.core.models.device import autocast
+
+    def run() -> list[Any]:
+        found, uniform = [], noise(keys, max(limits))
+        lengths = [len(prompt) for prompt in prompts]
+        for part in by_length(lengths, np.arange(len(prompts)), case["rows"] or len(prompts)):
+            with autocast(model.device, getattr(torch, case["dtype"])):
+                some, most = [prompts[i] for i in part], [limits[i] for i in part]
+                sampling = Sampling(max(limits), stops)
+                found += sample(model, some, sampling, uniform[part], 0, limits=most)
+        return found
+
+    return run
+
+
+def read_prompts(case: dict[str, Any], tokenizer: Any) -> list[Any]:
+    """The first prompts of at most 256 tokens."""
+    import numpy as np
+
+    found = []
+    with open(case["pairs"], encoding="utf-8") as lines:
+        for line in lines:
+            prompt = json.loads(line)["chosen"][:-1]
+            ids = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_dict=False
+            )
+            if len(ids) <= 256:
+                found.append(np.array(ids, np.int32))
+            if len(found) == case["responses"]:
+                return found
+    raise SystemExit(f"{case['pairs']} has fewer than {case['responses']} prompts")
+
+
+def shares(run: Any) -> dict[str, float]:
+    """Share of each kind of work in the time of a rollout, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    times = {one.key: one.self_cpu_time_total for one in profiled.key_averages()}
+    total = sum(times.values())
+    found = {
+        kind: sum(t for name, t in times.items() if name.startswith(starts)) / total
+        for kind, starts in KINDS.items()
+    }
+    return {**found, "the rest": 1 - sum(found.values())}
 
 
 if __name__ == "__main__":

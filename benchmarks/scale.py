@@ -107,9 +107,9 @@ def memory(out: Path, iterations: int) -> list[tuple[int, int]]:
         "sandbox.response_phrases": 6,
         "sandbox.pairs": 200,
         "sandbox.fit_steps": 60,
-        "ppo.max_new_tokens": 48,
-        "ppo.rollout_batch_size": 16,
-        "ppo.samples_per_prompt": 1,
+        "ppo.rollout.max_new_tokens": 48,
+        "ppo.rollout.batch_size": 16,
+        "ppo.rollout.samples_per_prompt": 1,
         "ppo.iterations": iterations,
         "normalizer.pairs": 100,
     }

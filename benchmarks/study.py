@@ -54,7 +54,7 @@ MADE = "{made}"
 PLAIN = "python:benchmarks.study_rewards.plain"
 TASKS = {
     "long": Task(
-        ("sandbox.response_phrases=48", "ppo.max_new_tokens=256", "data.max_length=384"),
+        ("sandbox.response_phrases=48", "ppo.rollout.max_new_tokens=256", "data.max_length=384"),
         ("granularity", "KL coefficient", "lambda"),
     ),
     "medium": Task(
@@ -64,7 +64,9 @@ TASKS = {
             *("cutoff", "cut", "aggregation", "pairs", "samples"),
         ),
     ),
-    "short": Task(("sandbox.response_phrases=6", "ppo.max_new_tokens=48"), ("granularity",)),
+    "short": Task(
+        ("sandbox.response_phrases=6", "ppo.rollout.max_new_tokens=48"), ("granularity",)
+    ),
     "endings": Task(
         ("sandbox.phrases=8", "sandbox.endings=2", "segmentation.cutoff=0.9"), ("granularity",)
     ),
@@ -72,7 +74,11 @@ TASKS = {
         (
             *("sandbox=null", f"model.path={MADE}/model", f"data.preferences={MADE}/pairs.jsonl"),
             *(f"data.prompts={MADE}/prompts.jsonl", "segmentation.cutoff=auto"),
-            *("ppo.max_new_tokens=96", "ppo.reward_model_weight=1.0", "data.eval_prompts=32"),
+            *(
+                "ppo.rollout.max_new_tokens=96",
+                "ppo.reward_model_weight=1.0",
+                "data.eval_prompts=32",
+            ),
             *(
                 "reward_model.epochs=1.0",
                 "ppo.eval_samples=4",

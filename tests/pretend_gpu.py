@@ -248,6 +248,7 @@ def pretend_gpu() -> Iterator[PretendedGpu]:
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
         patch.setattr(torch.version, "cuda", "12.8")
+        patch.setattr(torch.distributed, "init_process_group", _over_gloo)
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # a mode is of one thread
         for state in states:
             state._reset_state()
@@ -324,6 +325,14 @@ class _Nothing:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
+
+
+def _over_gloo(backend: str, *words: Any, **options: Any) -> None:
+    """Processes meet over gloo: there is no NCCL."""
+    _join("gloo", *words, **options)
+
+
+_join = torch.distributed.init_process_group
 
 
 def _by_way_of_the_cpu(make: Any) -> Any:

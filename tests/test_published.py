@@ -45,11 +45,11 @@ SIZES = (
     "reward_model.micro_batch_size=4",
     "normalizer.pairs=10",
     "ppo.iterations=1",
-    "ppo.rollout_batch_size=4",
+    "ppo.rollout.batch_size=4",
     "ppo.train_batch_size=4",
     "ppo.micro_batch_size=4",
     "ppo.max_prompt_length=48",
-    "ppo.max_new_tokens=8",
+    "ppo.rollout.max_new_tokens=8",
 )
 BACKBONES = {"phi3": "phi3-mini", "llama3.1": "llama3.1", "llama3-sft": "llama3"}
 STOPS = {

@@ -19,9 +19,9 @@ SMALL = (
     "normalizer.batch_size=40",
     "normalizer.pairs=40",
     "ppo.iterations=2",
-    "ppo.rollout_batch_size=8",
+    "ppo.rollout.batch_size=8",
     "ppo.train_batch_size=8",
-    "ppo.max_new_tokens=16",
+    "ppo.rollout.max_new_tokens=16",
     "data.eval_prompts=2",
     "data.preferences=[{path: pairs.jsonl, max_samples: 96, columns: {prompt: question, "
     "chosen: good, rejected: bad}}]",

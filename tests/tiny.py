@@ -15,6 +15,8 @@ from denserl_cli.core.normalizer import LocationNormalizer
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.sampling.sampler import Sampler
+from denserl_cli.core.sampling.torch_engine import TorchSampling
 from denserl_cli.core.stages.run import run_stage
 
 SETTINGS = (
@@ -33,10 +35,10 @@ SETTINGS = (
     "reward_model.epochs=1",
     "normalizer.pairs=40",
     "ppo.iterations=4",
-    "ppo.rollout_batch_size=4",
+    "ppo.rollout.batch_size=4",
     "ppo.train_batch_size=4",
     "ppo.micro_batch_size=4",
-    "ppo.max_new_tokens=20",
+    "ppo.rollout.max_new_tokens=20",
     "ppo.missing_eos_penalty=null",
     "ppo.eval_every=2",
     "ppo.save_every=2",
@@ -114,3 +116,8 @@ def scalar_model(seed: int = 0, **shape: int) -> LlamaForSequenceClassification:
 def frozen(model: torch.nn.Module) -> LocalModel:
     """A model as a scorer holds it, in float32."""
     return LocalModel(model, torch.float32)
+
+
+def sampler(model, rows: int | None = None, pad_id: int = 0) -> Sampler:
+    """A sampler of a model in float32."""
+    return Sampler(TorchSampling(frozen(model), rows=rows, pad_id=pad_id))

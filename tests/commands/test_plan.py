@@ -91,7 +91,7 @@ def refusal(*words: str) -> DenserlError:
         ("train-rm", (), "8"),
         ("train-rm", (), "3"),
         ("train-ppo", (), "8"),
-        ("train-ppo", ("--set", "ppo.rollout_batch_size=64", "--set", "ppo.iterations=2"), "1"),
+        ("train-ppo", ("--set", "ppo.rollout.batch_size=64", "--set", "ppo.iterations=2"), "1"),
     ],
 )
 def test_a_stage_is_refused_in_the_words_of_the_dry_run(

@@ -6,47 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from denserl_cli.core.normalizer import LocationNormalizer
-from denserl_cli.core.ppo.sampling import Sampling, sample
 from denserl_cli.core.recipe import load_recipe
+from denserl_cli.core.sampling.base import Sampling
 from tests import tiny
 
 END = 3
 
 
-class Script:
-    """A policy that says what it is told: row r says `words[r]`, whatever came before."""
-
-    device = torch.device("cpu")
-    config = None
-
-    def __init__(self, words: list[list[int]], vocabulary: int) -> None:
-        self.words, self.vocabulary, self.step = dict(enumerate(words)), vocabulary, 0
-
-    def __call__(self, input_ids: torch.Tensor, **_: object) -> object:
-        self.words = {row: said for row, said in self.words.items() if len(said) > self.step}
-        logits = torch.full((len(input_ids), 1, self.vocabulary), -1e9)
-        for place, said in enumerate(self.words.values()):
-            logits[place, 0, said[self.step]] = 0.0
-        self.step += 1
-        return type("Output", (), {"logits": logits})
-
-
-def test_defect_3_a_row_does_not_end_where_the_first_row_does(monkeypatch) -> None:
+def test_defect_3_a_row_does_not_end_where_the_first_row_does() -> None:
     """Their Llama path cuts the mask of the whole batch at the first row's terminator."""
-    cache = type("Cache", (), {"batch_select_indices": lambda self, rows: None})
-    monkeypatch.setattr("transformers.DynamicCache", lambda config: cache())
-    said = [[5, END], [6, 7, 6, 7, END], [8, 9, 8]]
-    sampling = Sampling(max_new_tokens=5, stop_ids=(END,))
-    policy = Script([*said[:2], [*said[2], 8, 9]], vocabulary=10)
-    drawn = sample(
-        policy, [np.array([1])] * 3, sampling, torch.full((3, 5), 0.5).double(), pad_id=0
-    )
-    assert [response.ids.tolist() for response in drawn] == [*said[:2], [8, 9, 8, 8, 9]]
-    assert [response.terminated for response in drawn] == [True, True, False]
+    sampler = tiny.sampler(tiny.causal_lm())
+    prompts, keys = [np.array([1])] * 8, [(0, row) for row in range(8)]
+    together = sampler.sample(prompts, keys, sampling := Sampling(12, stop_ids=(END,)))
+    first = next(row for row, response in enumerate(together) if response.terminated)
+    assert any(len(response.ids) > len(together[first].ids) for response in together)
+    for prompt, key, response in zip(prompts, keys, together, strict=True):
+        (alone,) = sampler.sample([prompt], [key], sampling)
+        assert alone.ids.tolist() == response.ids.tolist()
+        assert response.terminated == (END in response.ids)
 
 
 def test_defect_6_a_name_switches_nothing() -> None:

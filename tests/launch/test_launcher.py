@@ -11,6 +11,7 @@ from denserl_cli.core.recipe.schema import (
     PPOConfig,
     Recipe,
     RewardModelConfig,
+    RolloutConfig,
     SegmentationConfig,
 )
 from denserl_cli.launch import worker
@@ -21,7 +22,9 @@ RECIPE = Recipe(
     model=ModelConfig(path="a/b"),
     segmentation=SegmentationConfig(cutoff=1.0),
     reward_model=RewardModelConfig(batch_size=128, micro_batch_size=8),
-    ppo=PPOConfig(rollout_batch_size=64, samples_per_prompt=4, train_batch_size=32, epochs=2),
+    ppo=PPOConfig(
+        rollout=RolloutConfig(batch_size=64, samples_per_prompt=4), train_batch_size=32, epochs=2
+    ),
 )
 
 
@@ -66,4 +69,4 @@ def test_a_dry_run_only_prints(calls, capsys, monkeypatch, tmp_path):
     assert text.startswith("# stage: train-ppo (fresh)\n# run folder: ")
     assert f"# run folder: {tmp_path / 'runs' / 'tiny'}\n" in text
     assert "# command: denserl train-ppo -r 'my tiny'\n" in text
-    assert yaml.safe_load(text)["ppo"]["rollout_batch_size"] == 64
+    assert yaml.safe_load(text)["ppo"]["rollout"]["batch_size"] == 64

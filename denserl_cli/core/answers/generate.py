@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,10 +16,12 @@ from denserl_cli.core.answers.formats import Answer, Identity, Question
 from denserl_cli.core.answers.job import Job
 from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import by_length
+from denserl_cli.core.engine.frozen import LocalModel
 from denserl_cli.core.errors import DenserlError, Interrupted, refuse
 from denserl_cli.core.models.device import autocast, compute_dtype
 from denserl_cli.core.models.lora import load_policy
-from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
+from denserl_cli.core.sampling.base import Response, Sampling
+from denserl_cli.core.sampling.sampler import make_sampler
 from denserl_cli.core.sandbox.files import with_sandbox_files
 from denserl_cli.core.system.signals import stop_requested
 
@@ -44,7 +47,7 @@ def answer(recipe: Recipe, run: RunFolder, job: Job, mode: Mode, observer: Obser
     replaced = job.target.exists()
     answers = file.begin(mode)
     observer.begin(f"answer {job.benchmark.name}", len(job.questions), len(answers))
-    with stop_requested() as stopping:
+    with closing(generator.sampler), stop_requested() as stopping:
         for batch in generator.batches():
             if all(question.id in answers for question in batch):
                 continue
@@ -87,6 +90,13 @@ class AnswerGenerator:
         self.context = getattr(self.policy.config, "max_position_embeddings", None)
         self.shortened = self.unfinished = self.refused = 0
         self._check(path)
+        self.sampler = make_sampler(
+            recipe,
+            LocalModel(self.policy, self.dtype),
+            pad_id=self.chat.pad_id,
+            max_length=self._max_length(),
+        )
+        self.sampler.refresh()
 
     def batches(self) -> Iterator[list[Question]]:
         """Questions of one temperature and similar length, the longest first."""
@@ -132,6 +142,13 @@ class AnswerGenerator:
                 f"{self.refused} later turns have an empty answer: the chat template cannot write "
                 "the answer before them"
             )
+
+    def _max_length(self) -> int:
+        """The most tokens of a conversation and its answer; the model's context where it says."""
+        if self.context is not None:
+            return int(self.context)
+        longest = max(map(len, self.first_prompts.values()))
+        return longest + 2 * self.job.benchmark.turns * self.job.max_new_tokens
 
     def _temperature(self, question: Question) -> float:
         given = self.job.temperature
@@ -180,10 +197,9 @@ class AnswerGenerator:
             for prompt in prompts
         ]
         temperature = self._temperature(asked[0][0])
-        uniform = noise([(self.seed, _question_seed(q.id), turn) for q, _ in asked], most)
+        keys = [(self.seed, _question_seed(question.id), turn) for question, _ in asked]
         sampling = Sampling(most, self.chat.stop_ids, temperature)
-        with autocast(self.policy.device, self.dtype):
-            return sample(self.policy, prompts, sampling, uniform, self.chat.pad_id, limits=limits)
+        return self.sampler.sample(prompts, keys, sampling, limits=limits)
 
     def _text(self, response: Response) -> str:
         """An answer's text: without its terminator, and without white space around it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,10 +29,10 @@ from denserl_cli.core.ppo.prompts import PromptBatch, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
 from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
-from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.recipe.stages import EVALUATE_POLICY
 from denserl_cli.core.reward_model.metrics import Floats
 from denserl_cli.core.runs.policies import choose_policy
+from denserl_cli.core.sampling.sampler import make_sampler, sampling_of
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_scorer
 from denserl_cli.core.scoring.resolve import load_normalizer, prepare
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.ppo.rollout import Rollout
     from denserl_cli.core.recipe.schema import Recipe
     from denserl_cli.core.runs.folder import RunFolder
+    from denserl_cli.core.sampling.sampler import Sampler
     from denserl_cli.core.sandbox.task import TrueReward
     from denserl_cli.core.scoring.resolve import RewardSetup
     from denserl_cli.core.scoring.scorer import Scorer
@@ -161,14 +163,35 @@ class PolicyEvaluator:
         self, name: str, policy: Any, batch: PromptBatch, samples: int, out: BinaryIO
     ) -> Metrics:
         """The metrics of `samples` responses for each prompt, which are written to `out`."""
-        ppo = self.recipe.ppo
-        collector = Collector(
-            policy=LocalModel(policy, compute_dtype(self.recipe.model)),
-            scorer=self.scorer,
-            sampling=Sampling(ppo.max_new_tokens, self.chat.stop_ids, ppo.temperature, ppo.top_p),
-            micro_batch_size=ppo.rollout_micro_batch_size,
+        ppo, held = self.recipe.ppo, LocalModel(policy, compute_dtype(self.recipe.model))
+        sampler = make_sampler(
+            self.recipe,
+            held,
             pad_id=self.chat.pad_id,
+            max_length=ppo.max_prompt_length + ppo.rollout.max_new_tokens,
         )
+        with closing(sampler):
+            return self._evaluate(name, sampler, held, batch, samples, out)
+
+    def _evaluate(
+        self,
+        name: str,
+        sampler: Sampler,
+        policy: LocalModel,
+        batch: PromptBatch,
+        samples: int,
+        out: BinaryIO,
+    ) -> Metrics:
+        collector = Collector(
+            sampler=sampler,
+            policy=policy,
+            scorer=self.scorer,
+            sampling=sampling_of(self.recipe.ppo.rollout, self.chat.stop_ids),
+            micro_batch_size=self.recipe.ppo.rollout.micro_batch_size,
+            pad_id=self.chat.pad_id,
+            sampled_logprobs=sampler.exact and self.recipe.ppo.rollout.top_p == 1,
+        )
+        collector.refresh()
         found: list[Metrics] = []
         self.observer.begin(f"sample responses of the {name}", total=len(batch.prompts))
         for part in _parts(batch):

@@ -10,6 +10,7 @@ from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, 
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.fields import value_of
 from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM
+from denserl_cli.core.sampling.limits import MOST_ROWS
 from denserl_cli.core.system.hub import has_tokenizer
 
 UNKNOWN = "known when the data is read"
@@ -79,21 +80,27 @@ def _fit(recipe: Recipe, work: Workload) -> list[str]:
 
 def _ppo(recipe: Recipe, work: Workload) -> list[str]:
     ppo, rows = recipe.ppo, work.rows
-    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
-    sampled = f"{ppo.rollout_batch_size} prompts × {ppo.samples_per_prompt} samples"
+    responses = ppo.rollout.batch_size * ppo.rollout.samples_per_prompt
+    sampled = f"{ppo.rollout.batch_size} prompts × {ppo.rollout.samples_per_prompt} samples"
     each = responses // work.batch
     prompts = f"prompts: {UNKNOWN}"
     if rows is not None:
         prompts = f"prompts: {rows}, about {rows.held_out:,} of them held out for evaluation"
     return [
         prompts,
-        f"responses per iteration: {sampled} = {responses}, "
-        f"up to {ppo.rollout_micro_batch_size} at a time on a rank",
+        f"responses per iteration: {sampled} = {responses}, {_rows(recipe)} on a rank, "
+        f"scored up to {ppo.rollout.micro_batch_size} at a time",
         _batch("responses per step", work),
         f"steps per iteration: {ppo.epochs} epochs × {each} = {ppo.epochs * each}",
         *_iterations(recipe, work, work.steps),
         *_rewarded_by(recipe),
     ]
+
+
+def _rows(recipe: Recipe) -> str:
+    """How many responses are sampled side by side."""
+    rows = recipe.ppo.rollout.rows
+    return f"{rows} side by side" if rows else f"up to {MOST_ROWS} side by side as memory allows"
 
 
 def _iterations(recipe: Recipe, work: Workload, steps: Steps | None) -> list[str]:
@@ -102,7 +109,7 @@ def _iterations(recipe: Recipe, work: Workload, steps: Steps | None) -> list[str
     ppo, how = recipe.ppo, "ppo.iterations"
     if ppo.iterations is None and work.rows is not None:
         passes = f"{work.rows.train:,} prompts × {ppo.passes:g} passes"
-        how = f"{passes} / {ppo.rollout_batch_size}, if every row is usable"
+        how = f"{passes} / {ppo.rollout.batch_size}, if every row is usable"
     return [
         f"iterations: {steps.batches:,} = {how}",
         f"optimizer steps: {steps.batches:,} × {steps.per_batch} = {steps.total:,}",

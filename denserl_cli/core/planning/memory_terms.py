@@ -272,14 +272,13 @@ def widest_gradient(shape: ModelShape, setting: Setting) -> Bytes:
 
 
 def kv_cache(shape: ModelShape, rows: int, length: int, setting: Setting) -> Bytes:
-    """Keys and values of every layer, w·2·K·L a token; one layer's copy while it grows."""
-    token = 2 * setting.compute * shape.keys
-    return {"KV cache": rows * length * token * (shape.layers + 1)}
+    """Keys and values of every layer, w·2·K·L a token, for rows of whole length from the start."""
+    return {"KV cache": rows * length * 2 * setting.compute * shape.keys * shape.layers}
 
 
 def drawing(shape: ModelShape, rows: int) -> Bytes:
-    """Logits of one step, tempered, and their probabilities: 4 bytes each, for each of V."""
-    return {"rollout": rows * shape.vocabulary * 12}
+    """Logits of one step, tempered, their probabilities, and a product: 4 bytes for each of V."""
+    return {"rollout": rows * shape.vocabulary * 16}
 
 
 def rollout_record(responses: int, length: int) -> Bytes:

@@ -12,6 +12,7 @@ from denserl_cli.core.planning.memory_terms import Bytes, Setting, added
 from denserl_cli.core.planning.model_shape import ModelShape
 from denserl_cli.core.recipe.schema import Recipe
 from denserl_cli.core.recipe.stages import FIT_FUNCTION, TRAIN_PPO, TRAIN_RM, StageName
+from denserl_cli.core.sampling.limits import PLANNED_ROWS, PROMPT_TOKENS
 
 QUANTIZED = 0.516
 """Bytes of a weight in 4 bits, with its share of the doubly quantised scales."""
@@ -177,23 +178,23 @@ def _train_ppo(
     recipe: Recipe, shape: ModelShape, setting: Setting
 ) -> tuple[dict[str, Bytes], float]:
     ppo, lora = recipe.ppo, recipe.lora is not None
-    length = ppo.max_prompt_length + ppo.max_new_tokens
+    length = ppo.max_prompt_length + ppo.rollout.max_new_tokens
     policy, critic = _policy(recipe, shape), _scalar(recipe, shape)
     base = _base(recipe, shape, setting)
     if ppo.learned_weight and (not lora or recipe.published is not None):
         base = added(base, memory.frozen_weights(shape.body, setting))
-    responses = math.ceil(ppo.rollout_batch_size * ppo.samples_per_prompt / setting.ranks)
+    responses = math.ceil(ppo.rollout.batch_size * ppo.rollout.samples_per_prompt / setting.ranks)
     waiting, returned, offloaded = memory.frozen_models(base, setting)
     held = added(waiting, policy.state(setting), critic.state(setting))
     held_in_rollout = added(held, policy.held_bucket(setting), critic.held_bucket(setting))
     sampled, record = (
-        ppo.rollout_micro_batch_size,
-        memory.rollout_record(responses, ppo.max_new_tokens),
+        ppo.rollout.micro_batch_size,
+        memory.rollout_record(responses, ppo.rollout.max_new_tokens),
     )
     rows = ppo.micro_batch_size
     activations = memory.training_activations(shape, rows, length, setting, lora=lora)
     likelihood = memory.likelihood(
-        shape, rows * ppo.max_new_tokens, setting, trained=True, head=not lora
+        shape, rows * ppo.rollout.max_new_tokens, setting, trained=True, head=not lora
     )
     phases = {
         "load": critic.loading(added(waiting, policy.state(setting)), setting, lora=lora),
@@ -220,18 +221,19 @@ def _train_ppo(
 
 
 def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:
-    """Generation: the whole policy gathered once, the cache at its longest or the prompts' pass."""
-    ppo, rows = recipe.ppo, recipe.ppo.rollout_micro_batch_size
+    """Generation: the whole policy gathered once, the cache, and a pass over prompts beside it."""
+    ppo, rows = recipe.ppo, recipe.ppo.rollout.rows or PLANNED_ROWS
+    read = max(1, min(rows, PROMPT_TOKENS["cuda"] // ppo.max_prompt_length))
     whole = replace(setting, live=policy.weights, prefetch=0)
     gathered = policy.in_a_pass(shape, whole, lora=recipe.lora is not None)
     trained = recipe.lora is None
+    length = ppo.max_prompt_length + ppo.rollout.max_new_tokens
     prompts = added(
-        memory.kv_cache(shape, rows, ppo.max_prompt_length, setting),
-        memory.inference_activations(shape, rows, ppo.max_prompt_length, setting, trained=trained),
+        memory.kv_cache(shape, read, ppo.max_prompt_length, setting),
+        memory.inference_activations(shape, read, ppo.max_prompt_length, setting, trained=trained),
     )
-    whole_cache = memory.kv_cache(shape, rows, ppo.max_prompt_length + ppo.max_new_tokens, setting)
-    wider = max(prompts, whole_cache, key=memory.total)
-    return added(gathered, wider, memory.drawing(shape, rows))
+    wider = max(prompts, memory.drawing(shape, rows), key=memory.total)
+    return added(gathered, memory.kv_cache(shape, rows, length, setting), wider)
 
 
 def _scoring(
@@ -239,7 +241,10 @@ def _scoring(
 ) -> Bytes:
     """The pass of the policy or of the reference, whichever needs more; the others need less."""
     ppo = recipe.ppo
-    length, tokens = ppo.max_prompt_length + ppo.max_new_tokens, rows * ppo.max_new_tokens
+    length, tokens = (
+        ppo.max_prompt_length + ppo.rollout.max_new_tokens,
+        rows * ppo.rollout.max_new_tokens,
+    )
     reference = _reference_pass(shape, setting, rows, length, tokens)
     sampled = added(
         policy.in_a_pass(shape, setting, lora=recipe.lora is not None),

@@ -103,7 +103,7 @@ def workload(stage: str, recipe: Recipe, processes: int = 1) -> Workload:
     data, rm, ppo, fit = recipe.data, recipe.reward_model, recipe.ppo, recipe.normalizer
     unit, length = "pairs", 2 * data.max_length
     if stage == TRAIN_PPO:
-        unit, length = "responses", ppo.max_prompt_length + ppo.max_new_tokens
+        unit, length = "responses", ppo.max_prompt_length + ppo.rollout.max_new_tokens
     batch, micro = {
         TRAIN_RM: (rm.batch_size, rm.micro_batch_size),
         FIT_FUNCTION: (fit.batch_size * processes, fit.batch_size),
@@ -133,12 +133,12 @@ def count_steps(stage: str, recipe: Recipe, rows: int, processes: int = 1) -> St
         held = None if recipe.data.evaluation else "data.eval_pairs"
         fields = ("reward_model.batch_size", "reward_model.epochs", held)
         return Steps(_full_batches(recipe, rows, wanted, *fields))
-    batch = ppo.rollout_batch_size
+    batch = ppo.rollout.batch_size
     wanted = round(ppo.passes * rows) if ppo.iterations is None else ppo.iterations * batch
     passes = "ppo.passes" if ppo.iterations is None else None
     return Steps(
-        _full_batches(recipe, rows, wanted, "ppo.rollout_batch_size", passes, "data.eval_prompts"),
-        per_batch=ppo.epochs * (batch * ppo.samples_per_prompt // ppo.train_batch_size),
+        _full_batches(recipe, rows, wanted, "ppo.rollout.batch_size", passes, "data.eval_prompts"),
+        per_batch=ppo.epochs * (batch * ppo.rollout.samples_per_prompt // ppo.train_batch_size),
     )
 
 
@@ -202,12 +202,12 @@ def _what_divides(stage: str, recipe: Recipe, processes: int) -> str:
     wanted = f"{field} must be a multiple of {processes}"
     sizes = [*range(processes, batch + processes, processes)]
     if stage == TRAIN_PPO:
-        responses = recipe.ppo.rollout_batch_size * recipe.ppo.samples_per_prompt
+        responses = recipe.ppo.rollout.batch_size * recipe.ppo.rollout.samples_per_prompt
         wanted += f" that divides the {responses} responses of an iteration"
         sizes = [n for n in range(processes, responses + 1, processes) if responses % n == 0]
     nearest = [*[n for n in sizes if n < batch][-1:], *[n for n in sizes if n > batch][:1]]
     if not nearest:
-        return f"{wanted}, and none does: change ppo.rollout_batch_size"
+        return f"{wanted}, and none does: change ppo.rollout.batch_size"
     offers = (
         f"{size}" if fitting(size) == micro else f"{size} with {micro_field} {fitting(size)}"
         for size in nearest
@@ -220,7 +220,7 @@ def _rows_that_do(stage: str, recipe: Recipe) -> int | None:
     if stage == FIT_FUNCTION:
         return recipe.normalizer.pairs
     sets_iterations = stage == TRAIN_PPO and recipe.ppo.iterations is not None
-    return recipe.ppo.rollout_batch_size if sets_iterations else None
+    return recipe.ppo.rollout.batch_size if sets_iterations else None
 
 
 def _made_rows(stage: str, recipe: Recipe) -> int | None:

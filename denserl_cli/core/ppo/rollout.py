@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,23 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denserl_cli.core.data.batches import by_length, collate_sequences, micro_batches
-from denserl_cli.core.models.causal_lm import response_logprobs
-from denserl_cli.core.models.device import autocast
+from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micro_batches
+from denserl_cli.core.models.causal_lm import ResponseScores, response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import timed
-from denserl_cli.core.ppo.sampling import Response, Sampling, noise, sample
-from denserl_cli.core.system.distributed import (
-    all_gather_object,
-    all_reduce_sum,
-    rank,
-    shard_micro_batches,
-    world_size,
-)
+from denserl_cli.core.sampling.base import Progress, Response, Sampling
+from denserl_cli.core.system.distributed import all_reduce_sum, shard_micro_batches
 
 if TYPE_CHECKING:
     from denserl_cli.core.engine.base import Engine
     from denserl_cli.core.engine.frozen import LocalModel
+    from denserl_cli.core.sampling.sampler import Sampler
     from denserl_cli.core.scoring.scorer import Scorer
 
 
@@ -69,90 +63,64 @@ class Rollout(NamedTuple):
 
 
 class Collector:
-    """Makes rollouts with a policy, a critic, and the frozen reference and reward model."""
+    """Makes rollouts with a sampler, policy and critic, and the frozen models of a scorer."""
 
     def __init__(
         self,
         *,
+        sampler: Sampler,
         policy: Engine | LocalModel,
         critic: Engine | LocalModel | None = None,
         scorer: Scorer,
         sampling: Sampling,
         micro_batch_size: int,
         pad_id: int,
+        sampled_logprobs: bool = False,
     ) -> None:
         """Set up a collector.
 
         Args:
-            policy: Samples the responses.
+            sampler: Samples responses from the policy.
+            policy: Measures them.
             critic: Without one the values stay 0.
             scorer: Reference and reward model.
             sampling: How tokens are drawn.
-            micro_batch_size: Responses that are sampled, or scored, together.
+            micro_batch_size: Responses that are scored together.
             pad_id: Token that fills batches up.
+            sampled_logprobs: Take the policy's log-probabilities and entropies from the sampler,
+                without a pass of its own.
         """
-        self.policy, self.critic, self.scorer = policy, critic, scorer
+        self.sampler, self.policy, self.critic, self.scorer = sampler, policy, critic, scorer
         self.sampling, self.micro_batch_size = sampling, micro_batch_size
-        self.pad_id = pad_id
+        self.pad_id, self.sampled_logprobs = pad_id, sampled_logprobs
         self.device = policy.device
         self.seconds: dict[str, float] = {}
         """Wall time of the two phases of the latest rollout."""
+
+    def refresh(self) -> None:
+        """Sample from the policy's present weights: before the first rollout, after each update."""
+        self.sampler.refresh()
 
     @torch.no_grad()
     def collect(
         self,
         prompts: Sequence[np.ndarray],
         keys: Sequence[Sequence[int]],
-        progress: Callable[[int], None] = lambda _: None,
+        progress: Progress = lambda _: None,
     ) -> Rollout:
         """Sample one response for each prompt and score all of them.
 
         Args:
             prompts: Ids of each prompt.
-            keys: The key of each response, from which its randomness comes (see `noise`).
+            keys: The key of each response, from which its randomness comes.
             progress: Called with the number of responses that have just been sampled.
         """
         models = [held.model for held in (self.policy, self.critic) if held is not None]
         with evaluating(*models):
             with timed(self.seconds, "rollout_seconds"):
-                responses = self.sample(prompts, keys, progress)
+                responses = self.sampler.sample(prompts, keys, self.sampling, progress=progress)
             with timed(self.seconds, "scoring_seconds"), self.scorer.on_device():
                 return self.score(prompts, responses)
-
-    def sample(
-        self,
-        prompts: Sequence[np.ndarray],
-        keys: Sequence[Sequence[int]],
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> list[Response]:
-        """Responses in the order of the prompts, drawn in batches of similar prompt length.
-
-        Args:
-            prompts: As in `collect`.
-            keys: As in `collect`.
-            progress: As in `collect`.
-        """
-        uniform = noise(keys, self.sampling.max_new_tokens)
-        responses: list[Response | None] = [None] * len(prompts)
-        lengths = [len(prompt) for prompt in prompts]
-        parts = by_length(lengths, np.arange(len(prompts)), self.micro_batch_size)
-        with self.policy.gathered() as policy:
-            for part in parts[rank() :: world_size()]:  # no collective call: gathered once for all
-                with autocast(self.device, self.policy.compute_dtype):
-                    drawn = sample(
-                        policy,
-                        [prompts[i] for i in part],
-                        self.sampling,
-                        uniform[torch.from_numpy(part)],
-                        self.pad_id,
-                    )
-                for i, response in zip(part, drawn, strict=True):
-                    responses[i] = response
-                progress(len(part) * world_size())  # the others are about as far
-        for theirs in all_gather_object([(i, r) for i, r in enumerate(responses) if r is not None]):
-            for i, response in theirs:
-                responses[i] = response
-        return [response for response in responses if response is not None]
 
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
         """One pass of each model over the responses, in batches of similar length."""
@@ -174,7 +142,7 @@ class Collector:
             rows = torch.from_numpy(part).to(self.device)
             temperature = self.sampling.temperature
             scored = self.scorer(batch, terminated[rows], temperature=temperature)
-            policy = self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
+            policy = self._policy_scores(batch, [responses[i] for i in part])
             values = None if self.critic is None else self.critic(token_values, batch, before=True)
             if not counts:
                 continue
@@ -202,6 +170,19 @@ class Collector:
             ends=ends,
             token_values=columns.pop("token_values", None),
             **columns,
+        )
+
+    def _policy_scores(self, batch: SequenceBatch, responses: Sequence[Response]) -> ResponseScores:
+        """What the policy says about responses: by a pass, or what it said when they were drawn."""
+        if not self.sampled_logprobs:
+            temperature = self.sampling.temperature
+            return self.policy(response_logprobs, batch, temperature=temperature, drawn=True)
+        logprobs = np.concatenate([response.logprobs for response in responses])
+        spread = [response.entropy for response in responses if response.entropy is not None]
+        entropy = np.concatenate(spread) if len(spread) == len(responses) else None
+        return ResponseScores(
+            batch.window(torch.from_numpy(logprobs).to(self.device)),
+            None if entropy is None else batch.window(torch.from_numpy(entropy).to(self.device)),
         )
 
 

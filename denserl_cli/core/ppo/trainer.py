@@ -78,6 +78,7 @@ class PPOTrainer:
             return
         settings, session = self.settings, self.session
         session.observer.begin("train the policy", total=self.plan.iterations, done=start)
+        self.collector.refresh()
         self.evaluate_start()
         with session.steps(start) as steps:
             for iteration in steps:
@@ -103,6 +104,7 @@ class PPOTrainer:
                         metrics = self.updater.update(
                             iteration, rollout, whiten(advantages, mask), returns, guarded
                         )
+                        self.collector.refresh()
                 described = self.evaluator.describe(prompts, rollout, functions, rewards, returns)
                 metrics |= described.metrics | seconds
                 metrics |= throughput(time.perf_counter() - began, rollout.tokens, count)

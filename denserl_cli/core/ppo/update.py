@@ -118,7 +118,10 @@ class Updater:
             if not policy_learns:
                 continue
             logprobs = self.actor(
-                response_logprobs, batch, temperature=settings.temperature, with_entropy=False
+                response_logprobs,
+                batch,
+                temperature=settings.rollout.temperature,
+                with_entropy=False,
             ).logprobs
             policy_loss = clipped_policy_loss(
                 logprobs,

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from denserl_cli.core.recipe.document import Node, plain
-from denserl_cli.core.recipe.schema import Recipe, RewardFunction, Source
+from denserl_cli.core.recipe.schema import MOVED, Recipe, RewardFunction, Source
 
 INVALID = object()
 """Stands for a value that did not fit; the problem is recorded."""
@@ -109,9 +109,14 @@ class Builder:
             message = f"unknown key {name!r}; dots are for --set, nest the blocks here"
             self.problems.append(f"{node.place}: {message}")
             return
+        old = _join(block, name)
+        if old in MOVED:
+            self.doubtful.add(MOVED[old])
+            self.problems.append(f"{node.place}: {old} has moved: write {MOVED[old]}")
+            return
         near = _near_keys(block, name, siblings)
         self.doubtful.update(near)
-        self.problems.append(f"{node.place}: unknown key {_join(block, name)}{did_you_mean(near)}")
+        self.problems.append(f"{node.place}: unknown key {old}{did_you_mean(near)}")
 
 
 def _near_keys(block: str, name: str, siblings: Collection[str]) -> list[str]:

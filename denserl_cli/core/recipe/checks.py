@@ -24,9 +24,9 @@ _POSITIVE = (
     *_keys("reward_model", "epochs batch_size micro_batch_size learning_rate"),
     *_keys("reward_model", "eval_every save_every"),
     *_keys("normalizer", "pairs batch_size min_std"),
-    *_keys("ppo", "passes iterations rollout_batch_size samples_per_prompt"),
-    *_keys("ppo", "rollout_micro_batch_size train_batch_size micro_batch_size epochs"),
-    *_keys("ppo", "max_prompt_length max_new_tokens temperature top_p"),
+    *_keys("ppo", "passes iterations train_batch_size micro_batch_size epochs max_prompt_length"),
+    *_keys("ppo.rollout", "rows batch_size samples_per_prompt micro_batch_size max_new_tokens"),
+    *_keys("ppo.rollout", "temperature top_p"),
     *_keys("ppo", "actor_learning_rate critic_learning_rate policy_clip value_clip reward_clip"),
     *_keys("ppo", "max_response_tokens kl_target kl_horizon kl_limit"),
     *_keys("ppo", "eval_samples eval_every save_every"),
@@ -49,7 +49,7 @@ _ZERO_OR_MORE = (
 )
 _AT_MOST_ONE = (
     *_keys("optimizer", "warmup_ratio min_lr_ratio"),
-    *_keys("ppo", "gamma lam top_p"),
+    *_keys("ppo", "gamma lam rollout.top_p"),
 )
 _LOCAL_STARTS = ("/", "./", "../", "~")
 _LOCAL_ENDS = tuple(
@@ -221,12 +221,12 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
             f"{data.max_length}; lower it",
             ("data.max_length",),
         )
-    responses = ppo.rollout_batch_size * ppo.samples_per_prompt
+    responses = ppo.rollout.batch_size * ppo.rollout.samples_per_prompt
     if ppo.train_batch_size > 0 and responses % ppo.train_batch_size:
         yield Problem(
             "ppo.train_batch_size",
             f"{ppo.train_batch_size} does not divide the {responses} responses of an iteration",
-            ("ppo.rollout_batch_size", "ppo.samples_per_prompt"),
+            ("ppo.rollout.batch_size", "ppo.rollout.samples_per_prompt"),
         )
     for block, key, batch, micro in (
         ("reward_model", "batch_size", rm.batch_size, rm.micro_batch_size),

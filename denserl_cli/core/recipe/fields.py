@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,12 @@ def value_of(recipe: Recipe, field: str) -> Any:
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values in fields of its blocks, each `block.name`."""
     for field, value in values.items():
-        block, name = field.split(".")
-        changed = replace(getattr(recipe, block), **{name: value})
-        recipe = replace(recipe, **{block: changed})
+        recipe = _with_value(recipe, field.split("."), value)
     return recipe
+
+
+def _with_value(block: Any, names: Sequence[str], value: Any) -> Any:
+    """The block with another value in a field of its own, or of a block in it."""
+    name, *inner = names
+    changed = _with_value(getattr(block, name), inner, value) if inner else value
+    return replace(block, **{name: changed})

@@ -18,6 +18,7 @@ from denserl_cli.core.recipe.schema import (
     MessageKeys,
     Recipe,
     RewardFunction,
+    RolloutConfig,
     Source,
 )
 
@@ -82,6 +83,7 @@ def reference() -> str:
         _table("`message_keys` of a source", MessageKeys, "…message_keys."),
         _table("A reward of your own", RewardFunction, "…"),
         _table("`reward_model.engine`, and the same for `ppo.engine`", EngineConfig, _ENGINE),
+        _table("`ppo.rollout`", RolloutConfig, "ppo.rollout."),
         _table("`published.normalizer`", Coefficients, "published.normalizer."),
     ]
     return "\n".join(parts)

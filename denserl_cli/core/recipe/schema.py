@@ -306,6 +306,30 @@ class RewardFunction:
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled, for train-ppo and evaluate policy (docs/rollouts.md)."""
+
+    engine: Literal["torch"] = "torch"
+    """What samples: torch, the model itself in this process."""
+    rows: int | None = None
+    """Responses that one process samples side by side; null: as many as memory allows."""
+    batch_size: int = 1024
+    """Prompts per iteration, over all ranks."""
+    samples_per_prompt: int = 1
+    """Responses sampled for each prompt."""
+    micro_batch_size: int = 16
+    """Responses scored together on one device."""
+    max_new_tokens: int = 1024
+    """Longest response that is sampled."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probabilities are taken at the same."""
+    top_p: float = 1.0
+    """Nucleus sampling; below 1, log-probabilities stay those of the whole distribution."""
+    old_logprobs: Literal["auto", "sampled", "recomputed"] = "auto"
+    """Old log-probabilities: the sampler's, or one more pass; auto: the sampler's where equal."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """PPO with dense rewards (method §5)."""
 
@@ -313,12 +337,8 @@ class PPOConfig:
     """Passes over the prompts; ignored where `iterations` is set."""
     iterations: int | None = None
     """Rollout + update rounds; null: as many as `passes` over the prompts take."""
-    rollout_batch_size: int = 1024
-    """Prompts per iteration, over all ranks."""
-    samples_per_prompt: int = 1
-    """Responses sampled for each prompt."""
-    rollout_micro_batch_size: int = 16
-    """Responses generated or scored together on one device."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How responses are sampled."""
     train_batch_size: int = 128
     """Responses per optimizer step, over all ranks."""
     micro_batch_size: int = 4
@@ -327,12 +347,6 @@ class PPOConfig:
     """Passes over each rollout batch."""
     max_prompt_length: int = 1024
     """Prompt tokens kept (the last ones)."""
-    max_new_tokens: int = 1024
-    """Longest response that is sampled."""
-    temperature: float = 1.0
-    """Sampling temperature; log-probabilities are taken at the same."""
-    top_p: float = 1.0
-    """Nucleus sampling; below 1, log-probabilities stay those of the whole distribution."""
     actor_learning_rate: float = 5e-7
     """Peak learning rate of the policy."""
     critic_learning_rate: float = 9e-6
@@ -524,6 +538,16 @@ class Recipe:
     recorded: RecordedConfig | None = None
     """Present: what --dry-run and `recipes list` say about sizes and hardware."""
 
+
+MOVED = {
+    "ppo.rollout_batch_size": "ppo.rollout.batch_size",
+    "ppo.rollout_micro_batch_size": "ppo.rollout.micro_batch_size",
+    "ppo.samples_per_prompt": "ppo.rollout.samples_per_prompt",
+    "ppo.max_new_tokens": "ppo.rollout.max_new_tokens",
+    "ppo.temperature": "ppo.rollout.temperature",
+    "ppo.top_p": "ppo.rollout.top_p",
+}
+"""Fields of earlier releases, and where they are now."""
 
 CUT_FIELDS: dict[Cut, tuple[str, ...]] = {
     "entropy": ("cutoff", "segment_length"),

@@ -91,8 +91,8 @@ _ROWS = (
         entry="denserl_cli.core.stages.train_ppo:train_policy",
         block="ppo",
         batch_size="ppo.train_batch_size",
-        micro_batches=("ppo.micro_batch_size", "ppo.rollout_micro_batch_size"),
-        lengths=("ppo.max_prompt_length", "ppo.max_new_tokens"),
+        micro_batches=("ppo.micro_batch_size", "ppo.rollout.micro_batch_size"),
+        lengths=("ppo.max_prompt_length", "ppo.rollout.max_new_tokens"),
         reads=(
             *(*_COMMON, "data.prompts", "data.eval_prompts", "data.strict", "optimizer"),
             *("normalizer.kind", "ppo"),
@@ -113,8 +113,8 @@ _ROWS = (
         data="prompts",
         entry="denserl_cli.core.evaluation.policy:evaluate_policy",
         block="ppo",
-        micro_batches=("ppo.rollout_micro_batch_size",),
-        lengths=("ppo.max_new_tokens",),
+        micro_batches=("ppo.rollout.micro_batch_size",),
+        lengths=("ppo.rollout.max_new_tokens",),
         subject="policy",
     ),
     Stage(SEGMENT, data="preferences", needs_data=False),
@@ -126,6 +126,7 @@ TRAINING: tuple[StageName, ...] = get_args(StageName)
 """The stages of training, in the order in which they run."""
 CHANGEABLE = (
     "model.gradient_checkpointing",
+    "ppo.rollout.rows",
     *(field for name in TRAINING for field in STAGES[name].micro_batches),
 )
 """Fields that a stage reads and that may change when it is resumed: memory and rounding alone."""

@@ -72,11 +72,12 @@ normalizer:
   pairs: 20000
 
 ppo:
-  rollout_batch_size: {rollout}
+  rollout:
+    batch_size: {rollout}
+    max_new_tokens: 1024
   train_batch_size: {train}
   micro_batch_size: {micro}
   max_prompt_length: 1024
-  max_new_tokens: 1024
   actor_learning_rate: 1e-6
   critic_learning_rate: 1e-5
   kl_coef: 0.01              # raise it where the policy drifts away from the reference

@@ -127,7 +127,7 @@ def kl_range(record: RunRecord) -> Iterator[Finding]:
             "serious",
             f"{said}: below zero, so the samples are not drawn from the distribution that is "
             "trained.",
-            "set ppo.top_p=1, and see whether both models load the same weights.",
+            "set ppo.rollout.top_p=1, and see whether both models load the same weights.",
         )
     elif kl.late > HIGH_KL or (per_token and per_token.late > HIGH_KL_PER_TOKEN):
         yield Finding(
@@ -246,8 +246,8 @@ def unterminated(record: RunRecord) -> Iterator[Finding]:
             "warning",
             f"Only {terminated.late:.0%} of the responses end by themselves; the others run into "
             "the length limit.",
-            "raise ppo.max_new_tokens, set ppo.missing_eos_penalty, and see that chat.stop_tokens "
-            "has what the model ends with.",
+            "raise ppo.rollout.max_new_tokens, set ppo.missing_eos_penalty, and see that "
+            "chat.stop_tokens has what the model ends with.",
         )
 
 
@@ -259,7 +259,7 @@ def no_gain(record: RunRecord) -> Iterator[Finding]:
             "warning",
             f"The reward did not rise: {reward.early:.3g} early, {reward.late:.3g} late.",
             "raise ppo.actor_learning_rate, lower ppo.kl_coef, take more responses in an iteration "
-            "(ppo.rollout_batch_size, ppo.samples_per_prompt), or train longer.",
+            "(ppo.rollout.batch_size, ppo.rollout.samples_per_prompt), or train longer.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,11 @@ from denserl_cli.core.ppo.prompts import PromptPlan, evaluation_batch
 from denserl_cli.core.ppo.reward_functions import RewardFunctions, reward_settings
 from denserl_cli.core.ppo.rewards import RewardSources
 from denserl_cli.core.ppo.rollout import Collector
-from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.ppo.trainer import HEADLINE, PPOTrainer
 from denserl_cli.core.ppo.update import Updater
 from denserl_cli.core.recipe.stages import TRAIN_PPO
 from denserl_cli.core.runs.stage_session import StageSession
+from denserl_cli.core.sampling.sampler import make_sampler, sampling_of, takes_sampled_logprobs
 from denserl_cli.core.sandbox.task import true_reward_of
 from denserl_cli.core.scoring.loading import load_reward_model, load_scorer
 from denserl_cli.core.scoring.resolve import RewardSetup, load_normalizer, prepare
@@ -79,7 +80,8 @@ def train_policy(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observer)
         evaluator=evaluator,
         save_policy=partial(_save, updater.actor, tokenizer, run),
     )
-    trainer.train(session.start(mode, prompts.skipped))
+    with closing(collector.sampler):
+        trainer.train(session.start(mode, prompts.skipped))
     trainer.save_policy("policy")
     if not is_main_process():
         return
@@ -93,9 +95,9 @@ def _plan(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptPlan:
     """The prompts of every iteration."""
     ppo, steps = recipe.ppo, count_steps(TRAIN_PPO, recipe, len(prompts))
     batches = global_batches(
-        len(prompts), ppo.rollout_batch_size, steps=steps.batches, seed=recipe.seed
+        len(prompts), ppo.rollout.batch_size, steps=steps.batches, seed=recipe.seed
     )
-    return PromptPlan(prompts, batches, samples=ppo.samples_per_prompt, seed=recipe.seed)
+    return PromptPlan(prompts, batches, samples=ppo.rollout.samples_per_prompt, seed=recipe.seed)
 
 
 def _models(
@@ -136,13 +138,22 @@ def _models(
         learning_rate=ppo.critic_learning_rate,
         total_steps=steps.total,
     )
+    rollout = ppo.rollout
+    sampler = make_sampler(
+        recipe,
+        actor,
+        pad_id=chat.pad_id,
+        max_length=ppo.max_prompt_length + rollout.max_new_tokens,
+    )
     collector = Collector(
+        sampler=sampler,
         policy=actor,
         critic=critic,
         scorer=scorer,
-        sampling=Sampling(ppo.max_new_tokens, chat.stop_ids, ppo.temperature, ppo.top_p),
-        micro_batch_size=ppo.rollout_micro_batch_size,
+        sampling=sampling_of(rollout, chat.stop_ids),
+        micro_batch_size=rollout.micro_batch_size,
         pad_id=chat.pad_id,
+        sampled_logprobs=takes_sampled_logprobs(ppo, sampler),
     )
     updater = Updater(ppo, actor=actor, critic=critic, pad_id=chat.pad_id, seed=recipe.seed)
     return collector, updater

@@ -28,9 +28,9 @@ from denserl_cli.core.answers.questions import read_questions
 from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.observer import Observer
-from denserl_cli.core.ppo.sampling import Sampling, noise, sample
 from denserl_cli.core.recipe import Recipe, load_recipe
 from denserl_cli.core.runs.folder import Mode, RunFolder
+from denserl_cli.core.sampling.base import Sampling
 from tests import ROOT, tiny
 from tests.core.fake_tokenizers import byte_tokenizer, load
 from tests.fakes import InterruptingObserver, RecordingObserver
@@ -373,8 +373,8 @@ def test_mt_bench_samples_by_category_and_the_others_are_greedy(
         temperature = expected.get(question.fields["category"], 0.0)
         assert BENCHMARKS["mt-bench"].temperature(question) == temperature
         number = int.from_bytes(hashlib.sha256(repr(question.id).encode()).digest()[:8])
-        sampling, uniform = Sampling(24, chat.stop_ids, temperature), noise([(42, number, 0)], 24)
-        (drawn,) = sample(model, [prompt], sampling, uniform, chat.pad_id)
+        sampling = Sampling(24, chat.stop_ids, temperature)
+        (drawn,) = tiny.sampler(model).sample([prompt], [(42, number, 0)], sampling)
         ids = drawn.ids[:-1] if drawn.terminated else drawn.ids
         assert texts(row)[0] == tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert {len({generator._temperature(q) for q in part}) for part in generator.batches()} == {1}

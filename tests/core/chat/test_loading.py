@@ -19,12 +19,12 @@ from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.planning.dry_run import chat_lines
 from denserl_cli.core.ppo.rewards import replace_penalized
 from denserl_cli.core.ppo.rollout import Collector
-from denserl_cli.core.ppo.sampling import Sampling
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import SegmentationConfig
+from denserl_cli.core.sampling.base import Sampling
 from denserl_cli.core.scoring.scorer import Scorer
 from tests.core.fake_tokenizers import PLAIN, byte_tokenizer, ids, load, thinking_tokenizer
-from tests.tiny import causal_lm, frozen, scalar_model
+from tests.tiny import causal_lm, frozen, sampler, scalar_model
 
 
 def checkpoint(folder: Path, rows: int) -> str:
@@ -172,8 +172,10 @@ def test_scores_do_not_depend_on_the_pad(
 
 def test_any_stop_token_ends_a_response_and_belongs_to_no_segment() -> None:
     chat = ChatFormat.of(byte_tokenizer(eos_token="<eos>"), stop_tokens=["<user>", *"abcdefgh"])
+    policy = causal_lm(0, vocabulary=262)
     collector = Collector(
-        policy=frozen(causal_lm(0, vocabulary=262)),
+        sampler=sampler(policy),
+        policy=frozen(policy),
         scorer=Scorer(
             SegmentationConfig("token"),
             reference=None,

@@ -105,7 +105,7 @@ def test_the_policy_itself_has_no_difference_and_no_kl(scored: Path):
 
 
 def test_the_seed_decides_and_nothing_else(scored: Path, moved: Path):
-    settings = "ppo.rollout_micro_batch_size=3"
+    settings = "ppo.rollout.micro_batch_size=3"
     first = evaluate(scored, policy=str(moved), samples=3)
     rows = samples(scored)
     again = evaluate(scored, settings, policy=str(moved), samples=3)

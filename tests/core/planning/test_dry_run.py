@@ -16,6 +16,7 @@ from denserl_cli.core.recipe.schema import (
     Recipe,
     RecordedConfig,
     RewardModelConfig,
+    RolloutConfig,
     SegmentationConfig,
     Source,
 )
@@ -28,7 +29,9 @@ RECIPE = Recipe(
     segmentation=SegmentationConfig(cutoff=1.0),
     data=DataConfig(preferences=HUB, prompts=HUB),
     reward_model=RewardModelConfig(batch_size=128, micro_batch_size=8),
-    ppo=PPOConfig(rollout_batch_size=64, samples_per_prompt=4, train_batch_size=32, epochs=2),
+    ppo=PPOConfig(
+        rollout=RolloutConfig(batch_size=64, samples_per_prompt=4), train_batch_size=32, epochs=2
+    ),
 )
 UNKNOWN = "known when the data is read"
 
@@ -54,7 +57,8 @@ def test_a_plan_of_data_whose_size_nobody_knows():
     assert plan_lines("train-ppo", RECIPE) == [
         "model: a/b",
         f"prompts: {UNKNOWN}",
-        "responses per iteration: 64 prompts × 4 samples = 256, up to 16 at a time on a rank",
+        "responses per iteration: 64 prompts × 4 samples = 256, up to 128 side by side as memory "
+        "allows on a rank, scored up to 16 at a time",
         "responses per step: micro 4 × accumulation 8 × ranks 1 = global 32",
         "steps per iteration: 2 epochs × 8 = 16",
         f"iterations: {UNKNOWN}",
@@ -102,7 +106,7 @@ def test_evaluation_data_of_its_own_holds_nothing_out():
 def test_data_that_make_no_batch_are_refused_as_the_stage_refuses_them():
     with pytest.raises(DenserlError, match=r"90 rows, reward_model\.batch_size is 128"):
         plan_lines("train-rm", recorded(preference_pairs=100))
-    with pytest.raises(DenserlError, match=r"36 rows, ppo\.rollout_batch_size is 64"):
+    with pytest.raises(DenserlError, match=r"36 rows, ppo\.rollout\.batch_size is 64"):
         plan_lines("train-ppo", recorded(prompts=40))
 
 

@@ -77,7 +77,7 @@ def test_what_is_held_out_of_data_of_a_known_size(recipe: Recipe):
 
 def test_iterations_of_the_sandbox_follow_from_its_prompts():
     """The dry run counted them; the workload of `denserl plan` said that nobody knows."""
-    recipe = tiny.recipe("ppo.iterations=null", "ppo.rollout_batch_size=48")
+    recipe = tiny.recipe("ppo.iterations=null", "ppo.rollout.batch_size=48")
     assert workload(TRAIN_PPO, recipe).steps == Steps(1, per_batch=48)
     assert "iterations: 1 = 62 prompts × 1 passes / 48, if every row is usable" in plan_lines(
         TRAIN_PPO, recipe
@@ -87,7 +87,7 @@ def test_iterations_of_the_sandbox_follow_from_its_prompts():
 def test_iterations_that_are_set_need_no_rows_but_enough_of_them(recipe: Recipe):
     asked = replace(recipe, recorded=None, ppo=replace(recipe.ppo, iterations=7))
     assert workload(TRAIN_PPO, asked).steps == Steps(7, per_batch=8)
-    with pytest.raises(DenserlError, match=r"1023 rows, ppo\.rollout_batch_size is 1024"):
+    with pytest.raises(DenserlError, match=r"1023 rows, ppo\.rollout\.batch_size is 1024"):
         count_steps(TRAIN_PPO, asked, 1023)
     assert count_steps(TRAIN_PPO, asked, 1024).batches == 7
 
@@ -129,7 +129,7 @@ def test_what_a_refusal_proposes_is_accepted(stage: str, batch: int, micro: int,
         return  # the recipe itself is refused
     settings = [f"{field}={batch}", f"{micro_field}={micro}"]
     if stage == TRAIN_PPO:
-        settings += [f"ppo.rollout_batch_size={batch * 3}", "ppo.samples_per_prompt=2"]
+        settings += [f"ppo.rollout.batch_size={batch * 3}", "ppo.rollout.samples_per_prompt=2"]
     refused = why_not_shared(stage, tiny.recipe(*settings), processes)
     if refused is None:
         return

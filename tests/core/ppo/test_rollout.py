@@ -8,8 +8,9 @@ import torch
 
 from denserl_cli.core.engine.frozen import OffloadedModel
 from denserl_cli.core.ppo.rollout import Collector, Rollout, evaluating
-from denserl_cli.core.ppo.sampling import Response, Sampling, noise
-from denserl_cli.core.recipe.schema import SegmentationConfig
+from denserl_cli.core.recipe.schema import PPOConfig, RolloutConfig, SegmentationConfig
+from denserl_cli.core.sampling.base import Response, Sampling
+from denserl_cli.core.sampling.sampler import takes_sampled_logprobs
 from denserl_cli.core.scoring.scorer import Scorer
 from tests import tiny
 from tests.core.ppo.conftest import PROMPTS
@@ -20,8 +21,10 @@ CUTOFF = 2.0
 
 
 def collector(micro_batch_size: int = 2, sampling: Sampling = SAMPLING) -> Collector:
+    policy = tiny.causal_lm(0)
     return Collector(
-        policy=tiny.frozen(tiny.causal_lm(0)),
+        sampler=tiny.sampler(policy, rows=micro_batch_size),
+        policy=tiny.frozen(policy),
         critic=tiny.frozen(tiny.scalar_model(1)),
         scorer=Scorer(
             SegmentationConfig(cutoff=CUTOFF),
@@ -52,11 +55,14 @@ def test_offloaded_models_are_on_the_device_only_while_they_score(collected: Rol
         setattr(made.scorer, name, OffloadedModel(whole, torch.float32, cpu))
     weight = made.scorer.reward_model.model.score.weight
     kept = weight.data_ptr()
-    for name in ("sample", "score"):
-        real = getattr(made, name)
-        monkeypatch.setattr(
-            made, name, lambda *a, real=real: (seen.append(weight.data_ptr() == kept), real(*a))[1]
-        )
+    for owner, name in ((made.sampler, "sample"), (made, "score")):
+        real = getattr(owner, name)
+
+        def watched(*args, real=real, **options):
+            seen.append(weight.data_ptr() == kept)
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
     again = made.collect(PROMPTS, KEYS)
     assert seen == [True, False] and weight.data_ptr() == kept
     assert torch.equal(again.token_values, collected.token_values)
@@ -147,14 +153,15 @@ def test_the_micro_batch_size_does_not_matter(size: int, collected: Rollout):
 
 
 def test_every_response_has_the_noise_of_its_key(collect: Collector, collected: Rollout):
-    (alone,) = collect.sample(PROMPTS[3:4], KEYS[3:4])
+    (alone,) = collect.sampler.sample(PROMPTS[3:4], KEYS[3:4], SAMPLING)
     assert alone.ids.tolist() == collected.responses[3].tolist()
-    assert not torch.equal(noise(KEYS[3:4], 4), noise(KEYS[:1], 4))
 
 
 def test_a_truncated_response_ends_its_last_segment_on_its_last_token(collect: Collector):
     ids = np.array([3, 4, 6], np.int32)
-    scored = collect.score(PROMPTS[:2], [Response(ids, True), Response(ids, False)])
+    certain = np.zeros(3, np.float32)
+    responses = [Response(ids, ended, certain) for ended in (True, False)]
+    scored = collect.score(PROMPTS[:2], responses)
     assert scored.ends[0, 1:].tolist() == [True, False]
     assert scored.ends[1, 2].item() is True
     assert scored.response_mask.all()
@@ -163,7 +170,7 @@ def test_a_truncated_response_ends_its_last_segment_on_its_last_token(collect: C
 def test_progress_counts_responses(collect: Collector):
     counts: list[int] = []
     collect.collect(PROMPTS[:5], KEYS[:5], progress=counts.append)
-    assert counts == [2, 2, 1]
+    assert sum(counts) == 5 and all(counts)
 
 
 def test_models_are_in_evaluation_mode_only_meanwhile(collect: Collector):
@@ -181,3 +188,37 @@ def test_models_are_in_evaluation_mode_only_meanwhile(collect: Collector):
     collect.policy.model.eval()
     with evaluating(collect.policy.model):
         assert not collect.policy.model.training
+
+
+def test_log_probabilities_of_the_sampler_are_those_of_a_pass(collected: Rollout, monkeypatch):
+    made = collector()
+    made.sampled_logprobs = True
+    calls: list[str] = []
+    monkeypatch.setattr(type(made.policy), "__call__", lambda self, function, *a, **o: (
+        calls.append(function.__name__) if self is made.policy else None,
+        function(self.model, *a, **o),
+    )[1])  # fmt: skip
+    found = made.collect(PROMPTS, KEYS)
+    assert calls == []
+    for name in ("logprobs", "policy_entropy"):
+        expected = getattr(collected, name)
+        torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "top_p", "epochs", "taken"),
+    [
+        ("auto", 1.0, 1, True),
+        ("auto", 0.9, 1, False),
+        ("auto", 1.0, 2, False),
+        ("sampled", 0.9, 2, True),
+        ("recomputed", 1.0, 1, False),
+    ],
+)
+def test_when_the_samplers_log_probabilities_are_taken(settings, top_p, epochs, taken):
+    rollout = RolloutConfig(old_logprobs=settings, top_p=top_p)
+    ppo = PPOConfig(rollout=rollout, epochs=epochs)
+    sampler = tiny.sampler(tiny.causal_lm())
+    assert takes_sampled_logprobs(ppo, sampler) is taken
+    sampler.engine.exact = False
+    assert takes_sampled_logprobs(ppo, sampler) is (settings == "sampled")

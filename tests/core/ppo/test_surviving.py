@@ -14,6 +14,7 @@ import torch
 
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.ppo import rollout
+from denserl_cli.core.sampling.sampler import Sampler
 from tests.core.stages.test_train_ppo import copied, lines, outcome, train
 from tests.core.test_surviving import changed, older, reseeded
 from tests.fakes import InterruptingObserver, RecordingObserver
@@ -22,16 +23,16 @@ SETTINGS = ("ppo.iterations=3", "ppo.kl_target=0.01", "ppo.eval_every=1", "run.n
 
 
 def signals_in_sampling(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """SIGTERM comes while the micro-batch of this number is sampled."""
-    calls, real = [], rollout.sample
+    """SIGTERM comes while the rollout of this number is sampled."""
+    calls, real = [], Sampler.sample
 
-    def sample(*words: Any) -> Any:
+    def sample(*words: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*words)
+        return real(*words, **options)
 
-    monkeypatch.setattr(rollout, "sample", sample)
+    monkeypatch.setattr(Sampler, "sample", sample)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def signals_in_sampling(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_a_scheduler_stops_the_evaluation_before_and_the_sampling(
     scored: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str, code: int
 ):
-    """Micro-batches in order: evaluation, iteration 1, its evaluation, iteration 2.
+    """Rollouts in order: evaluation, iteration 1, its evaluation, iteration 2.
 
     Before the first iteration has ended there is nothing that a requeued attempt would gain.
     """

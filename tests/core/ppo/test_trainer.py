@@ -104,6 +104,9 @@ class Collect:
         self.training, self.evaluation = training, evaluation
         self.seconds = {"rollout_seconds": 2.0, "scoring_seconds": 1.0}
 
+    def refresh(self) -> None:
+        """Do nothing: the rollouts are made."""
+
     def collect(self, ids: Any, keys: Any, progress: Any = lambda _: None) -> Rollout:
         evaluating = keys[0][1] >= 2**31
         progress(2)

@@ -14,7 +14,7 @@ from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
 from denserl_cli.core.ppo.rollout import Rollout
 from denserl_cli.core.ppo.update import Updater
-from denserl_cli.core.recipe.schema import OptimizerConfig, PPOConfig
+from denserl_cli.core.recipe.schema import OptimizerConfig, PPOConfig, RolloutConfig
 from tests import tiny
 
 ALL = np.arange(6)
@@ -34,7 +34,7 @@ def updater(pad_id: int = 0, **settings: Any) -> Updater:
     defaults = {
         "train_batch_size": 6,
         "micro_batch_size": 6,
-        "temperature": 0.7,
+        "rollout": RolloutConfig(temperature=0.7),
         "value_clip": 0.25,
     }
     return Updater(

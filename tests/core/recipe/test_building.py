@@ -3,6 +3,7 @@ import pytest
 from denserl_cli.core.recipe.building import INVALID, Builder, describe, known_keys
 from denserl_cli.core.recipe.document import read_document
 from denserl_cli.core.recipe.schema import (
+    MOVED,
     DataConfig,
     Granularity,
     OptimizerConfig,
@@ -134,3 +135,13 @@ def test_types_in_words():
     assert describe(tuple[Source, ...]) == "a list of sources"
     assert describe(RewardModelConfig) == "a block of settings"
     assert describe(dict[str, int]) == "a mapping"
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_field_that_has_moved_names_its_place(old: str, new: str):
+    assert old not in known_keys() and new in known_keys()
+    block, name = old.split(".")
+    tree = read_document(f"{block}:\n  {name}: 1", lambda at: at, [])
+    builder = Builder()
+    builder.build(Recipe, tree)
+    assert f"2: {old} has moved: write {new}" in builder.problems

@@ -9,6 +9,7 @@ from denserl_cli.core.recipe.schema import (
     LoraConfig,
     ModelConfig,
     Recipe,
+    RolloutConfig,
     SegmentationConfig,
     Source,
 )
@@ -52,8 +53,6 @@ def test_good_recipes_have_no_problems():
     [
         ("reward_model", "learning_rate", 0.0),
         ("ppo", "iterations", 0),
-        ("ppo", "top_p", 0.0),
-        ("ppo", "top_p", 1.5),
         ("ppo", "gamma", -0.1),
         ("ppo", "lam", 1.01),
         ("ppo", "kl_coef", -1.0),
@@ -66,7 +65,14 @@ def test_values_out_of_range(block: str, name: str, value: float):
     assert keys(changed(GOOD, **{block: {name: value}})) == [f"{block}.{name}"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("kl_coef", 0.0), ("gamma", 0.0), ("top_p", 1.0)])
+@pytest.mark.parametrize(("name", "value"), [("top_p", 0.0), ("top_p", 1.5), ("rows", 0)])
+def test_values_of_a_rollout_out_of_range(name: str, value: float):
+    assert keys(changed(GOOD, ppo={"rollout": RolloutConfig(**{name: value})})) == [
+        f"ppo.rollout.{name}"
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("kl_coef", 0.0), ("gamma", 0.0)])
 def test_values_on_the_border_are_in_range(name: str, value: float):
     assert keys(changed(GOOD, ppo={name: value})) == []
 
@@ -99,7 +105,7 @@ def test_a_name_must_name_a_folder(name: str):
         (changed(GOOD, ppo={"kl_target": 0.1, "kl_coef": 0.0}), "ppo.kl_coef"),
         (changed(GOOD, data={"max_prompt_length": 2048}), "data.max_prompt_length"),
         (changed(GOOD, reward_model={"batch_size": 12}), "reward_model.batch_size"),
-        (changed(GOOD, ppo={"rollout_batch_size": 1000}), "ppo.train_batch_size"),
+        (changed(GOOD, ppo={"rollout": RolloutConfig(batch_size=1000)}), "ppo.train_batch_size"),
         (changed(GOOD, ppo={"micro_batch_size": 3}), "ppo.train_batch_size"),
         (changed(GOOD, model={"path": ""}), "model.path"),
     ],
@@ -133,7 +139,7 @@ def test_what_an_engine_cannot_do(block: str, engine: EngineConfig, lora, key: s
 
 
 def test_more_samples_per_prompt_fill_the_train_batch():
-    ppo = {"rollout_batch_size": 64, "samples_per_prompt": 2}
+    ppo = {"rollout": RolloutConfig(batch_size=64, samples_per_prompt=2)}
     assert keys(changed(GOOD, ppo=ppo)) == []
 
 

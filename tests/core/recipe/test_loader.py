@@ -83,9 +83,9 @@ data:
 
 def test_nothing_is_concluded_from_a_value_that_is_wrong_itself():
     text = GOOD.replace("cutoff", "cutof").replace("ppo:", "ppo:\n  train_batch_size: 100")
-    assert found(write("r.yaml", text + "  rollout_batch_size: 1e3\n")) == [
+    assert found(write("r.yaml", text + "  rollout: {batch_size: 1e3}\n")) == [
         "r.yaml:5: unknown key segmentation.cutof, did you mean segmentation.cutoff?",
-        "r.yaml:9: ppo.rollout_batch_size: must be an integer, not the number 1000.0",
+        "r.yaml:9: ppo.rollout.batch_size: must be an integer, not the number 1000.0",
     ]
 
 

@@ -201,15 +201,15 @@ def test_running_out_of_memory_names_the_knobs(
             "train-ppo",
             [
                 "ppo.micro_batch_size (7)",
-                "ppo.rollout_micro_batch_size (16)",
-                "ppo.max_new_tokens (1024)",
+                "ppo.rollout.micro_batch_size (16)",
+                "ppo.rollout.max_new_tokens (1024)",
                 "ppo.max_prompt_length (1024)",
             ],
         ),
         ("evaluate-rm", ["lower reward_model.micro_batch_size (8), data.max_length (2048)"]),
         (
             "evaluate-policy",
-            ["lower ppo.rollout_micro_batch_size (16), ppo.max_new_tokens (1024)"],
+            ["lower ppo.rollout.micro_batch_size (16), ppo.rollout.max_new_tokens (1024)"],
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_each_stage_names_its_own(stage: str, knobs: list[str], tmp_path: Path):
     (tmp_path / "r.yaml").write_text(
         "model: {path: a/b, gradient_checkpointing: true}\nlora: {}\n"
         "segmentation: {cutoff: 1.0}\nppo: {micro_batch_size: 7, train_batch_size: 14,"
-        " rollout_batch_size: 14}\n"
+        " rollout: {batch_size: 14}}\n"
     )
     recipe = load_recipe(str(tmp_path / "r.yaml"))
     with pytest.raises(DenserlError) as caught, memory_advice(stage, recipe):

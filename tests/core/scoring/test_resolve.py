@@ -26,10 +26,10 @@ COEFFICIENTS = "{w_mean: 0.1, w_std: 0.2, b_mean: 0.3, b_std: 0.4}"
 PPO = (
     "data.eval_prompts=2",
     "ppo.iterations=1",
-    "ppo.rollout_batch_size=2",
+    "ppo.rollout.batch_size=2",
     "ppo.train_batch_size=2",
     "ppo.micro_batch_size=2",
-    "ppo.max_new_tokens=4",
+    "ppo.rollout.max_new_tokens=4",
 )
 
 

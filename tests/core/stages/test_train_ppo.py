@@ -157,7 +157,7 @@ def test_samples_tell_text_and_segments(scored: Path):
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_resumed_is_uninterrupted(after: int, scored: Path):
     whole = copied(scored, "whole")
-    settings = ("ppo.kl_target=0.01", "ppo.epochs=2", "ppo.samples_per_prompt=2")
+    settings = ("ppo.kl_target=0.01", "ppo.epochs=2", "ppo.rollout.samples_per_prompt=2")
     train(whole, *settings)
     with pytest.raises(Interrupted, match=f"stopped after iteration {after} of 4"):
         train(scored, *settings, observer=InterruptingObserver(after, "train the policy"))
@@ -172,7 +172,7 @@ def test_resumed_after_a_stop_while_sampling_is_uninterrupted(
     iteration: int, scored: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = copied(scored, "whole")
-    settings = ("data.eval_prompts=0", "ppo.rollout_micro_batch_size=4")  # 2 parts an iteration
+    settings = ("data.eval_prompts=0", "ppo.rollout.micro_batch_size=4")  # 2 parts an iteration
     train(whole, *settings)
     with monkeypatch.context() as patch:
         stop_in_rollout(patch, 2 * iteration - 1)
@@ -221,7 +221,7 @@ def test_a_finished_stage_says_so_and_does_nothing(scored: Path):
 def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
     other = copied(scored, "other")
     train(scored)
-    train(other, "ppo.rollout_micro_batch_size=3")
+    train(other, "ppo.rollout.micro_batch_size=3")
     for left, right in zip(lines(scored), lines(other), strict=True):
         assert left.pop("stage") == right.pop("stage")
         for name in [name for name, value in left.items() if isinstance(value, list)]:
@@ -233,7 +233,7 @@ def test_nothing_depends_on_the_micro_batches_of_the_rollout(scored: Path):
 def test_dense_training_with_one_segment_is_bandit_training(scored: Path):
     """Nothing terminates within two tokens, so one segment ends where bandit's does."""
     settings = (
-        "ppo.max_new_tokens=2",
+        "ppo.rollout.max_new_tokens=2",
         "ppo.actor_learning_rate=1e-4",
         "normalizer.kind=none",
         "ppo.interpolation=end",
@@ -280,16 +280,16 @@ def test_every_combination_runs(granularity: str, interpolation: str, kind: str,
 @pytest.mark.parametrize(
     "settings",
     [
-        ["ppo.samples_per_prompt=3", "ppo.rollout_batch_size=2", "ppo.train_batch_size=6",
+        ["ppo.rollout.samples_per_prompt=3", "ppo.rollout.batch_size=2", "ppo.train_batch_size=6",
          "ppo.micro_batch_size=6"],
         ["ppo.critic_init=reward_model"],
         ["ppo.critic_warmup=1"],
-        ["ppo.temperature=0.7", "ppo.top_p=0.9"],
+        ["ppo.rollout.temperature=0.7", "ppo.rollout.top_p=0.9"],
         ["ppo.loss_reduce=token", "ppo.micro_batch_size=2"],
         ["ppo.length_normalize=true", "ppo.segment_total=sum"],
         ["ppo.missing_eos_penalty=-0.1", "ppo.max_response_tokens=8", "ppo.overlong_penalty=-0.2"],
         ["model.gradient_checkpointing=true"],
-        ["ppo.max_new_tokens=1"],
+        ["ppo.rollout.max_new_tokens=1"],
     ],
     ids=lambda settings: settings[0],
 )  # fmt: skip
@@ -302,7 +302,7 @@ def test_every_option_runs(settings: list[str], scored: Path):
 def test_several_samples_of_a_prompt_differ(scored: Path):
     train(
         scored,
-        *("ppo.samples_per_prompt=4", "ppo.rollout_batch_size=1", "run.log_samples=4"),
+        *("ppo.rollout.samples_per_prompt=4", "ppo.rollout.batch_size=1", "run.log_samples=4"),
         *("ppo.iterations=1", "data.eval_prompts=0"),
     )
     samples = lines(scored, "samples.jsonl")
@@ -375,7 +375,7 @@ def other_granularity(folder: Path) -> tuple[str, ...]:
 
 
 def too_few_prompts(folder: Path) -> tuple[str, ...]:
-    return ("ppo.rollout_batch_size=100", "ppo.train_batch_size=100")
+    return ("ppo.rollout.batch_size=100", "ppo.train_batch_size=100")
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def too_few_prompts(folder: Path) -> tuple[str, ...]:
         (other_kind, "was fitted for kind location instead of global"),
         (other_cutoff, "segmentation.cutoff is 2.0, the reward model was trained with 1.0"),
         (other_granularity, "segmentation.granularity is token"),
-        (too_few_prompts, "not enough data for one batch: 62 rows, ppo.rollout_batch_size is 100"),
+        (too_few_prompts, "not enough data for one batch: 62 rows, ppo.rollout.batch_size is 100"),
     ],
 )
 def test_what_cannot_start_writes_nothing(spoil: Any, message: str, scored: Path):

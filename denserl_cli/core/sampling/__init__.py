@@ -1,0 +1,1 @@
+"""Sampling of responses, by whatever engine the recipe names."""
