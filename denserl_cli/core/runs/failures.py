@@ -11,6 +11,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from denserl_cli.core.engine.base import NonFiniteError
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.recipe.fields import value_of
 from denserl_cli.core.recipe.stages import STAGES
 from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
@@ -112,10 +113,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _advice(stage: str, recipe: Recipe) -> str:
-    lower = []
-    for field in STAGES[stage].memory_fields:
-        block, name = field.split(".")
-        lower.append(f"{field} ({getattr(getattr(recipe, block), name)})")
+    lower = [f"{field} ({value_of(recipe, field)})" for field in STAGES[stage].memory_fields]
     advice = f"lower {', '.join(lower)}"
     if STAGES[stage].subject:
         return advice
