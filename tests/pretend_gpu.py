@@ -136,6 +136,7 @@ class PretendedGpu(TorchDispatchMode):
         super().__init__()
         self.syncs: Counter[tuple[str, str]] = Counter()
         self.launches: Counter[tuple[str, str]] = Counter()
+        self.recording: Graph | None = None
 
     def __torch_dispatch__(self, operation: Any, types: Any, words: Any = (), options: Any = None):
         """Run an operation on the CPU."""
@@ -157,9 +158,12 @@ class PretendedGpu(TorchDispatchMode):
             self.count(name, words, device)
         plain = tree_map(_held, words), tree_map(_on_cpu, tree_map(_held, options))
         if name == "mm" and operation._overloadname.startswith("dtype"):
-            result = _mixed_product(*plain[0], **plain[1])
-        else:
-            result = operation(*plain[0], **plain[1])
+            operation = _mixed_product
+        elif self.recording:
+            self.recording.keep(operation, *plain)
+        result = operation(*plain[0], **plain[1])
+        if self.recording:
+            self.recording.steps.append((name, operation, *plain, result))
         own = {id(x.held): x for x in tensors if isinstance(x, OnGpu)}
 
         def wrap(value: Any) -> Any:
@@ -170,6 +174,16 @@ class PretendedGpu(TorchDispatchMode):
             return OnGpu(value) if device.type == "cuda" else value
 
         return tree_map(wrap, result)
+
+    @contextlib.contextmanager
+    def record(self, graph: Graph, **_: Any) -> Iterator[None]:
+        """torch.cuda.graph: what stands inside is recorded, not done."""
+        self.recording = graph
+        try:
+            yield
+        finally:
+            self.recording = None
+            graph.undo()
 
     def place(self, name: str, words: Any, tensors: list[torch.Tensor]) -> torch.device:
         """The device of an operation; numbers without a dimension may come from the CPU."""
@@ -191,22 +205,56 @@ class PretendedGpu(TorchDispatchMode):
         """Note a launch, and whether the host waits for the device."""
         line = _line()
         self.launches[name, line] += 1
+        masks = words[1] if name in INDEXING else ()
         if name == "_local_scalar_dense" or name in WAITS:
-            self.syncs[name, line] += 1
-        elif name == "_to_copy" and device.type == "cpu":
-            self.syncs["to the CPU", line] += 1
-        elif name == "copy_" and device.type == "cpu":
-            self.syncs["to the CPU", line] += 1
+            self.wait(name)
+        elif name in ("_to_copy", "copy_") and device.type == "cpu":
+            self.wait("to the CPU")
         elif name == "repeat_interleave" and len(words) < 3:
-            self.syncs[name, line] += 1
-        elif name in INDEXING and any(
-            x is not None and x.dtype in (torch.bool, torch.uint8) for x in words[1]
-        ):
-            self.syncs["boolean index", line] += 1
+            self.wait(name)
+        elif any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in masks):
+            self.wait("boolean index")
 
-    def wait(self, *_: Any) -> None:
-        """torch.cuda.synchronize."""
-        self.syncs["synchronize", _line()] += 1
+    def wait(self, what: Any = None) -> None:
+        """The host waits: for a value, or in torch.cuda.synchronize."""
+        if self.recording:
+            raise DeviceFaultError(f"the host waits while a graph is recorded: {_line()}")
+        self.syncs[what if isinstance(what, str) else "synchronize", _line()] += 1
+
+
+class Graph:
+    """A CUDA graph: operations that are done again on the tensors they were recorded with."""
+
+    def __init__(self, gpu: PretendedGpu) -> None:
+        self.gpu, self.line = gpu, _line()
+        self.steps: list[tuple[str, Any, Any, Any, Any]] = []
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(self, operation: Any, words: Any, options: Any) -> None:
+        """Keep what an operation is going to overwrite."""
+        for argument, value in zip(operation._schema.arguments, words, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, torch.Tensor):
+                self.before.append((value, value.clone()))
+
+    def undo(self) -> None:
+        """Recording does nothing."""
+        for value, old in reversed(self.before):
+            value.copy_(old)
+        self.before.clear()
+
+    def replay(self) -> None:
+        """Do it."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            for name, operation, words, options, result in self.steps:
+                self.gpu.launches[name, self.line] += 1
+                done = operation(*words, **options)
+                for old, new in zip(tree_flatten(result)[0], tree_flatten(done)[0], strict=True):
+                    if isinstance(old, torch.Tensor) and old is not new:
+                        old.copy_(new)
+
+    def pool(self) -> None:
+        """There is no memory of its own."""
 
 
 _ACTIVE: list[PretendedGpu] = []
@@ -234,20 +282,17 @@ def environment(folder: Path) -> dict[str, str]:
 def pretend_gpu() -> Iterator[PretendedGpu]:
     """Let torch believe in a GPU."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
-    from torch._dynamo.trace_rules import get_torch_obj_rule_map
-
-    get_torch_obj_rule_map()  # lists torch's functions, which must still be torch's
     gpu = PretendedGpu()
     states = (AcceleratorState, GradientState, PartialState)
-    torch._C._ensureCUDADeviceGuardSet()
-    overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _cuda(gpu).items():
             patch.setattr(torch.cuda, name, value)
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
+        for name in ("range_push", "range_pop"):
+            patch.setattr(torch.cuda.nvtx, name, _giving(None))
         patch.setattr(torch.version, "cuda", "12.8")
+        patch.setattr(torch, "_has_compatible_shallow_copy_type", _same_kind)
         patch.setattr(torch.distributed, "init_process_group", _over_gloo)
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # a mode is of one thread
         for state in states:
@@ -258,7 +303,6 @@ def pretend_gpu() -> Iterator[PretendedGpu]:
                 yield gpu
         finally:
             _ACTIVE.pop()
-            torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
             for state in states:
                 state._reset_state()
 
@@ -290,15 +334,18 @@ def _cuda(gpu: PretendedGpu) -> dict[str, Any]:
         "set_rng_state_all",
     )
     return {
-        **dict.fromkeys(yes, lambda *_, **__: True),
-        **dict.fromkeys(zero, lambda *_, **__: 0),
-        **dict.fromkeys(nothing, lambda *_, **__: None),
-        **dict.fromkeys(("Stream", "Event", "stream", "device"), _Nothing),
-        **dict.fromkeys(("current_stream", "default_stream"), lambda *_: _Nothing()),
+        # each a function of its own: torch keeps a list of them in which none may be there twice
+        **{name: _giving(True) for name in yes},
+        **{name: _giving(0) for name in zero},
+        **{name: _giving(None) for name in nothing},
+        **{name: _giving(_Nothing()) for name in ("current_stream", "default_stream")},
+        **{name: type(name, (_Nothing,), {}) for name in ("Stream", "Event", "stream", "device")},
         "device_count": lambda: 1,
         "is_current_stream_capturing": lambda: False,
         "_is_in_bad_fork": lambda: False,
         "synchronize": gpu.wait,
+        "graph": gpu.record,
+        "CUDAGraph": lambda: Graph(gpu),
         "get_device_name": lambda *_: facts.name,
         "get_device_properties": lambda *_: facts,
         "get_device_capability": lambda *_: (facts.major, facts.minor),
@@ -307,6 +354,11 @@ def _cuda(gpu: PretendedGpu) -> dict[str, Any]:
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "get_rng_state_all": lambda: [torch.get_rng_state()],
     }
+
+
+def _giving(value: Any) -> Any:
+    """A function that gives always the same."""
+    return lambda *_, **__: value
 
 
 class _Nothing:
@@ -325,6 +377,14 @@ class _Nothing:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
+
+
+def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a module's weight takes new numbers; a tensor of the CPU cannot become one of ours.
+
+    So `module.to("cuda")` makes new parameters, and ties between weights that were on the CPU end.
+    """
+    return isinstance(one, OnGpu) == isinstance(other, OnGpu)
 
 
 def _over_gloo(backend: str, *words: Any, **options: Any) -> None:
