@@ -1,4 +1,7 @@
+// A CUDA device for a torch that was built without CUDA: where autograd may run, with one stream and
+// events that are over at once. Loaded before torch; tests/pretend_gpu.py does the rest.
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace {
@@ -10,6 +13,8 @@ struct Guard : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   Stream getStream(Device) const noexcept override {
     return Stream(Stream::DEFAULT, {DeviceType::CUDA, 0});
   }
+  Stream getNewStream(Device device, int) const override { return getStream(device); }
+  Stream getStreamFromGlobalPool(Device device, bool) const override { return getStream(device); }
   Stream exchangeStream(Stream stream) const noexcept override { return stream; }
   void record(void**, const Stream&, DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const Stream&) const override {}
@@ -24,6 +29,7 @@ struct CUDAHooks : at::CUDAHooksInterface {
   bool isBuilt() const override { return true; }
   void init() const override {}
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
+  c10::Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
   DeviceIndex deviceCount() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
 };

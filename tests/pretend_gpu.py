@@ -156,6 +156,7 @@ class PretendedGpu(TorchDispatchMode):
             device = torch.device(target)
         if CUDA.type in {x.device.type for x in tensors} | {device.type}:
             self.count(name, words, device)
+        options = {key: value for key, value in options.items() if key != "pin_memory"}
         plain = tree_map(_held, words), tree_map(_on_cpu, tree_map(_held, options))
         if name == "mm" and operation._overloadname.startswith("dtype"):
             operation = _mixed_product

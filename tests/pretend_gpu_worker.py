@@ -23,7 +23,7 @@ from tests.pretend_gpu import PretendedGpu, pretend_gpu
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
 SMALL = ("sandbox.fit_steps=20", "ppo.iterations=3", "ppo.save_every=2", "ppo.eval_every=3")
-SHORT = ("ppo.iterations=1", "sandbox.pairs=40", "normalizer.pairs=20")
+SHORT = ("ppo.iterations=2", "sandbox.pairs=40", "normalizer.pairs=20")
 DEEPSPEED = "kind: deepspeed, deepspeed: {zero_optimization: {reduce_bucket_size: 100000}}"
 CASES: dict[str, tuple[str, ...]] = {
     "resumed": (),
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "quantile": ("segmentation={cut: quantile, quantile: 0.8, cutoff: null}", *SHORT),
     "fixed": ("segmentation={cut: fixed, segment_length: 4, cutoff: null}", *SHORT),
     "random": ("segmentation={cut: random, segment_length: 4, cutoff: null}", *SHORT),
-    "newline": ("segmentation={cut: newline, cutoff: null}", *SHORT),
+    "newline": ("segmentation={cut: newline, cutoff: null}", "normalizer.kind=global", *SHORT),
     **{
         f"zero {stage}": (
             f"reward_model.engine={{zero_stage: {stage}, {DEEPSPEED}}}",

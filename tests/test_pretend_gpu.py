@@ -22,6 +22,13 @@ PARTS = (
 )
 """Cases that share a process."""
 
+TOKEN = 0.5
+"""Waits of the host for each pass of the model in sampling: it looks every 16 tokens."""
+STEP = {"train-rm": 10, "fit-function": 0, "train-ppo": 75}
+"""Waits in a step of train-rm and in an iteration of train-ppo with two steps of both models."""
+DEEPSPEED = 50
+"""More of them under DeepSpeed, which takes each norm to the host."""
+
 pytestmark = pytest.mark.skipif(
     not (shutil.which("c++") and sys.platform == "linux"), reason="needs a C++ compiler and Linux"
 )
@@ -55,4 +62,5 @@ def test_no_device_fault_and_few_waits(
         assert sampling["passes"] > 20
         assert sampling["waits"] <= TOKEN * sampling["passes"], (case, sampling)
         for stage, most in STEP.items():
+            most += DEEPSPEED * case.startswith("zero")
             assert sum(line[stage].values()) <= most, (case, stage, line[stage])
