@@ -211,7 +211,9 @@ def likelihood(bench: Bench) -> Iterator[Line]:
     targets = torch.randint(vocabulary, (tokens,), device=bench.device)
     few = slice(0, 32)
     got = logprob_and_entropy(hidden[few], weight, targets[few])[0]
-    exact = logprob_and_entropy(hidden[few].cpu().double(), weight.cpu().double(), targets[few].cpu())
+    exact = logprob_and_entropy(
+        hidden[few].cpu().double(), weight.cpu().double(), targets[few].cpu()
+    )
     off = (got.cpu().double() - exact[0]).abs().max().item()
     yield Line("likelihood against float64 on the CPU", f"{off:.1e} nat", "below 1e-4")
     hidden.requires_grad_()
@@ -250,7 +252,10 @@ def sandbox(bench: Bench) -> Iterator[Line]:
 
     import shutil
 
-    recipe, folder = load_recipe("sandbox-segment", list(bench.sizes.sandbox)), bench.out / "sandbox"
+    recipe, folder = (
+        load_recipe("sandbox-segment", list(bench.sizes.sandbox)),
+        bench.out / "sandbox",
+    )
     shutil.rmtree(folder, ignore_errors=True)
     for stage in ("train-rm", "fit-function", "train-ppo"):
         began, stopped = time.perf_counter(), False

@@ -267,9 +267,7 @@ def make_engine(model: Any, engine: str) -> Any:
     settings = EngineConfig(zero_stage=zero, gradient_dtype=ENGINES[engine].gradient)  # type: ignore[arg-type]
     if ENGINES[engine].offload:
         to_cpu = {"device": "cpu", "pin_memory": False}
-        settings = replace(
-            settings, deepspeed={"zero_optimization": {"offload_optimizer": to_cpu}}
-        )
+        settings = replace(settings, deepspeed={"zero_optimization": {"offload_optimizer": to_cpu}})
     return DeepSpeedEngine(model, engine=settings, **common)
 
 

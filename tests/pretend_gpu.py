@@ -115,6 +115,15 @@ class OnGpu(torch.Tensor):
         """The numbers, for which the host waits."""
         return self.cpu().tolist()
 
+    def numpy(self, **options: Any) -> np.ndarray:
+        """Of the numbers, where they are the CPU's."""
+        if self.is_cuda:
+            raise DeviceFaultError(f"numpy of a tensor on the GPU: {_line()}")
+        return self.held.numpy(**options)
+
+    def record_stream(self, stream: Any) -> None:
+        """There is one stream."""
+
     def data_ptr(self) -> int:
         """Where the numbers are."""
         return self.held.data_ptr()
@@ -283,6 +292,7 @@ def environment(folder: Path) -> dict[str, str]:
 def pretend_gpu() -> Iterator[PretendedGpu]:
     """Let torch believe in a GPU."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
+
     gpu = PretendedGpu()
     states = (AcceleratorState, GradientState, PartialState)
     with pytest.MonkeyPatch.context() as patch:
@@ -293,6 +303,8 @@ def pretend_gpu() -> Iterator[PretendedGpu]:
         for name in ("range_push", "range_pop"):
             patch.setattr(torch.cuda.nvtx, name, _giving(None))
         patch.setattr(torch.version, "cuda", "12.8")
+        data = property(_DATA.__get__, _take)
+        patch.setattr(torch.nn.Parameter, "data", data, raising=False)
         patch.setattr(torch, "_has_compatible_shallow_copy_type", _same_kind)
         patch.setattr(torch.distributed, "init_process_group", _over_gloo)
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # a mode is of one thread
@@ -386,6 +398,18 @@ def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
     So `module.to("cuda")` makes new parameters, and ties between weights that were on the CPU end.
     """
     return isinstance(one, OnGpu) == isinstance(other, OnGpu)
+
+
+def _take(parameter: Any, value: torch.Tensor) -> None:
+    """`parameter.data = value` where the parameter is of the CPU: it stays the same object."""
+    if isinstance(value, OnGpu):
+        made = torch.nn.Parameter(value, parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, made)
+    else:
+        _DATA.__set__(parameter, value)
+
+
+_DATA: Any = torch._C.TensorBase.data
 
 
 def _over_gloo(backend: str, *words: Any, **options: Any) -> None:

@@ -14,16 +14,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from denserl_cli.core.errors import Interrupted
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 from tests.fakes import InterruptingObserver
-from tests.pretend_gpu import PretendedGpu, pretend_gpu
+from tests.pretend_gpu import DeviceFaultError, PretendedGpu, pretend_gpu
 
 STAGES = ("train-rm", "fit-function", "train-ppo")
-SMALL = ("sandbox.fit_steps=20", "ppo.iterations=3", "ppo.save_every=2", "ppo.eval_every=3")
-SHORT = ("ppo.iterations=2", "sandbox.pairs=40", "normalizer.pairs=20")
+SMALL = (
+    *("sandbox.fit_steps=2", "sandbox.pairs=40", "normalizer.pairs=20"),
+    *("ppo.iterations=3", "ppo.save_every=2", "ppo.eval_every=3"),
+)
+SHORT = ("ppo.iterations=2",)
 DEEPSPEED = "kind: deepspeed, deepspeed: {zero_optimization: {reduce_bucket_size: 100000}}"
 CASES: dict[str, tuple[str, ...]] = {
     "resumed": (),
@@ -110,8 +116,28 @@ def interrupt(stage: str, recipe: Any, folder: Path) -> None:
     raise SystemExit(f"{stage} was not interrupted")
 
 
+def check_itself() -> None:
+    """Faults and waits are noticed, and a graph does what was recorded."""
+    with pretend_gpu() as gpu:
+        ours, theirs = torch.ones(3, device="cuda"), torch.ones(3)
+        wrong = [lambda: ours + theirs, lambda: theirs[ours.long()], lambda: theirs + ours.sum()]
+        for fault in (*wrong, ours.numpy):
+            with pytest.raises(DeviceFaultError):
+                fault()
+        assert (ours * 2.0).sum().item() == 6 and sum(gpu.syncs.values()) == 1
+        graph, total = torch.cuda.CUDAGraph(), torch.zeros(3, device="cuda")
+        with torch.cuda.graph(graph):
+            total.add_(ours * 2)
+        graph.replay()
+        graph.replay()
+        assert total.tolist() == [4.0, 4.0, 4.0]
+        with pytest.raises(DeviceFaultError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            total.sum().item()
+
+
 def main() -> None:
     """Run the cases; one that fails says why, and the others go on."""
+    check_itself()
     folder = Path(sys.argv[1])
     for number, case in enumerate(sys.argv[2:]):
         try:

@@ -164,7 +164,7 @@ def load_weights(
             f"{', '.join(lacking[:5])}",
             hint="name a folder that has a whole model of this kind",
         )
-    refuse_damaged_weights(loaded, path, what, placement)
+    refuse_damaged_weights(loaded, path, what, placement, fresh)
     biases = [key for key in report["unexpected_keys"] if _is_bias(loaded, key)]
     if biases:
         raise DenserlError(
