@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [--shapes small medium wide] [--engines torch-float32 ...]
 
-Every case is one to four processes, each of which builds small random models and takes two steps of a stage with
-two micro-batches each. Measured is the highest resident set of the first process after loading,
-above what it had before there was a model; malloc gives large blocks back at once, so that this is
-what tensors hold. Prints a Markdown table.
+Every case is one to four processes, each of which builds small random models and takes two steps of
+a stage with two micro-batches each. Measured is the highest resident set of the first process after
+loading, above what it had before there was a model; malloc gives large blocks back at once, so
+that this is what tensors hold. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     gpu.syncs                     # by what waits for the device, and the line of denserl that asks
 
 A process can do so that was started with `environment()`: torch built for the CPU has no place for
-a CUDA device, and `pretend_gpu.cpp` makes one before torch looks. An operation on tensors of two devices raises as CUDA's would. Streams, kernels, their numbers and
-their memory are not pretended. Nothing of it is undone for models that outlive the block.
+a CUDA device, and `pretend_gpu.cpp` makes one before torch looks. An operation on tensors of two
+devices raises as CUDA's would. Streams, kernels, their numbers and their memory are not pretended.
+Nothing of it is undone for models that outlive the block.
 """
 
 from __future__ import annotations

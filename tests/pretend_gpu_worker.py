@@ -72,11 +72,16 @@ class Steps(Observer):
     def fewest(self) -> dict[str, int]:
         """The waits of the step that had fewest, which nothing was evaluated or saved in.
 
-        Those of sampling are left out.
+        Those of sampling, which are counted by themselves, and of saving are left out.
         """
         steps = [after - before for before, after in pairwise(self.waits)]
+        apart = ("sampling", "saving")
         kept = [
-            {f"{what}, {line}": n for (what, line), n in step.items() if "sampling" not in line}
+            {
+                f"{what}, {line}": count
+                for (what, line), count in step.items()
+                if not any(name in line for name in apart)
+            }
             for step in steps
         ]
         return min(kept, key=lambda step: sum(step.values()), default={})

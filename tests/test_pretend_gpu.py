@@ -24,8 +24,9 @@ PARTS = (
 
 TOKEN = 0.5
 """Waits of the host for each pass of the model in sampling: it looks every 16 tokens."""
-STEP = {"train-rm": 10, "fit-function": 0, "train-ppo": 75}
-"""Waits in a step of train-rm and in an iteration of train-ppo with two steps of both models."""
+STEP = {"train-rm": 10, "fit-function": 0, "train-ppo": 100}
+"""Waits in a step of train-rm and in an iteration of train-ppo with two steps of both models, of
+which rewards of one's own take some 30 for the texts of four responses."""
 DEEPSPEED = 50
 """More of them under DeepSpeed, which takes each norm to the host."""
 
