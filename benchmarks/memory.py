@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [--shapes small medium wide] [--engines torch-float32 ...]
 
-Every case is a process, or two, that builds small random models and takes two steps of a stage with
-two micro-batches each. Measured is the highest resident set of the first process after loading,
-above what it had before there was a model; malloc gives large blocks back at once, so that this is
-what tensors hold. Prints a Markdown table.
+Every case is one to four processes, each of which builds small random models and takes two steps of
+a stage with two micro-batches each. Measured is the highest resident set of the first process after
+loading, above what it had before there was a model; malloc gives large blocks back at once, so
+that this is what tensors hold. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -32,13 +32,19 @@ SHAPES = {
 
 
 class How(NamedTuple):
-    """How a case trains; zero_stage 0 is plain torch. sharded: the frozen models as well."""
+    """How a case trains; zero_stage 0 is plain torch. sharded: the frozen models as well.
+
+    offload: of the optimizer, into what is the same memory for CPU processes. gradient: the type in
+    which gradients are accumulated.
+    """
 
     zero_stage: int
     processes: int
     dtype: str
     sharded: bool = False
     lora: bool = False
+    offload: bool = False
+    gradient: str = "float32"
 
 
 ENGINES = {
@@ -55,6 +61,13 @@ ENGINES = {
     "zero3-float32-2": How(3, 2, "float32"),
     "zero3-bfloat16-2": How(3, 2, "bfloat16"),
     "zero3-sharded-float32-2": How(3, 2, "float32", sharded=True),
+    "zero2-offload-float32-2": How(2, 2, "float32", offload=True),
+    "zero2-offload-bfloat16-2": How(2, 2, "bfloat16", offload=True),
+    "zero2-offload-bfloat16-4": How(2, 4, "bfloat16", offload=True),
+    "zero2-offload-narrow-2": How(2, 2, "bfloat16", offload=True, gradient="bfloat16"),
+    "zero3-offload-float32-2": How(3, 2, "float32", offload=True),
+    "zero3-offload-bfloat16-2": How(3, 2, "bfloat16", offload=True),
+    "zero3-offload-bfloat16-4": How(3, 4, "bfloat16", offload=True),
 }
 STAGES = ("train-rm", "train-ppo")
 PROMPT, RESPONSE = 96, 64
@@ -137,6 +150,8 @@ def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[st
         planning.recipe_setting(recipe, stage, how.processes),
         zero_stage=how.zero_stage,
         compute=4 if how.dtype == "float32" else 2,
+        gradient=4 if how.gradient == "float32" else 2,
+        offload_optimizer=how.offload,
         checkpointing=checkpointing,
         tile=TILE_BYTES,
         on_cpu=True,
@@ -146,7 +161,8 @@ def predict(stage: Any, engine: str, shape: str, checkpointing: bool) -> dict[st
     plan = phases.plan(recipe, found, stage, setting)
     peaks = {name: memory.total(terms) for name, terms in plan.phases.items() if name != "load"}
     top = max(peaks, key=lambda name: peaks[name])
-    return {"predicted": peaks[top], "weights": found.parameters}
+    offloaded = plan.cpu / how.processes if how.offload else 0
+    return {"predicted": peaks[top] + offloaded, "weights": found.parameters}
 
 
 def settings(how: How) -> list[str]:
@@ -193,14 +209,14 @@ def tiny_model(shape: str, dtype: str) -> Callable[..., Any]:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from denserl_cli.core.models.causal_lm import StreamedHead
+    from denserl_cli.core.models.scalar_head import ScalarHead
 
     def make(*, scalar: bool = False, trained: bool = True, checkpointing: bool = False) -> Any:
         kind: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
         settings = config(shape)
         settings.num_labels = 1
         model = kind.from_config(settings)
-        if not scalar:
-            StreamedHead.take_over(model)
+        (ScalarHead if scalar else StreamedHead).take_over(model)
         model.requires_grad_(trained).train(trained)
         if trained and checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -248,7 +264,11 @@ def make_engine(model: Any, engine: str) -> Any:
         return TorchEngine(model, **common)
     from denserl_cli.core.engine.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, engine=EngineConfig(zero_stage=zero), **common)  # type: ignore[arg-type]
+    settings = EngineConfig(zero_stage=zero, gradient_dtype=ENGINES[engine].gradient)  # type: ignore[arg-type]
+    if ENGINES[engine].offload:
+        to_cpu = {"device": "cpu", "pin_memory": False}
+        settings = replace(settings, deepspeed={"zero_optimization": {"offload_optimizer": to_cpu}})
+    return DeepSpeedEngine(model, engine=settings, **common)
 
 
 def learnt(engine: str, reference: Any, *, scalar: bool = True) -> Any:
@@ -263,36 +283,32 @@ def learnt(engine: str, reference: Any, *, scalar: bool = True) -> Any:
     return (new_scalar_model if scalar else new_policy)(recipe, reference)
 
 
-def shard(scorer: Any, engine: str) -> None:
-    """Spread the frozen models over the processes where the case does."""
+def frozen(model: Any, engine: str) -> Any:
+    """A model that is not trained, spread over the processes where the case does."""
     import torch
 
-    from denserl_cli.core.engine.frozen import Sharded
+    from denserl_cli.core.engine.frozen import LocalModel, ShardedModel
     from denserl_cli.core.recipe.schema import EngineConfig
 
-    how = ENGINES[engine]
-    for name in ("reference", "reward_model") if how.sharded else ():
-        if (model := getattr(scorer, name)) is not None:
-            setattr(scorer, name, Sharded(model, EngineConfig(), getattr(torch, how.dtype)))
+    dtype = getattr(torch, ENGINES[engine].dtype)
+    if ENGINES[engine].sharded:
+        return ShardedModel(model, EngineConfig(), dtype)
+    return LocalModel(model, dtype)
 
 
 def reward_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], None]:
     """Steps of train-rm: the reference segments, the reward model learns."""
-    import torch
-
     from denserl_cli.core.data.batches import collate_sequences
     from denserl_cli.core.engine.base import step as engine_step
     from denserl_cli.core.models.scalar_head import token_values
-    from denserl_cli.core.recipe.schema import SegmentationConfig
+    from denserl_cli.core.recipe.resolved import ResolvedSegmentation
     from denserl_cli.core.reward_model import aggregate_segments, preference_loss
     from denserl_cli.core.scoring.scorer import Scorer
 
-    dtype = getattr(torch, ENGINES[engine].dtype)
     reference = make(trained=False).eval()
-    scorer = Scorer(SegmentationConfig(cutoff=1.0), reference=reference, dtype=dtype)
     model = learnt(engine, reference) or make(scalar=True, checkpointing=checkpointing)
     learner = make_engine(model, engine)
-    shard(scorer, engine)
+    scorer = Scorer(ResolvedSegmentation(cutoff=1.0), reference=frozen(reference, engine))
 
     def step(rows: Any) -> None:
         for last in (False, True):
@@ -315,22 +331,19 @@ def ppo_steps(make: Any, engine: str, checkpointing: bool) -> Callable[[Any], No
     from denserl_cli.core.models.causal_lm import response_logprobs
     from denserl_cli.core.models.scalar_head import token_values
     from denserl_cli.core.ppo.losses import clipped_policy_loss, clipped_value_loss
-    from denserl_cli.core.recipe.schema import SegmentationConfig
+    from denserl_cli.core.recipe.resolved import ResolvedSegmentation
     from denserl_cli.core.sampling.base import Sampling
     from denserl_cli.core.sampling.sampler import Sampler
     from denserl_cli.core.sampling.torch_engine import TorchSampling
     from denserl_cli.core.scoring.scorer import Scorer
 
-    dtype = getattr(torch, ENGINES[engine].dtype)
     reference = make(trained=False).eval()
-    frozen = learnt(engine, reference)  # a reward model of adapters shares its weights
+    adapted = learnt(engine, reference)  # a reward model of adapters shares its weights
     scorer = Scorer(
-        SegmentationConfig(cutoff=1.0),
-        reference=reference,
-        reward_model=frozen or make(scalar=True, trained=False).eval(),
-        dtype=dtype,
+        ResolvedSegmentation(cutoff=1.0),
+        reference=frozen(reference, engine),
+        reward_model=frozen(adapted or make(scalar=True, trained=False).eval(), engine),
     )
-    shard(scorer, engine)
     policy = learnt(engine, reference, scalar=False) or make(checkpointing=checkpointing)
     values = learnt(engine, reference) or make(scalar=True, checkpointing=checkpointing)
     actor, critic = make_engine(policy, engine), make_engine(values, engine)

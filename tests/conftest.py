@@ -18,6 +18,7 @@ LONGEST = (
     "test_errors_of_processes.py",
     "test_deepspeed_engine.py",
     "test_sharding.py",
+    "test_pretend_gpu.py",
 )
 """Few tests that start processes: pytest-xdist would keep these files for the end."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def refuse_damaged_weights(
-    model: PreTrainedModel, path: str, what: str, placement: Placement
+    model: PreTrainedModel, path: str, what: str, placement: Placement, fresh: str | None = None
 ) -> None:
     """Raise DenserlError, by name, for weights that are NaN or infinite.
 
@@ -28,11 +28,13 @@ def refuse_damaged_weights(
         path: Where it came from.
         what: The model's part, for the error.
         placement: Where the weights are.
+        fresh: Name of a layer that is not from there and has not been drawn yet.
     """
     weights = {
         name: placement.held(weight)
         for name, weight in model.named_parameters()
         if weight.is_floating_point() and not weight.is_meta
+        if fresh is None or not name.startswith(fresh)
     }
     # the extremes are not finite where a weight is not; one transfer for all of them
     none = torch.zeros(2, device=model.device)

@@ -107,7 +107,7 @@ def load_weights(
         with autocast(loaded.device, compute_dtype(model)), placement.running(loaded):
             once(refuse_two_way_attention, loaded, path)
     _refuse_other_weights(loaded, report, path, what, fresh)
-    refuse_damaged_weights(loaded, path, what, placement)
+    refuse_damaged_weights(loaded, path, what, placement, fresh)
     return loaded
 
 

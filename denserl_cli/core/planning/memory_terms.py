@@ -84,6 +84,11 @@ class Setting:
         """Whether float32 weights are cast for each pass: plain torch in bfloat16."""
         return self.zero_stage == 0 and self.compute < FLOAT
 
+    @property
+    def sums_apart(self) -> bool:
+        """Whether ZeRO 1 and 2 add up gradients in float32 beside those of the compute type."""
+        return self.zero_stage in (1, 2) and self.gradient == FLOAT != self.compute
+
 
 def total(terms: Bytes) -> float:
     """The sum of all terms."""
@@ -120,16 +125,29 @@ def training_state(trained: int, setting: Setting) -> Bytes:
 def gradients(trained: int, setting: Setting) -> Bytes:
     """Gradients that wait for the optimizer step.
 
-    Plain torch: 4T. Stage 1 holds all of them, in g bytes; 2 and 3 gT/N, or nothing with an
-    offloaded optimizer.
+    Plain torch: 4T. Stage 1 holds all of them, in g bytes; 2 and 3 gT/N. With an offloaded
+    optimizer stage 3 sends each to the CPU at once, and so does stage 2 where it adds them up in
+    the compute type; its sums in float32 stay on the GPU until the step, 4T/N.
     """
     stage = setting.zero_stage
     if stage == 0:
         return {"gradients": FLOAT * trained}
     if stage == 1:
         return {"gradients": max(setting.gradient, setting.compute) * trained}
-    held = 0 if setting.offload_optimizer else setting.gradient
+    held = setting.gradient
+    if setting.offload_optimizer and not setting.sums_apart:
+        held = 0
     return {"gradients": held * trained / setting.ranks}
+
+
+def offload_buffer(widest: int, setting: Setting) -> Bytes:
+    """ZeRO 1 and 2 offload through a buffer on the GPU as large as the widest trained matrix.
+
+    CPU processes touch it only where gradients are added up on the CPU.
+    """
+    touched = not (setting.on_cpu and setting.sums_apart)
+    used = setting.offload_optimizer and setting.zero_stage < 3 and touched
+    return {"communication": setting.compute * widest} if used else {}
 
 
 def bucket(trained: int, setting: Setting) -> Bytes:
@@ -268,10 +286,17 @@ def rollout_record(responses: int, length: int) -> Bytes:
     return {"rollout": responses * length * (7 * FLOAT + 2)}
 
 
-def loading(before: Bytes, weights: int, setting: Setting) -> Bytes:
-    """A trained model arrives whole in float32; ZeRO 1 and 2 then flatten it into a second copy."""
-    flat = 2 * setting.compute if setting.zero_stage in (1, 2) else 0
-    return added(before, {"weights": weights * max(FLOAT, flat)})
+def loading(before: Bytes, weights: int, widest: int, setting: Setting) -> Bytes:
+    """A model to be trained arrives.
+
+    Plain torch: whole in float32. ZeRO 1 and 2: whole in the compute type, then flattened into a
+    second copy. ZeRO 3: spread over the processes one weight after the other.
+    """
+    w = setting.compute
+    if setting.zero_stage == 3:
+        share = 0 if setting.offload_parameters else w * weights / setting.ranks
+        return added(before, {"weights": share, "gathered weights": w * widest})
+    return added(before, {"weights": weights * (2 * w if setting.zero_stage else FLOAT)})
 
 
 def frozen_models(frozen: Bytes, setting: Setting) -> tuple[Bytes, Bytes, float]:
@@ -292,20 +317,6 @@ def frozen_models(frozen: Bytes, setting: Setting) -> tuple[Bytes, Bytes, float]
         return frozen, {}, 0.0
     sharded = setting.shard_frozen and setting.zero_stage > 0
     return {}, {} if sharded else frozen, setting.ranks * total(frozen)
-
-
-def offloaded(trained: int, setting: Setting) -> float:
-    """Bytes of the CPUs' memory, over all processes, that one model's offloading takes.
-
-    The optimizer: 12T and 4T of float32 gradients; beside them a buffer of wT (stage 1 and 2) or
-    the accumulated gradients gT (stage 3). The parameters: wT.
-    """
-    size = 0
-    if setting.offload_optimizer:
-        size += 16 + (setting.gradient if setting.zero_stage == 3 else setting.compute)
-    if setting.offload_parameters:
-        size += setting.compute
-    return size * trained
 
 
 def _reduced(setting: Setting) -> int:

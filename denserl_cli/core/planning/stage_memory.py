@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from denserl_cli.core.planning import host_memory
 from denserl_cli.core.planning import memory_terms as memory
 from denserl_cli.core.planning.memory_terms import Bytes, Setting, added
 from denserl_cli.core.planning.model_shape import ModelShape
 from denserl_cli.core.recipe.schema import Recipe
-from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM, StageName
+from denserl_cli.core.recipe.stages import FIT_FUNCTION, TRAIN_PPO, TRAIN_RM, StageName
 from denserl_cli.core.sampling.limits import PLANNED_ROWS, PROMPT_TOKENS
 
 QUANTIZED = 0.516
@@ -38,21 +39,29 @@ def plan(recipe: Recipe, shape: ModelShape, stage: StageName, setting: Setting) 
     if not setting.on_cpu:
         allowance = {"CUDA allowance": float(memory.CUDA_ALLOWANCE)}
         phases = {name: added(terms, allowance) for name, terms in phases.items()}
-    # each process reads a whole model: float32 to train it, else the compute type
-    frozen = not STAGES[stage].trains or recipe.lora is not None
-    loaded = setting.ranks * shape.parameters * (setting.compute if frozen else memory.FLOAT)
-    return Plan(stage, setting, phases, max(cpu, loaded))
+    return Plan(stage, setting, phases, cpu)
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A model in training: all its weights, those of them that are trained."""
+    """A model in training: all its weights, those that are trained, those of its widest matrix."""
 
     weights: int
     trained: int
+    widest: int
 
     def state(self, setting: Setting) -> Bytes:
-        return memory.training_state(self.trained, setting)
+        """What it always holds on the GPU."""
+        buffer = memory.offload_buffer(self.widest, setting)
+        return added(memory.training_state(self.trained, setting), buffer)
+
+    def loading(self, before: Bytes, setting: Setting, *, lora: bool) -> Bytes:
+        """While it arrives beside what there is; adapters are drawn over what is there already."""
+        return before if lora else memory.loading(before, self.weights, self.widest, setting)
+
+    def offloaded(self, setting: Setting) -> float:
+        """What its offloading takes of the CPUs' memory."""
+        return host_memory.offloaded(self.trained, setting, widest=self.widest)
 
     def update(
         self, shape: ModelShape, setting: Setting, activations: Bytes, *, lora: bool
@@ -94,12 +103,14 @@ def _scalar(recipe: Recipe, shape: ModelShape) -> _Trained:
     """A reward model or critic: the body and a scalar head, or adapters and that head."""
     weights = shape.body + shape.hidden
     adapters = shape.adapters(recipe.lora) if recipe.lora else 0
-    return _Trained(weights + adapters, adapters + shape.hidden if recipe.lora else weights)
+    trained = adapters + shape.hidden if recipe.lora else weights
+    return _Trained(weights + adapters, trained, min(trained, shape.embedding))
 
 
 def _policy(recipe: Recipe, shape: ModelShape) -> _Trained:
     adapters = shape.adapters(recipe.lora) if recipe.lora else 0
-    return _Trained(shape.parameters + adapters, adapters if recipe.lora else shape.parameters)
+    trained = adapters if recipe.lora else shape.parameters
+    return _Trained(shape.parameters + adapters, trained, min(trained, shape.embedding))
 
 
 def _base(recipe: Recipe, shape: ModelShape, setting: Setting) -> Bytes:
@@ -132,7 +143,7 @@ def _train_rm(
     segmented = recipe.segmentation.by_entropy
     base = _base(recipe, shape, setting) if segmented or lora else {}
     held = added(base, model.state(setting))
-    phases = {"load": added(base, memory.loading({}, 0 if lora else model.weights, setting))}
+    phases = {"load": model.loading(base, setting, lora=lora)}
     if segmented:
         scoring = _reference_pass(shape, setting, rows, length, rows * length)
         phases["segment"] = added(held, model.waiting(setting), scoring)
@@ -145,7 +156,7 @@ def _train_rm(
             lora=lora,
         ),
     )
-    return phases, memory.offloaded(model.trained, setting)
+    return phases, max(model.offloaded(setting), host_memory.reading(shape.embedding, setting))
 
 
 def _fit(recipe: Recipe, shape: ModelShape, setting: Setting) -> tuple[dict[str, Bytes], float]:
@@ -160,7 +171,7 @@ def _fit(recipe: Recipe, shape: ModelShape, setting: Setting) -> tuple[dict[str,
         scoring = _reference_pass(shape, setting, rows, length, rows * length)
     else:
         scoring = added(scoring, memory.gathered_frozen(shape.body, setting))
-    return {"score": added(base, scoring)}, 0.0
+    return {"score": added(base, scoring)}, host_memory.reading(shape.embedding, setting)
 
 
 def _train_ppo(
@@ -180,6 +191,7 @@ def _train_ppo(
     responses = math.ceil(ppo.rollout.batch_size * ppo.rollout.samples_per_prompt / setting.ranks)
     waiting, returned, offloaded = memory.frozen_models(base, setting)
     models = (policy, *critics)
+    *earlier, last = models
     held = added(waiting, *(model.state(setting) for model in models))
     held_in_rollout = added(held, *(model.held_bucket(setting) for model in models))
     sampled, record = (
@@ -192,10 +204,8 @@ def _train_ppo(
         shape, rows * ppo.rollout.max_new_tokens, setting, trained=True, head=not lora
     )
     phases = {
-        "load": memory.loading(
-            added(waiting, *(model.state(setting) for model in models[:-1])),
-            0 if lora else models[-1].weights,
-            setting,
+        "load": last.loading(
+            added(waiting, *(model.state(setting) for model in earlier)), setting, lora=lora
         ),
         "rollout": added(held_in_rollout, _sampling(recipe, shape, setting, policy)),
         "score": added(
@@ -215,7 +225,9 @@ def _train_ppo(
         *(critic.waiting(setting) for critic in critics),
         policy.update(shape, setting, added(activations, likelihood), lora=lora),
     )
-    return phases, offloaded + memory.offloaded(sum(m.trained for m in models), setting)
+    # the last model is read while the frozen models and the others' offloaded state are there
+    reading = max(last.offloaded(setting), host_memory.reading(shape.embedding, setting))
+    return phases, offloaded + sum(model.offloaded(setting) for model in earlier) + reading
 
 
 def _sampling(recipe: Recipe, shape: ModelShape, setting: Setting, policy: _Trained) -> Bytes:

@@ -9,6 +9,7 @@ import pytest
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.planning import feasibility as planning
+from denserl_cli.core.planning import host_memory
 from denserl_cli.core.planning import memory_terms as memory
 from denserl_cli.core.planning import stage_memory as phases
 from denserl_cli.core.planning.memory_terms import GIB, Setting
@@ -118,7 +119,7 @@ def test_known_figures_in_gibibytes():
     cache = memory.kv_cache(shape(LLAMA3), rows=4, length=2048, setting=third)["KV cache"]
     assert cache == 4 * 2048 * 128 * 1024
     # 12 + 4 + 2 bytes a weight on the CPU with ZeRO 2, wherever the processes are
-    assert memory.offloaded(10, Setting(gpus=8, zero_stage=2, offload_optimizer=True)) == 180
+    assert host_memory.offloaded(10, Setting(gpus=8, zero_stage=2, offload_optimizer=True)) == 180
     # the head's gradient: 128,256 × 4096 in float32; two tiles; the states, their gradient and its
     # sum in float32
     found = memory.likelihood(shape(LLAMA3), 2048, Setting(), trained=True, head=True)
