@@ -39,8 +39,7 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "lora": ("lora={rank: 2}",),
     "own rewards": (
-        "ppo.reward=python:tests.reward_functions.variety",
-        "ppo.reward_model_weight=0.5",
+        "ppo.rewards=[{source: values, weight: 0.5}, python:tests.reward_functions.variety]",
         *SHORT,
     ),
     "token": ("segmentation={granularity: token, cutoff: null}", *SHORT),

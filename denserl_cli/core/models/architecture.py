@@ -139,8 +139,11 @@ def refuse_reward_model(path: str, revision: str | None = None, what: str = "mod
     with readable_errors(path, what):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         names = weight_names(path, revision) or set()
-    kinds = [kind for kind in config.architectures or () if _SCORED.search(kind)]
     heads = sorted(name for name in names if _HEADS.search(name))
+    # some policies were saved with their reward model's configuration
+    language = not heads and any(name.endswith("lm_head.weight") for name in names)
+    named = () if language else config.architectures or ()
+    kinds = [kind for kind in named if _SCORED.search(kind)]
     if kinds or heads:
         start = "the language model that it was trained from"
         if (Path(path) / RECORD).is_file():

@@ -105,8 +105,11 @@ def response_attention(call: Call, batch: SequenceBatch) -> Tensor:
 
 
 @torch.no_grad()
-def refuse_hidden_attention(model: Any, path: str) -> None:
-    """Raise DenserlError for a model whose attention weights cannot be computed."""
+def refuse_hidden_attention(model: Any, path: str) -> Tensor:
+    """Raise DenserlError for a model whose attention weights cannot be computed.
+
+    Returns a tensor, for ZeRO 3 takes nothing else from a pass.
+    """
     ids = torch.arange(4, device=model.device).remainder(model.config.vocab_size)[None]
     with attention_calls(model) as call:
         model.base_model(input_ids=ids, use_cache=False)
@@ -115,3 +118,4 @@ def refuse_hidden_attention(model: Any, path: str) -> None:
             f"{path}: the attention of a {model.config.model_type} model cannot be read",
             hint="ppo.rewards: use differences or score in place of attention",
         )
+    return ids

@@ -25,6 +25,7 @@ from denserl_cli.core.scoring.source_models import (
     NOTHING,
     SourceModels,
     by_model,
+    check_reading,
     parts_measure,
     reader,
 )
@@ -150,6 +151,7 @@ def load_scorer(
         read = reader(loaded, wanted, record.weights or str(run.reward_model))
         alone = wanted.of_parts or isinstance(read, SequenceReader)
         reward = freeze(loaded.model, recipe, engine, alone=alone)
+        check_reading(reward, wanted, record.weights or str(run.reward_model))
         scoring = Scoring(recipe.reward_model.aggregate)
         measures += parts_measure("", wanted, setup, reward, read, scoring)
     frozen = None if reference is None else freeze(reference, recipe, engine)

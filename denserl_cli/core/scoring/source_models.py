@@ -90,7 +90,7 @@ def reader(loaded: LoadedReward, wanted: Wanted, path: str) -> Callable[..., Any
         path: Where it came from, for errors.
 
     Raises:
-        DenserlError: The model rewards whole responses alone, or its attention cannot be read.
+        DenserlError: The model rewards whole responses alone.
     """
     at_tokens = [name for name in _AT_TOKENS if name in wanted.names]
     if isinstance(loaded.read, SequenceReader):
@@ -101,10 +101,14 @@ def reader(loaded: LoadedReward, wanted: Wanted, path: str) -> Callable[..., Any
                 hint="use score or shapley, which read whole conversations",
             )
         return loaded.read
-    if "attention" in wanted.names:
-        refuse_hidden_attention(loaded.model, path)
     more = [name for name in _IN_THE_PASS if name in wanted.names]
     return partial(read_more, wanted=more) if more else loaded.read
+
+
+def check_reading(model: FrozenModel, wanted: Wanted, path: str) -> None:
+    """Raise DenserlError where a model's attention is asked for and cannot be read."""
+    if "attention" in wanted.names:
+        model(refuse_hidden_attention, path)
 
 
 def parts_measure(
@@ -224,6 +228,7 @@ class SourceModels:
         read = reader(loaded, wanted, path)
         alone = wanted.of_parts or isinstance(read, SequenceReader)
         model = freeze(loaded.model, setup.recipe, self.engine, alone=alone)
+        check_reading(model, wanted, path)
         scoring = Scoring(None if whole else setup.recipe.reward_model.aggregate)
         measure = RewardMeasure(key, model, read, scoring)
         return [measure, *parts_measure(key, wanted, setup, model, read, scoring)]

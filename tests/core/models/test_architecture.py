@@ -62,13 +62,15 @@ SHAPE = {
 def recipe_for(folder: Path, **lengths: int) -> Recipe:
     """A recipe that starts from a folder, with some lengths changed."""
     made = tiny.recipe()
-    data = {k: v for k, v in lengths.items() if k == "max_length"}
-    ppo = {k: v for k, v in lengths.items() if k != "max_length"}
+    data, ppo, rollout = (
+        {name: lengths[name] for name in (key,) if name in lengths}
+        for key in ("max_length", "max_prompt_length", "max_new_tokens")
+    )
     return replace(
         made,
         model=ModelConfig(path=str(folder)),
         data=replace(made.data, **data),
-        ppo=replace(made.ppo, **ppo),
+        ppo=replace(made.ppo, **ppo, rollout=replace(made.ppo.rollout, **rollout)),
     )
 
 

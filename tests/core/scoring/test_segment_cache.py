@@ -56,7 +56,9 @@ def test_what_is_known_stays_as_it_was_first_found(tmp_path: Path):
     known = first(*batch(1))
     later, scorer = opened(tmp_path / "file")
     scorer.__class__ = type("Other", (Counting,), {
-        "__call__": lambda self, made: ScoredBatch(made.response_mask.clone(), None, None, None)
+        "__call__": lambda self, made: ScoredBatch(
+            made.response_mask.clone(), None, None, None, {}
+        )
     })  # fmt: skip
     ends = later(*batch(1, 3))
     assert torch.equal(ends[:1], known) and ends[1, :8].all()

@@ -1,4 +1,4 @@
-"""The defaults train what they trained when this run was recorded, to the byte.
+"""Padded, the defaults train what they trained when this run was recorded, to the byte.
 
 Rounding depends on processor and releases, so a digest is compared where it was recorded alone.
 `python -m tests.core.stages.test_default_run` records anew, after a change that is meant to change
@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from denserl_cli.core.observer import TIMES, Observer
+from denserl_cli.core.recipe.stages import TRAINING
 from denserl_cli.core.stages.run import run_stage
 from tests import tiny
 
@@ -49,9 +50,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """The whole pipeline of the tiny sandbox with the defaults."""
-    tiny.make_run(folder)
-    run_stage("train-ppo", tiny.recipe(), folder, "start", Observer())
+    """The whole pipeline of the tiny sandbox; packed sequences are summed up in another order."""
+    recipe = tiny.recipe("model.packing=false")
+    for stage in TRAINING:
+        run_stage(stage, recipe, folder, "start", Observer())
     return digests(folder)
 
 

@@ -43,7 +43,7 @@ class EvenIds:
     def __call__(self, batch: SequenceBatch) -> ScoredBatch:
         assert (batch.packing is not None) == self.packs
         ends = batch.response_mask & (batch.responses % 2 == 0)
-        return ScoredBatch(ends, None, None, batch.responses.float())
+        return ScoredBatch(ends, None, None, batch.responses.float(), {})
 
 
 @pytest.mark.parametrize("packs", [False, True])
