@@ -100,8 +100,8 @@ class ScalarHead(nn.Linear):
 def draw_head(model: Any) -> None:
     """Draw the scalar head from torch's current seed: normal, std 1/(hidden+1) (method §3)."""
     head = model.score.weight
-    head.data = torch.empty(head.shape, device=head.device)
-    nn.init.normal_(head, std=1 / (model.score.in_features + 1))
+    drawn = torch.empty(head.shape, device=head.device)
+    head.data = drawn.normal_(std=1 / (model.score.in_features + 1))
 
 
 class Reading(NamedTuple):
