@@ -80,9 +80,17 @@ def init(
     assert model and data
     start = Start(model, data, prompts or data, granularity or "segment", gpus or 1)
     _write(path, starter_recipe(str(path), start))
-    typer.echo(
-        f"wrote {path}; look at it, then: denserl train-rm --recipe {shlex.quote(str(path))}"
-    )
+    _tell_problems(path)
+    typer.echo(f"wrote {path}; look at it, then: denserl validate {shlex.quote(str(path))}")
+
+
+def _tell_problems(path: Path) -> None:
+    """Say what the new recipe cannot read of its files: columns that it does not know, mostly."""
+    from denserl_cli.core.data.local_rows import first_rows_problems
+    from denserl_cli.core.recipe import load_recipe
+
+    for problem in first_rows_problems(load_recipe(str(path))):
+        typer.echo(f"to be mended in {path}: {problem}", err=True)
 
 
 def _can_ask() -> bool:

@@ -60,6 +60,18 @@ def test_the_first_line_names_a_schema_that_is_there():
     assert Path(first.removeprefix(f"{MARK}file://")).is_file()
 
 
+def test_columns_that_are_not_known_are_told_at_once():
+    Path("pairs.csv").write_text("question,good,bad\nWhy?,So.,No.\n")
+    result = init("r.yaml", "--model", "a/b", "--data", "pairs.csv")
+    assert result.exit_code == 0 and result.stdout.endswith("then: denserl validate r.yaml\n")
+    pairs, prompts = result.stderr.splitlines()
+    assert pairs.startswith("to be mended in r.yaml: data.preferences[0]: none of the first rows")
+    assert "columns: {prompt: QUESTION, chosen: BETTER, rejected: WORSE}" in pairs
+    assert prompts.startswith("to be mended in r.yaml: data.prompts[0]")
+    Path("pairs.csv").write_text("prompt,chosen,rejected\nWhy?,So.,No.\n")
+    assert init("good.yaml", "--model", "a/b", "--data", "pairs.csv").stderr == ""
+
+
 def test_what_is_not_said_is_asked_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("denserl_cli.commands.init._can_ask", lambda: True)
     assert init("r.yaml", answers="a/b\nc/d\n\nhalf\ntoken\n0\n2\n").exit_code == 0

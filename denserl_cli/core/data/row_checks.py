@@ -77,6 +77,20 @@ def no_prompt_detail(fields: Mapping[str, Any]) -> str:
     )
 
 
+def no_answer_detail(fields: Mapping[str, Any], path: str, *, plain: bool) -> str:
+    """The columns of a row that has no answer at `path`, and what to say in the recipe.
+
+    plain: whether the source names neither columns nor a format.
+    """
+    found = found_columns(fields)
+    if plain and (advice := format_advice(fields)):
+        return found + advice
+    if not plain or path in fields:
+        return found
+    example = "columns: {prompt: QUESTION, chosen: BETTER, rejected: WORSE}"
+    return f"{found}; where they have other names, say which: {example}"
+
+
 def found_columns(fields: Mapping[str, Any]) -> str:
     """The columns of a row, in words."""
     return f"found columns {', '.join(map(str, fields))}"

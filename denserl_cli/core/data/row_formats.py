@@ -23,6 +23,7 @@ from denserl_cli.core.data.row_checks import (
     check_same_prompt,
     format_advice,
     found_columns,
+    no_answer_detail,
     no_prompt_detail,
     with_system,
 )
@@ -201,8 +202,7 @@ class RowReader:
         plain = self.mapping.columns is None
         for path, value in values:
             if value is None or value == []:
-                advice = format_advice(fields) if plain else ""
-                raise UnusableRow(f"no {path}", found_columns(fields) + advice)
+                raise UnusableRow(f"no {path}", no_answer_detail(fields, path, plain=plain))
             texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
             if plain and texts:
                 raise UnusableRow(

@@ -219,7 +219,7 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "data.max_prompt_length",
             f"{data.max_prompt_length} leaves no room for a response within data.max_length "
-            f"{data.max_length}; lower it",
+            f"{data.max_length}; set it to less, such as {data.max_length // 2}",
             ("data.max_length",),
         )
     responses = ppo.rollout.batch_size * ppo.rollout.samples_per_prompt

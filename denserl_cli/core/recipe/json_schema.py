@@ -32,7 +32,8 @@ def json_schema() -> dict[str, Any]:
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A denserl recipe"}
     del recipe["required"]  # its one required field, the name, is the file's where none is given
-    return {**head, **recipe}
+    blocks = {block.__name__: _object(block) for block in SHORT}
+    return {**head, **recipe, "definitions": blocks}
 
 
 def schema_line(folder: Path | None = None) -> str:
@@ -78,10 +79,11 @@ def _type(expected: Any) -> dict[str, Any]:
     several = options(expected)
     if len(several) > 1:
         return {"anyOf": [_type(option) for option in several]}
+    if expected in SHORT:
+        block = {"$ref": f"#/definitions/{expected.__name__}"}
+        return {"anyOf": [{"type": "string"}, block]}
     if is_dataclass(expected):
-        short = [{"type": "string"}] if expected in SHORT else []
-        block = _object(expected)
-        return {"anyOf": [*short, block]} if short else block
+        return _object(expected)
     origin, arguments = get_origin(expected), get_args(expected)
     if origin is Literal:
         return {"enum": list(arguments)}

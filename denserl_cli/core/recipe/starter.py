@@ -55,6 +55,7 @@ model:
 {chat}
 {segmentation}
 # Hub names or files. Pairs have `chosen` and `rejected`; prompts may be the prompts of the pairs.
+# Columns of other names: {{path: FILE, columns: {{prompt: question, chosen: good, rejected: bad}}}}
 data:
   preferences: {preferences}
   prompts: {prompts}

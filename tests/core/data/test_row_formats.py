@@ -282,6 +282,7 @@ def test_a_system_column_is_used() -> None:
         (pair(datetime(2024, 1, 2), "b", prompt="q"), "wrong type", ""),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}, "no chosen", "responses"),
         ({"prompt": "q", "answers": [{"answer": "a", "rank": 1}]}, "no chosen", "format: nectar"),
+        ({"question": "q", "good": "a", "bad": "b"}, "no chosen", "chosen: BETTER"),
     ],
 )
 def test_what_may_be_the_question_is_never_dropped(

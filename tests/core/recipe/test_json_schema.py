@@ -19,8 +19,16 @@ TYPES = {
 }
 
 
+def resolved(schema: dict) -> dict:
+    """A schema, or the definition that it refers to."""
+    if "$ref" not in schema:
+        return schema
+    return json_schema()["definitions"][schema["$ref"].removeprefix("#/definitions/")]
+
+
 def fits(value: object, schema: dict) -> bool:
     """What editors check, for the words that our schema uses."""
+    schema = resolved(schema)
     if "anyOf" in schema:
         return any(fits(value, option) for option in schema["anyOf"])
     if "enum" in schema:
@@ -97,7 +105,7 @@ def test_mistakes_do_not(text: str):
 
 def test_every_field_is_described():
     def names(schema: dict, prefix: str = ""):
-        for option in schema.get("anyOf", [schema]):
+        for option in map(resolved, schema.get("anyOf", [schema])):
             for name, one in option.get("properties", {}).items():
                 yield prefix + name, one
                 yield from names(one, f"{prefix}{name}.")
