@@ -177,7 +177,8 @@ def _with_frozen_offloaded(recipe: Recipe, stage: StageName) -> Iterator[Change]
 def _changes(recipe: Recipe, stage: StageName) -> Iterator[Change]:
     """Micro-batches of 1, half the lengths, LoRA: with the overrides that ask for each."""
     row = STAGES[stage]
-    yield _changed(recipe, dict.fromkeys(row.micro_batches, 1))
+    few = {"ppo.rollout.rows": 1} if stage == TRAIN_PPO else {}
+    yield _changed(recipe, dict.fromkeys(row.micro_batches, 1) | few)
     yield _changed(recipe, {field: value_of(recipe, field) // 2 for field in row.lengths})
     if row.trains and recipe.lora is None:
         lora = LoraConfig()
