@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from denserl_cli.commands.common import (
     DryRunOption,
@@ -22,9 +22,12 @@ from denserl_cli.commands.common import (
     read_recipe,
 )
 
+if TYPE_CHECKING:
+    from denserl_cli.core.recipe.stages import StageName
+
 
 def stage_command(
-    stage: str, summary: str, data_option: Any = PreferencesOption
+    stage: StageName, summary: str, data_option: Any = PreferencesOption
 ) -> Callable[..., None]:
     """Return the function that Typer makes the command of a stage from.
 
