@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.recipe.stages import CHANGEABLE, later_stages
+from denserl_cli.core.runs.earlier_settings import as_named_now
 from denserl_cli.core.runs.settings import differences
 from denserl_cli.core.system.files import write_text
 
@@ -155,7 +156,8 @@ class RunJson:
         """
         if stage not in self.stages:
             return
-        changed = differences(self.stages[stage]["settings"], settings, ignored=CHANGEABLE)
+        recorded = as_named_now(self.stages[stage]["settings"], settings)
+        changed = differences(recorded, settings, ignored=CHANGEABLE)
         about = tuple(f"{name}{end}" for name in blocks for end in (".", " "))
         if named := "; ".join(line for line in changed if not about or line.startswith(about)):
             raise DenserlError(

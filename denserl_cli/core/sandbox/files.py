@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.recipe.schema import Recipe, Source
+from denserl_cli.core.recipe.schema import Recipe, SandboxConfig, Source
 from denserl_cli.core.sandbox.language_model import write_model
 from denserl_cli.core.sandbox.task import Task
 from denserl_cli.core.system.files import replaced_folder, write_text
 
 if TYPE_CHECKING:
     from denserl_cli.core.observer import Observer
-    from denserl_cli.core.recipe.schema import SandboxConfig
     from denserl_cli.core.runs.folder import RunFolder
 
 
@@ -63,11 +62,13 @@ def with_sandbox_files(recipe: Recipe, run: RunFolder, observer: Observer) -> Re
 
 
 def _read_settings(file: Path) -> object:
+    """What a sandbox was made with; settings that came later have the value that they replaced."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         hint = f"remove {file.parent}; it is made again"
         raise DenserlError(f"{file} is damaged: {error}", hint=hint) from error
+    return asdict(SandboxConfig()) | found if isinstance(found, dict) else found
 
 
 class SandboxFiles(NamedTuple):

@@ -71,6 +71,17 @@ def test_the_sandbox_is_made_once(tmp_path: Path):
     assert recorder.titles == ["fit the starting model"]
 
 
+def test_the_sandbox_of_a_release_that_knew_fewer_settings_is_taken(tmp_path: Path):
+    asked, recorder = sandbox_recipe(), RecordingObserver()
+    files = with_sandbox_files(asked, run_of(asked, tmp_path), recorder)
+    made = SandboxFiles.of(Path(files.model.path).parent).settings
+    settings = json.loads(made.read_text(encoding="utf-8"))
+    del settings["heads"]
+    made.write_text(json.dumps(settings), encoding="utf-8")
+    with_sandbox_files(asked, run_of(asked, tmp_path), recorder)
+    assert recorder.titles == ["fit the starting model"]
+
+
 @pytest.mark.parametrize("setting", ["seed=7", "sandbox.pairs=5"])
 def test_another_sandbox_needs_another_folder(tmp_path: Path, setting: str):
     asked = sandbox_recipe()
