@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from denserl_cli.core.inspection.inspector import Answer, Inspector
 from denserl_cli.core.inspection.traces import Trace
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.segmentation import calibrate_cutoff
 from denserl_cli.terminal.dashboard import make_observer
 
 RECIPE = "smollm2-segment"
@@ -72,7 +75,7 @@ def measure(model: str, pairs: Path) -> dict[str, Any]:
     with make_observer() as observer, tempfile.TemporaryDirectory() as made:
         inspector = Inspector(recipe, RunFolder(Path(made), recipe), observer, rewards=False)
         traces = inspector.trace([inspector.encode(answer) for answer in answers], observer)
-        cutoffs = {f"mean of {n} tokens": _cutoff(inspector, answers, n) for n in LENGTHS}
+    cutoffs = {f"mean of {n} tokens": _cutoff(traces, n) for n in LENGTHS}
     cutoffs |= {f"{c:g} nats": c for c in CUTOFFS}
     chosen = inspector.cut._replace(cutoff=cutoffs["mean of 8 tokens"])
     return {
@@ -95,8 +98,15 @@ def measure(model: str, pairs: Path) -> dict[str, Any]:
     }
 
 
-def _cutoff(inspector: Inspector, answers: Sequence[Answer], length: int) -> float:
-    return inspector.calibrate(answers, length).cutoff
+def _cutoff(traces: Sequence[Trace], length: int) -> float:
+    """The cutoff that cuts the answers into segments of `length` tokens on average."""
+    entropies = [torch.from_numpy(trace.entropy) for trace in traces]
+    return calibrate_cutoff(
+        pad_sequence(entropies, batch_first=True),
+        pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in entropies], True),
+        length,
+        torch.tensor([trace.terminated for trace in traces]),
+    )
 
 
 def _inside(trace: Trace) -> int:
