@@ -161,7 +161,7 @@ class Study:
         return job.file
 
     def rewards(self, job: Job) -> dict[str, Any]:
-        """A reward model's scores of the held-out pairs, and its values segment by segment."""
+        """A reward model's scores of the held-out pairs; the segment model's values, too."""
         if job.arm == LIKELIHOOD:
             return self.log_probabilities()
         settings = [
@@ -171,7 +171,12 @@ class Study:
         folder = self.out / "rewards" / Path(job.file).stem
         self._denserl("train-rm", settings, folder, "--resume")
         rows = self._scored(settings, folder, self.out / "held-out.jsonl")
-        fitted = self._scored(settings, folder, self.out / "pairs.jsonl", limit=300)
+        found = {} if job.arm != "segment" else {
+            "held_out_values": _values(rows),
+            "fitted_values": _values(
+                self._scored(settings, folder, self.out / "pairs.jsonl", limit=300)
+            ),
+        }  # fmt: skip
         curve = [
             [line["step"], line["eval_accuracy"], line["eval_loss"]]
             for line in _lines(folder / "metrics.jsonl")
@@ -182,8 +187,7 @@ class Study:
             "curve": [[_short(value) for value in point] for point in curve],
             "scores": [[_short(row[f"score_{side}"]) for side in SIDES] for row in rows],
             "characters": _characters(rows),
-            "held_out_values": _values(rows),
-            "fitted_values": _values(fitted),
+            **found,
         }
 
     def log_probabilities(self) -> dict[str, Any]:

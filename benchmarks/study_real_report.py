@@ -69,7 +69,7 @@ def reward_models(results: Sequence[Result]) -> str:
             *(bootstrapped(log_loss(apart)), bootstrapped(best_scaled(apart))),
         ]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([
+    return "\n\n".join([
         "\n".join(rows),
         f"{len(shorter)} held-out pairs, the better answer shorter in {shorter.sum()} of them. "
         f"Means with 95 % intervals of {RESAMPLED:,} bootstrap samples of seeds and pairs. A coin "
@@ -123,7 +123,7 @@ def normalisers(results: Sequence[Result]) -> str:
         figures = [str(interval([one[name][k] for one in measured])) for k in range(4)]
         rows.append(f"| {name} | {' | '.join(figures)} |")
     counts = [sum(map(len, one["held_out_values"])) for one in results]
-    return "\n".join([
+    return "\n\n".join([
         "\n".join(rows),
         f"{len(results)} seeds, {min(counts):,} or more held-out segments each; fitted to the "
         "segments of 300 pairs that the reward model was trained on. Means with 95 % intervals of "
