@@ -4,8 +4,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import study, study_english, study_real, study_real_report, study_rewards
-from benchmarks.study_report import comparison, interval, report, table
+from benchmarks import (
+    study,
+    study_cost,
+    study_english,
+    study_real,
+    study_real_report,
+    study_rewards,
+)
+from benchmarks.study_report import comparison, cost_table, interval, report, table
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.sandbox.task import Task
 from tests import tiny
@@ -73,6 +80,52 @@ def test_differences_are_paired_by_seed(tmp_path):
     report(tmp_path / "results", tmp_path / "report")
     assert text in (tmp_path / "report" / "results.md").read_text()
     assert (tmp_path / "report" / "long-granularity.png").exists()
+
+
+def test_the_cost_of_a_step_stands_beside_unfinished_results(tmp_path):
+    """One seed of one arm, and a file of costs that is no result."""
+    costs = {
+        "segment": {
+            **{"tokens": {"policy forward": 1500, "critic forward": 250}},
+            **{"cpu_seconds": 2.04, "peak_megabytes": 653},
+        },
+        "rloo": {"tokens": {"policy forward": 900}, "cpu_seconds": 1.0, "peak_megabytes": 600},
+    }
+    assert cost_table(costs).splitlines()[2:] == [
+        "| segment | 0.2 | 1.5 | 2.0 | 653 |",
+        "| rloo | – | 0.9 | 1.0 | 600 |",
+    ]
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "macro-0.json").write_text(json.dumps(result("macro", 0, 0.4, "action")))
+    (tmp_path / "cost.json").write_text(json.dumps(costs))
+    report(tmp_path, tmp_path / "report")
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "| macro | 1 | 0.400 |" in text and cost_table(costs) in text
+
+
+def test_a_meter_counts_what_iterations_do_and_nothing_else():
+    import torch
+
+    model = torch.nn.Module()
+    model.words = torch.nn.Embedding(9, 2)
+    model.get_input_embeddings = lambda: model.words
+    meter, ids = study_cost.Meter(), torch.zeros(2, 5, dtype=torch.long)
+    meter.watch("policy", model)
+    collect = meter.sampled(lambda: model.words(ids).sum().item())
+    start, stop = meter.timed(collect, lambda: "over")
+    model.words(ids)  # an evaluation
+    start()
+    model.words(ids).sum().backward()
+    with torch.no_grad():
+        model.words(ids)
+    assert stop() == "over"
+    model.words(ids)
+    found = meter.found()
+    assert found["iterations"] == 1 and found["peak_megabytes"] > 0
+    assert found["tokens"]["policy forward"] == 20 and found["tokens"]["policy sampling"] == 10
+    names = [arm.name for arm in study_cost.arms()]
+    assert {"segment", "bandit", "macro", "rloo", "Shapley"} <= set(names)
+    assert len(names) == len(set(names)) and not [one for one in names if "lambda" in one]
 
 
 def test_segment_is_compared_with_its_rivals_under_the_same_settings():
