@@ -3,11 +3,12 @@
     python benchmarks/reward_training.py --tokenizer DIR --pairs train.jsonl --out runs/rm-speed \
         [--rounds 3] [--steps 30] [--model DIR] [--batch 8] [--longest 1024] [--only NAME ...]
 
-A Llama of 4 layers and hidden size 256 with random weights learns from preference pairs of uneven
-lengths, 8 pairs a step, or a model that is named. The ways take turns, each in a process of its own; the first steps of each
-do not count, nor does starting. Tokens are real ones, never padding. Segments come from a pass of
-a reference model, which a first run makes and keeps on disk and a second one finds there. TRL is
-installed the first time, into an environment of its own; where that fails its rows say why.
+A Llama of 4 layers and hidden size 256 with random weights, or a model that is named, learns from
+preference pairs of uneven lengths, 8 pairs a step. The ways take turns, each in a process of its
+own; the first steps of each do not count, nor does starting. Tokens are real ones, never padding.
+Segments come from a pass of a reference model, which a first run makes and keeps on disk and a
+second one finds there. TRL is installed the first time, into an environment of its own; where that
+fails its rows say why.
 """
 
 from __future__ import annotations

@@ -49,8 +49,10 @@ def settings(recipe: Recipe, stage: StageName, gpus: int) -> list[Setting]:
         _setting(recipe, stage, gpus, (zero, optimizer, parameters))
         for zero, optimizer, parameters in CANDIDATES
         if not zero
-        or fixed.get("offload_optimizer", optimizer) == optimizer
-        and (zero < 3 or fixed.get("offload_parameters", parameters) == parameters)
+        or (
+            fixed.get("offload_optimizer", optimizer) == optimizer
+            and (zero < 3 or fixed.get("offload_parameters", parameters) == parameters)
+        )
     ]
 
 
