@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import inspect
 import os
 import shutil
 import subprocess
@@ -214,7 +215,8 @@ def load(asked: argparse.Namespace, model: Path, reward: Path) -> Any:
     run = RunFolder(asked.out / "runs" / model.name, recipe)
     setup = prepare_run(recipe, run, Observer(), reward_model=True)
     plan: Any = SimpleNamespace(prompts=range(64))
-    return train_ppo._models(setup, run, Observer(), plan, ())
+    further = len(inspect.signature(train_ppo._models).parameters) - 4  # of this or another tree
+    return train_ppo._models(setup, run, Observer(), plan, *[()] * further)
 
 
 if __name__ == "__main__":

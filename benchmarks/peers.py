@@ -49,6 +49,8 @@ def measured(python: str, script: str, case: dict[str, Any]) -> Any:
 
 def _succeed(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode < 0:
+        raise Unavailable(f"ended by signal {-done.returncode}")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise Unavailable(lines[-1])

@@ -1,13 +1,14 @@
 """Reward-model training beside TRL's RewardTrainer: real tokens a second, same model, same batch.
 
     python benchmarks/reward_training.py --tokenizer DIR --pairs train.jsonl --out runs/rm-speed \
-        [--rounds 3] [--steps 30] [--only NAME ...] [--quick]
+        [--rounds 3] [--steps 30] [--model DIR] [--batch 8] [--longest 1024] [--only NAME ...]
 
-A Llama of 4 layers and hidden size 256 with random weights learns from preference pairs of uneven
-lengths, 8 pairs a step. The ways take turns, each in a process of its own; the first steps of each
-do not count, nor does starting. Tokens are real ones, never padding. Segments come from a pass of
-a reference model, which a first run makes and keeps on disk and a second one finds there. TRL is
-installed the first time, into an environment of its own; where that fails its rows say why.
+A Llama of 4 layers and hidden size 256 with random weights, or a model that is named, learns from
+preference pairs of uneven lengths, 8 pairs a step. The ways take turns, each in a process of its
+own; the first steps of each do not count, nor does starting. Tokens are real ones, never padding.
+Segments come from a pass of a reference model, which a first run makes and keeps on disk and a
+second one finds there. TRL is installed the first time, into an environment of its own; where that
+fails its rows say why.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.peers import Unavailable, measured, python_of
 from benchmarks.small import save_model
 
 TRL = "trl-1.16.0"
-BATCH, LIMIT, WARMUP = 8, 1024, 3
+LIMIT = 1024
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
 GROUPED = {
     "train_sampling_strategy": "group_by_length",
@@ -78,6 +79,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--limit", type=int, default=2000, help="pairs that are read")
     parser.add_argument("--model", help="folder of a model to train instead of the small one")
+    parser.add_argument("--batch", type=int, default=8, help="pairs of a step")
+    parser.add_argument("--longest", type=int, default=LIMIT, help="most tokens of a sequence")
+    parser.add_argument("--warmup", type=int, default=3, help="first steps, which do not count")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument(
@@ -128,7 +132,7 @@ def make_data(asked: argparse.Namespace) -> None:
                 len(tokenizer.apply_chat_template(row[side], return_dict=False))
                 for side in ("chosen", "rejected")
             ]
-            if max(sizes) < LIMIT:
+            if max(sizes) < asked.longest:
                 two = {side: row[side] for side in ("chosen", "rejected")}
                 kept.append(json.dumps({**two, "length": max(sizes)}) + "\n")
             if len(kept) == asked.limit:
@@ -142,7 +146,7 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
         "model": asked.model,
         "pairs": str(asked.out / "pairs.jsonl"),
         "out": str(asked.out / "trl"),
-        "batch": BATCH,
+        "batch": asked.batch,
         "steps": asked.steps,
         "options": options,
         "cpu_time": asked.cpu_time,
@@ -151,7 +155,7 @@ def peer(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
         found = measured(python_of(TRL), "peer_trl_reward.py", case)
     except Unavailable as reason:
         return {"skipped": str(reason)}
-    tokens, seconds = sum(found["tokens"][WARMUP:]), sum(found["seconds"][WARMUP:])
+    tokens, seconds = (sum(found[one][asked.warmup :]) for one in ("tokens", "seconds"))
     real = sum(found["tokens"]) / sum(found["padded"])
     return {"tokens_per_second": tokens / seconds, "real": real, "peak_mib": found["peak_mib"]}
 
@@ -186,9 +190,9 @@ def own(
             "max_prompt_length": LIMIT - 16,
         },
         "reward_model": {
-            "epochs": BATCH * (asked.steps + 0.5) / len(_lines(asked.out / "pairs.jsonl")),
-            "batch_size": BATCH,
-            "micro_batch_size": BATCH,
+            "epochs": asked.batch * (asked.steps + 0.5) / len(_lines(asked.out / "pairs.jsonl")),
+            "batch_size": asked.batch,
+            "micro_batch_size": asked.batch,
             "learning_rate": 1e-4,
         },
         "run": {"log_samples": 0},
@@ -201,7 +205,7 @@ def own(
     done = subprocess.run(
         [sys.executable, "-c", RUN], check=True, stdout=subprocess.PIPE, env=environment
     )
-    steps = [json.loads(line) for line in _lines(run / "metrics.jsonl")][WARMUP:]
+    steps = [json.loads(line) for line in _lines(run / "metrics.jsonl")][asked.warmup :]
     seconds = sum(step["seconds"] for step in steps)
     tokens = sum(step["seconds"] * step["tokens_per_second"] for step in steps)
     peak = int(done.stdout.split()[-1]) / 1024

@@ -22,7 +22,8 @@ def validate(
     ],
     overrides: SetOption = None,
 ) -> None:
-    """Check a recipe and the first rows of its files; report all problems."""
+    """Check a recipe, its model's config.json and the first rows of its files."""
+    from denserl_cli.core.models.architecture import check_local_model
     from denserl_cli.core.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
@@ -32,4 +33,5 @@ def validate(
 
         if problems := list(first_rows_problems(loaded)):
             raise DenserlError("\n".join(problems), hint="`denserl data PATH` shows what is there")
+    check_local_model(loaded)
     typer.echo(f"{loaded.name}: ok")

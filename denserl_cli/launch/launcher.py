@@ -78,8 +78,14 @@ def launch_evaluation(
 def dry_run_text(
     stage: str, recipe: Recipe, folder: Path, mode: Mode, processes: Processes | None = None
 ) -> str:
-    """Describe what a stage would do: comments on top of the resolved recipe."""
+    """Describe what a stage would do: comments on top of the resolved recipe.
+
+    Raises DenserlError for a model on this machine that the stages would refuse.
+    """
+    from denserl_cli.core.models.architecture import check_local_model
+
     processes = processes or Processes()
+    check_local_model(recipe)
     command = shlex.join(["denserl", *(word for word in sys.argv[1:] if word != "--dry-run")])
     lines = [
         f"stage: {stage} ({mode})",

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 _NOISE = re.compile(r"dropout|pdrop|jitter|layer_?drop|drop_path")
 _SCORED = re.compile(r"For(Sequence|Token)Classification$|Reward|ValueHead|WithValue")
 _HEADS = re.compile(r"(^|\.)(score|v_head|value_head|reward_head)\.")
+_SIZES = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 10**6,
+    "intermediate_size": 10**8,
+    "num_attention_heads": 10**5,
+    "num_key_value_heads": 10**5,
+    "vocab_size": 10**8,
+}
+"""Sizes in a configuration, and the most of each that is believed."""
 _TEXT_PART = {
     r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
     r"^(model\.)?language_model\.lm_head": "lm_head",
@@ -61,8 +70,20 @@ def read_config(
             + (f": --set {option}=FOLDER; lora.quantize packs it to 4 bits" if option else ""),
         )
     config = text_config(config)
+    refuse_absurd_sizes(config, path)
     switch_off_noise(config)
     return config
+
+
+def refuse_absurd_sizes(config: PreTrainedConfig, path: str) -> None:
+    """Raise DenserlError, naming `path`, for sizes that no model has."""
+    for name in _SIZES:
+        size = getattr(config, name, 1)
+        if isinstance(size, int) and not 0 < size <= _SIZES[name]:
+            raise DenserlError(
+                f"{path}: config.json has {name} {size}, which no model has",
+                hint="copy or download the file again; it belongs to the weights beside it",
+            )
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -186,6 +207,16 @@ def check_starting_model(recipe: Recipe, observer: Observer | None = None) -> No
             f"{model.path} was made for sequences of up to {limit} tokens; the recipe allows "
             f"longer ones: {', '.join(beyond)}"
         )
+
+
+def check_local_model(recipe: Recipe) -> None:
+    """Check a starting model whose folder is on this machine, as the stages do; else do nothing.
+
+    Raises DenserlError as `check_starting_model` and `check_scalar_class` do.
+    """
+    if recipe.model.path and (Path(recipe.model.path).expanduser() / "config.json").is_file():
+        check_starting_model(recipe)
+        check_scalar_class(recipe.model)
 
 
 def check_scalar_class(model: ModelConfig) -> None:

@@ -29,6 +29,9 @@ CANDIDATES = (
 )
 """ZeRO stage, offload of optimizer and of parameters: what costs least time first."""
 
+FIELDS = {"offload_optimizer": "offload_optimizer", "offload_parameters": "offload_param"}
+"""Fields of the engine, and DeepSpeed's names in `zero_optimization`."""
+
 
 def recipe_setting(recipe: Recipe, stage: StageName, gpus: int) -> Setting:
     """The setting that the recipe itself asks for."""
@@ -37,8 +40,20 @@ def recipe_setting(recipe: Recipe, stage: StageName, gpus: int) -> Setting:
 
 
 def settings(recipe: Recipe, stage: StageName, gpus: int) -> list[Setting]:
-    """All settings, the cheapest in time first; plain torch, in one process, leads."""
-    return [_setting(recipe, stage, gpus, candidate) for candidate in CANDIDATES]
+    """All settings, the cheapest in time first; plain torch, in one process, leads.
+
+    Where the recipe's own DeepSpeed settings say what is offloaded, those that agree with them.
+    """
+    fixed = _fixed(_engine(recipe, stage))
+    return [
+        _setting(recipe, stage, gpus, (zero, optimizer, parameters))
+        for zero, optimizer, parameters in CANDIDATES
+        if not zero
+        or (
+            fixed.get("offload_optimizer", optimizer) == optimizer
+            and (zero < 3 or fixed.get("offload_parameters", parameters) == parameters)
+        )
+    ]
 
 
 def first_fit(
@@ -64,6 +79,7 @@ def overrides_for(recipe: Recipe, stage: StageName, setting: Setting) -> list[st
     engine, block = _engine(recipe, stage), STAGES[stage].block
     wanted: dict[str, Any] = {"offload_optimizer": setting.offload_optimizer}
     wanted["offload_parameters"] = setting.offload_parameters
+    wanted = {key: value for key, value in wanted.items() if key not in _fixed(engine)}
     if setting.zero_stage:
         wanted["zero_stage"] = setting.zero_stage
     asked = replace(engine, **wanted)
@@ -201,8 +217,22 @@ def _resolved(engine: EngineConfig, gpus: int) -> tuple[int, bool, bool]:
     plain = engine.kind == "torch" or (engine.kind == "auto" and gpus == 1 and not offloads)
     if plain:
         return 0, False, False
-    parameters = engine.offload_parameters and engine.zero_stage == 3
-    return engine.zero_stage, engine.offload_optimizer, parameters
+    fixed = _fixed(engine)
+    parameters = fixed.get("offload_parameters", engine.offload_parameters)
+    optimizer = fixed.get("offload_optimizer", engine.offload_optimizer)
+    return engine.zero_stage, optimizer, parameters and engine.zero_stage == 3
+
+
+def _fixed(engine: EngineConfig) -> dict[str, bool]:
+    """Fields that the recipe's own DeepSpeed settings overrule, and what they say of them."""
+    zero = engine.deepspeed.get("zero_optimization")
+    own = zero if isinstance(zero, dict) else {}
+    found = {}
+    for field, name in FIELDS.items():
+        asked = own.get(name, {})
+        if not isinstance(asked, dict) or "device" in asked:  # without, the field's stays
+            found[field] = isinstance(asked, dict) and asked["device"] not in (None, "none")
+    return found
 
 
 def _setting(

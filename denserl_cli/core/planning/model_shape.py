@@ -147,14 +147,17 @@ def configured_shape(path: str, revision: str | None = None) -> ModelShape:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    from denserl_cli.core.models.architecture import refuse_absurd_sizes
+
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, local_files_only=True)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, ArithmeticError, StrictDataclassError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DenserlError(
             f"the shape of {path or 'the model'} is not known: {first_line}",
             hint="name a folder that has the model's config.json: --model FOLDER",
         ) from error
+    refuse_absurd_sizes(config.get_text_config(), path)
     return config_shape(config, path)
 
 

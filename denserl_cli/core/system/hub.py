@@ -59,7 +59,8 @@ class readable_errors:
                 "merge_and_unload",
             ) from error
         torn = (SafetensorError, UnpicklingError, EOFError, RuntimeError, StrictDataclassError)
-        if isinstance(error, (OSError, ValueError, KeyError, ImportError, *torn)):
+        wrong = (ValueError, TypeError, KeyError, ArithmeticError)  # figures in config.json
+        if isinstance(error, (OSError, ImportError, *wrong, *torn)):
             advice = "name the folder of a downloaded model"
             reason, first = _hub_refusal(self.path, error) or (_first_line(error), "")
             hint = f"{first}, or {advice}" if first else advice

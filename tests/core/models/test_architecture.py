@@ -35,6 +35,7 @@ from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.architecture import (
     causal_class,
+    check_local_model,
     check_scalar_class,
     check_starting_model,
     positions_limit,
@@ -45,6 +46,7 @@ from denserl_cli.core.models.attention import attention_kernel, sampling_attenti
 from denserl_cli.core.models.causal_lm import hidden_states, load_causal_lm
 from denserl_cli.core.models.scalar_head import load_scalar_model
 from denserl_cli.core.observer import Observer
+from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.schema import ModelConfig, Recipe
 from tests import tiny
 
@@ -314,3 +316,13 @@ def test_a_model_samples_with_sdpa_and_trains_with_flash_attention():
 def test_a_configuration_is_read_without_noise(tmp_path: Path):
     MixtralConfig(router_jitter_noise=0.1).save_pretrained(tmp_path)
     assert read_config(str(tmp_path)).router_jitter_noise == 0
+
+
+def test_a_folders_model_is_checked_before_anything_is_read(tmp_path: Path):
+    recipe = load_recipe("sandbox-segment")
+    check_local_model(recipe)  # the sandbox's model is made later
+    recipe = replace(recipe, sandbox=None, model=replace(recipe.model, path=str(tmp_path)))
+    check_local_model(recipe)  # nothing there: the stage says so
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(DenserlError, match="not a causal language model"):
+        check_local_model(recipe)

@@ -208,6 +208,8 @@ def test_the_words_of_a_setting_choose_it(stage: StageName, gpus: int, tmp_path:
     file = write(tmp_path / "big.yaml")
     starts = [[], [f"{STAGES[stage].block}.engine={{zero_stage: 3, kind: deepspeed}}"]]
     starts.append([f"{STAGES[stage].block}.engine={{offload_optimizer: true}}"])
+    own = "{zero_optimization: {offload_optimizer: {device: cpu}, offload_param: {device: none}}}"
+    starts.append([f"{STAGES[stage].block}.engine.deepspeed={own}"])
     for start in starts:
         asked = load_recipe(file, start)
         for setting in planning.settings(asked, stage, gpus):
@@ -215,6 +217,27 @@ def test_the_words_of_a_setting_choose_it(stage: StageName, gpus: int, tmp_path:
             chosen = load_recipe(file, [*start, *overrides])
             assert planning.recipe_setting(chosen, stage, gpus) == setting
             assert not planning.overrides_for(chosen, stage, setting)
+
+
+@pytest.mark.parametrize(
+    ("own", "optimizer", "parameters"),
+    [
+        ("{}", False, True),
+        ("{offload_optimizer: {device: cpu}}", True, True),
+        ("{offload_optimizer: {device: nvme}, offload_param: null}", True, False),
+        ("{offload_optimizer: {device: none}, offload_param: {device: none}}", False, False),
+        ("{offload_param: {pin_memory: false}}", False, True),  # laid over the field's
+    ],
+)
+def test_offloading_in_the_recipes_own_deepspeed_settings_is_counted(
+    own: str, optimizer: bool, parameters: bool, tmp_path: Path
+):
+    engine = "{zero_stage: 3, offload_parameters: true, deepspeed: {zero_optimization: %s}}"
+    recipe = load_recipe(write(tmp_path / "big.yaml"), [f"ppo.engine={engine % own}"])
+    setting = planning.recipe_setting(recipe, "train-ppo", 8)
+    assert (setting.offload_optimizer, setting.offload_parameters) == (optimizer, parameters)
+    said = planning.settings(recipe, "train-ppo", 8)
+    assert setting in said or (parameters and not optimizer)
 
 
 @pytest.mark.parametrize("stage", TRAINING)
