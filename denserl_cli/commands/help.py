@@ -71,7 +71,8 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the example, and below it where to read on."""
-        super().format_epilog(ctx, formatter)
+        if self.epilog:
+            formatter.write(f"\n  {self.epilog}\n")  # uncut, for it is there to be pasted
         words = ctx.command_path.partition(" ")[2]
         if words in PAGES:
             with formatter.indentation():
