@@ -59,9 +59,7 @@ def load_chat(
     return tokenizer, chat
 
 
-def load_tokenizer(
-    model: ModelConfig, observer: Observer | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: ModelConfig, observer: Observer | None = None) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer. observer: told as `read_tokenizer` says."""
     path = model.tokenizer or model.path
     with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):

@@ -65,9 +65,7 @@ def _as_filed(
     )
     if found is None:
         return None
-    return PreTrainedTokenizerFast.from_pretrained(
-        path, revision=revision, trust_remote_code=False
-    )
+    return PreTrainedTokenizerFast.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
