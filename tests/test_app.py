@@ -32,7 +32,7 @@ def commands(typer_app, *prefix: str):
 
 @pytest.mark.parametrize("words", list(commands(app.app)), ids=" ".join)
 def test_every_help_ends_with_an_example(words: tuple[str, ...]):
-    result = CliRunner().invoke(app.app, [*words, "--help"])
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app.app, [*words, "--help"])
     assert result.exit_code == 0
     *_, example, more = result.output.strip().splitlines()
     assert f"Example: denserl {' '.join(words)}" in example, "an example of one line"

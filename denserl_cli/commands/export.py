@@ -12,7 +12,6 @@ from denserl_cli.commands.common import (
     DryRunOption,
     OutOption,
     RecipeOption,
-    ResumeOption,
     SetOption,
 )
 
@@ -44,7 +43,7 @@ def export(
             "which pipelines, vLLM and RewardBench read, is its score.",
         ),
     ] = False,
-    resume: ResumeOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace an earlier export.")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Write the policy or the reward model as a plain Hugging Face folder with a model card."""
@@ -66,7 +65,7 @@ def export(
         loaded,
         RunFolder(folder, loaded),
         target,
-        replace=resume is False,
+        replace=fresh,
         as_classifier=as_classifier,
     )
     typer.echo(f"exported the {part.value} to {target}")

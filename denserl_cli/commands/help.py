@@ -71,7 +71,8 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the example, and below it where to read on."""
-        super().format_epilog(ctx, formatter)
+        if self.epilog:
+            formatter.write(f"\n  {self.epilog}\n")  # uncut, for it is there to be pasted
         words = ctx.command_path.partition(" ")[2]
         if words in PAGES:
             with formatter.indentation():
@@ -87,10 +88,11 @@ class Command(TyperCommand):
         if "--recipe" not in options or arguments:
             return
         values, spare, _ = self.make_parser(ctx).parse_args(args=list(args))
-        if spare and values.get("recipe") is None:
+        missing = "--recipe" if values.get("recipe") is None else "--data"
+        if spare and missing in options:
             ctx.fail(
                 f"{spare[0]!r} is an argument where an option is wanted, "
-                f"say: {ctx.command_path} --recipe {spare[0]}"
+                f"say: {ctx.command_path} {missing} {spare[0]}"
             )
 
 

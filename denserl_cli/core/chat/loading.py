@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.chat.tokenizer_file import read_tokenizer
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.system.hub import readable_errors
 
@@ -46,10 +47,11 @@ def load_chat(
 ) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
     """The recipe's tokenizer and how it writes conversations.
 
-    observer: told what the template writes before every answer. Raises DenserlError when the
+    observer: told what the template writes before every answer, and of a tokenizer that other
+    programs misread. Raises DenserlError when the
     tokenizer does not fit the recipe or the model.
     """
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, observer)
     chat = chat_of(recipe, tokenizer)
     check_vocabulary(chat, recipe.model.path, recipe.model.revision)
     if observer is not None and chat.answer.beginning:
@@ -57,14 +59,12 @@ def load_chat(
     return tokenizer, chat
 
 
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer."""
-    from transformers import AutoTokenizer
-
+def load_tokenizer(model: ModelConfig, observer: Observer | None = None) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer. observer: told as `read_tokenizer` says."""
     path = model.tokenizer or model.path
     with readable_errors(path, "tokenizer", "model.tokenizer" if model.tokenizer else "model.path"):
         revision = model.revision if path == model.path else None
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return read_tokenizer(path, revision, observer)
 
 
 def chat_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

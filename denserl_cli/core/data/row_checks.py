@@ -88,7 +88,10 @@ def no_answer_detail(fields: Mapping[str, Any], path: str, *, plain: bool) -> st
     if not plain or path in fields:
         return found
     example = "columns: {prompt: QUESTION, chosen: BETTER, rejected: WORSE}"
-    return f"{found}; where they have other names, say which: {example}"
+    return (
+        f"{found}; where they have other names, say which: {example}; where a score, rank or vote "
+        "says which answer is better, see Mappings in docs/data.md"
+    )
 
 
 def found_columns(fields: Mapping[str, Any]) -> str:

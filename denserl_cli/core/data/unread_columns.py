@@ -38,6 +38,10 @@ _CATEGORY_WORDS = frozenset(
     "source sources origin subset split lang language languages locale category categories domain "
     "topic tag tags type types task tasks dataset name key keys".split()
 )
+_ANSWER = re.compile(
+    r"(?:chosen|rejected|response|completion|answer|output|target|reply|candidate)(?:_?(?:[a-d]|\d+))?",
+    re.IGNORECASE,
+)
 _CATEGORY_LENGTH = 6
 """Words that the name of a category may have."""
 _MEDIA_WORDS = frozenset("image images video videos audio audios picture pictures".split())
@@ -79,11 +83,10 @@ def left_out(fields: Mapping[str, Any], used: Collection[str], sides: Sequence[T
 
 def candidates(fields: Mapping[str, Any]) -> list[str]:
     """The columns that may hold a prompt, those with a telling name first."""
-    answers = {"chosen", "rejected", "response", "completion", "answer", "output", "target"}
     names = [
         name
         for name, value in fields.items()
-        if name not in answers and not _is_metadata(name, value) and any(_texts(value))
+        if not _ANSWER.fullmatch(name) and not _is_metadata(name, value) and any(_texts(value))
     ]
     return sorted(names, key=lambda name: not _is_question(name))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from denserl_cli.core.chat.format import ChatFormat, Layout
+from denserl_cli.core.chat.tokenizer_file import read_tokenizer
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.encoding import PromptEncoding
@@ -194,7 +195,6 @@ def own_tokenizer(record: RewardRecord) -> PreTrainedTokenizerBase | None:
 def _tokenizer_beside(
     path: str, revision: str | None, option: str
 ) -> PreTrainedTokenizerBase | None:
-    from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
     with readable_errors(path, "tokenizer", option):
@@ -204,7 +204,7 @@ def _tokenizer_beside(
             for name in names
         ):
             return None
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return read_tokenizer(path, revision)
 
 
 def check_critic(path: str, chat: ChatFormat) -> None:

@@ -20,6 +20,8 @@ INVALID = object()
 SHORT = {Source: "path", RewardSource: "source"}
 """Blocks that may be given as a text, and the field which that is; their lists as a single one."""
 _NAMED = {Source: "source", RewardSource: "reward"}
+MOST_NAMED = 20
+"""Keys of a block that a message lists; of a larger block it names the page."""
 _SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
@@ -120,7 +122,8 @@ class Builder:
             return
         near = _near_keys(block, name, siblings)
         self.doubtful.update(near)
-        self.problems.append(f"{node.place}: unknown key {_join(block, name)}{did_you_mean(near)}")
+        advice = did_you_mean(near) or _known_here(block, siblings)
+        self.problems.append(f"{node.place}: unknown key {_join(block, name)}{advice}")
 
 
 def short(default: Any) -> Any:
@@ -140,6 +143,14 @@ def _near_keys(block: str, name: str, siblings: Collection[str]) -> list[str]:
     if near := get_close_matches(name, leaves, 1, cutoff=0.8):
         return leaves[near[0]]
     return [_join(block, near) for near in get_close_matches(name, siblings, 1)]
+
+
+def _known_here(block: str, siblings: Collection[str]) -> str:
+    """Return what a block holds, for an unknown key that is like no known one."""
+    named = f"; {block or 'a recipe'} has "
+    if len(siblings) > MOST_NAMED:
+        return f"{named}{len(siblings)} keys, see docs/recipes.md"
+    return named + ", ".join(siblings)
 
 
 def _option(expected: Any, value: Any) -> Any:

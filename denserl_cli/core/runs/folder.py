@@ -107,8 +107,10 @@ class RunFolder:
         return self.run_json.admit(stage, stage_settings(self.recipe, stage), mode)
 
     def check_settings(self, stage: str, blocks: Sequence[str] = ()) -> None:
-        """Refuse work of a stage under other settings (see `RunJson.check_settings`)."""
-        self.run_json.check_settings(stage, stage_settings(self.recipe, stage), blocks)
+        """Refuse to read work of a stage under other settings (see `RunJson.check_settings`)."""
+        hint = "give it the settings that the run had; its own recipe has them: "
+        hint += f"--recipe {self.path / 'recipe.yaml'} --out {self.path}"
+        self.run_json.check_settings(stage, stage_settings(self.recipe, stage), blocks, hint)
 
     def check_later(self, stage: str) -> None:
         """Refuse to replace work of later stages (see `RunJson.check_later`)."""

@@ -145,7 +145,7 @@ class RunJson:
         return True
 
     def check_settings(
-        self, stage: str, settings: Mapping[str, Any], blocks: Sequence[str] = ()
+        self, stage: str, settings: Mapping[str, Any], blocks: Sequence[str] = (), hint: str = ""
     ) -> None:
         """Raise DenserlError when the folder holds a stage's work under other settings.
 
@@ -153,6 +153,7 @@ class RunJson:
             stage: its name; a stage that was never started passes.
             settings: what it reads of the recipe now.
             blocks: names of the recipe's blocks that matter; all when empty.
+            hint: what helps; other words than for a stage that is about to train.
         """
         if stage not in self.stages:
             return
@@ -162,7 +163,7 @@ class RunJson:
         if named := "; ".join(line for line in changed if not about or line.startswith(about)):
             raise DenserlError(
                 f"{self.file.parent} holds {stage} under other settings: {named}",
-                hint=_OTHER_FOLDER,
+                hint=hint or _OTHER_FOLDER,
             )
 
     def check_later(self, stage: str) -> None:

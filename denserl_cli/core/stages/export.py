@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denserl_cli.core.chat.format import ChatFormat
+from denserl_cli.core.chat.tokenizer_file import read_tokenizer
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.exports.classifier import check_possible, write_classifier
 from denserl_cli.core.exports.compatibility import write_config, write_tokenizer_config
@@ -131,10 +132,8 @@ def _record_of(run: RunFolder) -> RewardRecord | None:
 
 def _chat_format(recipe: Recipe, folder: Path) -> ChatFormat:
     """How an exported model reads conversations, from the tokenizer that lies beside it."""
-    from transformers import AutoTokenizer
-
     return ChatFormat.of(
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        read_tokenizer(str(folder)),
         terminator=recipe.chat.terminator,
         stop_tokens=recipe.chat.stop_tokens,
         template_arguments=recipe.chat.template_arguments,

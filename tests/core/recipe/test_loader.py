@@ -315,6 +315,12 @@ def test_an_override_may_create_and_remove_a_block():
     [
         ("ppo.kl_coeff=1", "unknown key ppo.kl_coeff, did you mean ppo.kl_coef?"),
         ("kl_coef=1", "unknown key kl_coef, did you mean ppo.kl_coef?"),
+        ("traning.xyz=1", "unknown key traning; a recipe has name, description, seed, "),
+        (
+            "segmentation.xyz=1",
+            "unknown key segmentation.xyz; segmentation has granularity, cutoff",
+        ),
+        ("ppo.xyz=1", "unknown key ppo.xyz; ppo has "),
         ("seed.x=1", "seed: must be an integer, not a mapping"),
         ("ppo=3", "ppo: must be a block of settings, not the number 3"),
         ("ppo.gamma=", "ppo.gamma: must be a number, not null"),
