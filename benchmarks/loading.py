@@ -1,13 +1,14 @@
 """Host memory while train-ppo loads its four models, in 1, 2, 4 processes, beside another tree.
 
     python benchmarks/loading.py --model FOLDER --out runs/loading [--beside TREE] \
-        [--processes 1 2 4] [--zero-stage 3] [--dtype bfloat16]
+        [--processes 1 2 4] [--zero-stage 3] [--dtype bfloat16] [--saved bfloat16]
 
 Policy, critic, reference and reward model of train-ppo are loaded on the CPU as the stage does it.
 Measured is the private memory of all processes together (Private_Clean + Private_Dirty of
-/proc/PID/smaps_rollup), above what it was just before, when all libraries were in use already: at
-its highest while one of the models is being loaded, at its highest until both engines with
-their optimizers stand, and at the end. The trees take turns. Prints a Markdown table in MiB.
+/proc/PID/smaps_rollup), above what it was just before, when all libraries were in use already: when
+recipe and tokenizers are read, at its highest while one of the models is being loaded, at its
+highest until both engines with their optimizers stand, and at the end. A page of the model's file
+counts while one process alone has it. The trees take turns. Prints a Markdown table in MiB.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MIB = 2**20
 class Peaks(NamedTuple):
     """Bytes of private memory of all processes above the start."""
 
+    prepared: int
     loading: int
     highest: int
     end: int
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--zero-stage", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--saved", default="float32", help="type of the weights in the files")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
@@ -54,8 +57,8 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     prepare(asked)
     trees = {"this tree": ROOT, **({"beside": asked.beside} if asked.beside else {})}
-    print("| processes | tree | while loading | until engines stand | at the end |")
-    print("|---|---|---|---|---|")
+    print("| processes | tree | before | while loading | until engines stand | at the end |")
+    print("|---|---|---|---|---|---|")
     for count in asked.processes:
         for name, tree in trees.items():
             found = [f"{value / MIB:.0f}" for value in measure(asked, tree.resolve(), count)]
@@ -63,7 +66,7 @@ def main() -> None:
 
 
 def prepare(asked: argparse.Namespace) -> None:
-    """A reward model made of the model, and a tiny model that brings the libraries into use."""
+    """Policy and reward model made of the model, and tiny ones that warm the libraries up."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers import AutoTokenizer as Tokenizer
@@ -73,14 +76,16 @@ def prepare(asked: argparse.Namespace) -> None:
     tiny = AutoConfig.from_pretrained(asked.model)
     tiny.update({"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
     tiny.update({"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32})
+    saved = getattr(torch, asked.saved)
     one_label = copy.deepcopy(tiny)
     one_label.num_labels = 1
     models: dict[str, Any] = {
         "tiny": AutoModelForCausalLM.from_config(tiny),
         "tiny-reward": AutoModelForSequenceClassification.from_config(one_label),
         "reward": AutoModelForSequenceClassification.from_pretrained(
-            asked.model, num_labels=1, dtype=torch.float32
+            asked.model, num_labels=1, dtype=saved
         ),
+        "policy": AutoModelForCausalLM.from_pretrained(asked.model, dtype=saved),
     }
     for name, model in models.items():
         model.save_pretrained(asked.out / name)
@@ -128,9 +133,11 @@ def peaks(marks: list[tuple[str, float]], samples: list[tuple[float, int]]) -> P
         name = next((name for name, since in reversed(times) if since <= moment), None)
         if name is not None:
             spans[name].append(value)
-    start = min(spans["before"])
+    first = next(since for name, since in times if name == "load")
+    prepared = [value for moment, value in samples if moment <= first][-1]
     highest = max(spans["load"] + spans["engine"])
-    return Peaks(max(spans["load"]) - start, highest - start, min(spans["after"]) - start)
+    found = Peaks(prepared, max(spans["load"]), highest, min(spans["after"]))
+    return Peaks(*(value - min(spans["before"]) for value in found))
 
 
 def read(marks: Path) -> list[list[str]]:
@@ -181,7 +188,7 @@ def work(asked: argparse.Namespace) -> None:
         setattr(train_ppo, name, marked("load", getattr(train_ppo, name)))
     train_ppo.make_engine = marked("engine", train_ppo.make_engine)  # type: ignore[attr-defined]
     mark("between")
-    held = load(asked, asked.model, asked.out / "reward")
+    held = load(asked, asked.out / "policy", asked.out / "reward")
     gc.collect()
     mark("after")
     time.sleep(1)

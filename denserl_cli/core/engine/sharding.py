@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from denserl_cli.core.engine.deepspeed_setup import import_deepspeed
 from denserl_cli.core.models.placement import Placement
-from denserl_cli.core.system.distributed import join_alone, max_over_ranks, rank, world_size
+from denserl_cli.core.system.distributed import (
+    barrier,
+    join_alone,
+    max_over_ranks,
+    rank,
+    world_size,
+)
 
 _SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 """Makes transformers read one weight after the other, not all at once in threads."""
@@ -96,6 +102,7 @@ class _Spreader:
         read = weight is not None and getattr(weight, "_is_hf_initialized", False)
         if not read or weight.is_meta or weight.dtype is not self.dtype or _is_share(weight):
             return
+        barrier()  # pages of the file are in memory once, for processes that read them together
         if self.first is not None:
             self.first.convert_to_zero_parameters(param_list=[weight])
             return

@@ -121,6 +121,9 @@ def test_the_published_gpus_share_a_batch_or_the_plan_says_that_they_cannot():
         "on 8 GPUs, as published: micro 4 × accumulation 1 × ranks 8 = global 32; "
         "ZeRO-2, Adam on the CPU"
     )
+    own = {"zero_optimization": {"offload_optimizer": {"device": "none"}}}
+    recipe = replace(recipe, ppo=replace(recipe.ppo, engine=replace(offload, deepspeed=own)))
+    assert plan_lines("train-ppo", recipe)[-1].endswith("; ZeRO-2")
     assert plan_lines("train-rm", recorded(gpus=3))[-1] == (
         "on 3 GPUs, as published: reward_model.batch_size 128 is not a multiple of "
         "reward_model.micro_batch_size 8 × 3 processes; ZeRO-2"
