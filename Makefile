@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 REAL = --recipe smollm2-segment --model runs/real/model --out runs/real \
-	--data $(PREFERENCES) --set data.prompts=$(PREFERENCES)
+	--set data.preferences.path=$(PREFERENCES) --set data.prompts=$(PREFERENCES)
 
 .PHONY: demo real pairs-given test test-vllm check docs study-quick study clean
 

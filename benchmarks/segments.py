@@ -2,10 +2,11 @@
 
     python benchmarks/segments.py read --model runs/real/model --pairs eval.jsonl \
         --results benchmarks/results/segments.json
-    python benchmarks/segments.py report --results benchmarks/results/segments.json
+    python benchmarks/segments.py report --results benchmarks/results/segments.json \
+        --to docs/study/segments.md
 
 `read` takes the first 300 pairs, both sides, as `smollm2-segment` encodes them, and keeps counts
-and the first ten answers in segments. `report` prints the tables of docs/segments.md from them.
+and the first ten answers in segments. `report` writes the tables behind docs/segments.md from them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import argparse
 import json
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from denserl_cli.core.inspection.inspector import Answer, Inspector
 from denserl_cli.core.inspection.traces import Trace
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.runs.folder import RunFolder
+from denserl_cli.core.segmentation import calibrate_cutoff
 from denserl_cli.terminal.dashboard import make_observer
 
 RECIPE = "smollm2-segment"
@@ -51,6 +56,7 @@ def main() -> None:
     reading.add_argument("--results", type=Path, required=True)
     reporting = commands.add_parser("report")
     reporting.add_argument("--results", type=Path, required=True)
+    reporting.add_argument("--to", type=Path, required=True)
     asked = parser.parse_args()
     if asked.command == "read":
         found = measure(asked.model, asked.pairs)
@@ -58,7 +64,8 @@ def main() -> None:
         text = json.dumps(found, ensure_ascii=False, indent=1)
         asked.results.write_text(text + "\n", encoding="utf-8")
     else:
-        print(report(json.loads(asked.results.read_text(encoding="utf-8"))))
+        text = report(json.loads(asked.results.read_text(encoding="utf-8")))
+        asked.to.write_text(text + "\n", encoding="utf-8")
 
 
 def measure(model: str, pairs: Path) -> dict[str, Any]:
@@ -72,13 +79,14 @@ def measure(model: str, pairs: Path) -> dict[str, Any]:
     with make_observer() as observer, tempfile.TemporaryDirectory() as made:
         inspector = Inspector(recipe, RunFolder(Path(made), recipe), observer, rewards=False)
         traces = inspector.trace([inspector.encode(answer) for answer in answers], observer)
-        cutoffs = {f"mean of {n} tokens": _cutoff(inspector, answers, n) for n in LENGTHS}
+    cutoffs = {f"mean of {n} tokens": _cutoff(traces, n) for n in LENGTHS}
     cutoffs |= {f"{c:g} nats": c for c in CUTOFFS}
     chosen = inspector.cut._replace(cutoff=cutoffs["mean of 8 tokens"])
     return {
         "answers": len(traces),
         "tokens": sum(len(trace.texts) for trace in traces),
         "truncated": sum(not trace.terminated for trace in traces),
+        "places": sum(map(_inside, traces)),
         "cutoffs": [
             {
                 "name": name,
@@ -95,8 +103,15 @@ def measure(model: str, pairs: Path) -> dict[str, Any]:
     }
 
 
-def _cutoff(inspector: Inspector, answers: Sequence[Answer], length: int) -> float:
-    return inspector.calibrate(answers, length).cutoff
+def _cutoff(traces: Sequence[Trace], length: int) -> float:
+    """The cutoff that cuts the answers into segments of `length` tokens on average."""
+    entropies = [torch.from_numpy(trace.entropy) for trace in traces]
+    return calibrate_cutoff(
+        pad_sequence(entropies, batch_first=True),
+        pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in entropies], True),
+        length,
+        torch.tensor([trace.terminated for trace in traces]),
+    )
 
 
 def _inside(trace: Trace) -> int:
@@ -154,8 +169,12 @@ def _matches(pattern: str, text: str) -> Iterator[int]:
 def report(found: dict[str, Any]) -> str:
     """The tables and examples, in Markdown."""
     lines = [
+        "# Segments of SmolLM2-135M-Instruct on real answers",
+        "",
         f"{found['answers']} answers, {found['tokens']:,} tokens, {found['truncated']} of them cut "
-        "at the length limit.",
+        "at the length limit. [segments.md](../segments.md) says what this means.",
+        "",
+        "## Lengths, in tokens",
         "",
         "| cutoff | nats | segments | mean | 10 % | 25 % | 50 % | 75 % | 90 % | 99 % | longest |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -166,16 +185,46 @@ def report(found: dict[str, Any]) -> str:
             f"| {row['name']} | {row['cutoff']:.3f} | {row['segments']:,} | {row['mean']:.1f} "
             f"| {quantiles} | {row['longest']} |"
         )
-    lines += ["", f"| cuts at | {' | '.join(PLACES)} |", "|---" * (len(PLACES) + 1) + "|"]
     everywhere = {"name": "every token", "places": found["everywhere"]}
-    for row in [*found["cutoffs"], everywhere]:
-        values = " | ".join(f"{100 * row['places'][name]:.1f} %" for name in PLACES)
-        lines.append(f"| {row['name']} | {values} |")
+    lines += ["", "## Share of the cuts that are where …", "", *_header("cuts at")]
+    lines += [_row(row["name"], row["places"]) for row in [*found["cutoffs"], everywhere]]
+    lines += ["", "## Share of such places that are cuts", "", *_header("cuts at")]
+    for row in found["cutoffs"]:
+        rate = (row["segments"] - found["answers"]) / found["places"]
+        ratios = {name: rate * row["places"][name] / found["everywhere"][name] for name in PLACES}
+        lines.append(_row(row["name"], {**ratios, "anywhere": rate}))
+    lines += ["", "## The rules", ""]
+    lines += [f"- {name}: `{pattern}`" for name, pattern in PLACES.items()]
+    lines += [
+        "",
+        "## The first answers",
+        "",
+        "At the cutoff whose segments have 8 tokens on average.",
+    ]
     for example in found["examples"]:
-        text = " ¦ ".join(example["segments"]).replace("\n", "⏎ ")
-        prompt = " ".join(example["prompt"].split())
-        lines += ["", f"**{example['label']}**: {prompt}", "", f"> {text}"]
+        asked = " ".join(example["prompt"].split())
+        lines += ["", f"{example['label']}: *{asked.replace('*', chr(92) + '*')}*", "", "```text"]
+        lines += [_wrapped(" ¦ ".join(example["segments"])), "```"]
     return "\n".join(lines)
+
+
+def _header(first: str) -> list[str]:
+    names = [*PLACES, "anywhere"]
+    return [f"| {first} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+
+
+def _row(name: str, shares: dict[str, float]) -> str:
+    cells = [f"{100 * shares[place]:.1f} %" if place in shares else "" for place in PLACES]
+    anywhere = shares.get("anywhere", 1.0)
+    return f"| {name} | {' | '.join(cells)} | {100 * anywhere:.1f} % |"
+
+
+def _wrapped(text: str) -> str:
+    """A text for a code block, in lines that can be read."""
+    return "\n".join(
+        textwrap.fill(line, 110, drop_whitespace=False, break_long_words=False)
+        for line in text.replace("```", "` ` `").split("\n")
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from scipy import stats
 
 Result = dict[str, Any]
 BASE = "segment"
+COST = "cost.json"
+"""What an iteration of each arm costs, by study_cost.py, in the folder of the results."""
 HEAD = (
     "arm | seeds | true reward, held out | minus segment, by seed | true reward of all samples | "
     "minus segment, by seed | KL | tokens | segments | RM accuracy"
@@ -50,7 +52,7 @@ def interval(values: Sequence[float]) -> Interval:
 def report(results: Path, to: Path) -> None:
     """Write results.md and the plots of every task to a folder."""
     found = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.rglob("*.json"))
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*/*.json"))
     ]
     to.mkdir(parents=True, exist_ok=True)
     parts = [f"## Segment against the others, by seed\n\n{comparison(found)}"]
@@ -67,6 +69,9 @@ def report(results: Path, to: Path) -> None:
             plot([*base, *arms], f"{task}: {factor}", to / name)
             parts.append(f"### {task}: {factor}\n\n{table([*base, *arms])}")
             parts.append(f"![{task}: {factor}]({name})\n")
+    if (results / COST).exists():
+        costs = json.loads((results / COST).read_text(encoding="utf-8"))
+        parts.append(f"## What an iteration costs\n\n{cost_table(costs)}")
     (to / "results.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(part for part in parts if not part.startswith("!")))
 
@@ -108,6 +113,19 @@ def table(results: Sequence[Result]) -> str:
             cells.append(f"{np.mean([_final(one, name) for one in runs]):.3g}")
         cells.append(f"{np.mean([one['rm_accuracy'] for one in runs]):.3f}")
         rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def cost_table(costs: dict[str, Result]) -> str:
+    """A row for each arm of study_cost.py: thousand tokens through each model, CPU, memory."""
+    names = list(dict.fromkeys(name for one in costs.values() for name in one["tokens"]))
+    heads = [*(f"{name}, k tokens" for name in sorted(names)), "CPU seconds", "peak MB"]
+    rows = [f"| arm | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for arm, one in costs.items():
+        passes = [one["tokens"].get(name) for name in sorted(names)]
+        cells = ["–" if count is None else f"{count / 1000:.1f}" for count in passes]
+        cells += [f"{one['cpu_seconds']:.1f}", f"{one['peak_megabytes']}"]
+        rows.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -4,8 +4,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import study, study_english, study_rewards
-from benchmarks.study_report import comparison, interval, report, table
+from benchmarks import (
+    study,
+    study_cost,
+    study_english,
+    study_real,
+    study_real_report,
+    study_rewards,
+)
+from benchmarks.study_report import comparison, cost_table, interval, report, table
+from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.sandbox.task import Task
 from tests import tiny
 
@@ -72,6 +80,52 @@ def test_differences_are_paired_by_seed(tmp_path):
     report(tmp_path / "results", tmp_path / "report")
     assert text in (tmp_path / "report" / "results.md").read_text()
     assert (tmp_path / "report" / "long-granularity.png").exists()
+
+
+def test_the_cost_of_a_step_stands_beside_unfinished_results(tmp_path):
+    """One seed of one arm, and a file of costs that is no result."""
+    costs = {
+        "segment": {
+            **{"tokens": {"policy forward": 1500, "critic forward": 250}},
+            **{"cpu_seconds": 2.04, "peak_megabytes": 653},
+        },
+        "rloo": {"tokens": {"policy forward": 900}, "cpu_seconds": 1.0, "peak_megabytes": 600},
+    }
+    assert cost_table(costs).splitlines()[2:] == [
+        "| segment | 0.2 | 1.5 | 2.0 | 653 |",
+        "| rloo | – | 0.9 | 1.0 | 600 |",
+    ]
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "macro-0.json").write_text(json.dumps(result("macro", 0, 0.4, "action")))
+    (tmp_path / "cost.json").write_text(json.dumps(costs))
+    report(tmp_path, tmp_path / "report")
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "| macro | 1 | 0.400 |" in text and cost_table(costs) in text
+
+
+def test_a_meter_counts_what_iterations_do_and_nothing_else():
+    import torch
+
+    model = torch.nn.Module()
+    model.words = torch.nn.Embedding(9, 2)
+    model.get_input_embeddings = lambda: model.words
+    meter, ids = study_cost.Meter(), torch.zeros(2, 5, dtype=torch.long)
+    meter.watch("policy", model)
+    collect = meter.sampled(lambda: model.words(ids).sum().item())
+    start, stop = meter.timed(collect, lambda: "over")
+    model.words(ids)  # an evaluation
+    start()
+    model.words(ids).sum().backward()
+    with torch.no_grad():
+        model.words(ids)
+    assert stop() == "over"
+    model.words(ids)
+    found = meter.found()
+    assert found["iterations"] == 1 and found["peak_megabytes"] > 0
+    assert found["tokens"]["policy forward"] == 20 and found["tokens"]["policy sampling"] == 10
+    names = [arm.name for arm in study_cost.arms()]
+    assert {"segment", "bandit", "macro", "rloo", "Shapley"} <= set(names)
+    assert len(names) == len(set(names)) and not [one for one in names if "lambda" in one]
 
 
 def test_segment_is_compared_with_its_rivals_under_the_same_settings():
@@ -144,3 +198,67 @@ def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert "reward model of long" in capsys.readouterr().out
     study.run(asked)  # nothing is left to do
     assert capsys.readouterr().out == ""
+
+
+def _scored(arm: str, seed: int) -> dict:
+    """A result of the real-text chapter whose scores prefer the better answer in 3 pairs of 4."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(40, 2))
+    right = np.arange(40) % 4 > 0
+    scores = np.where(right[:, None], -np.sort(-scores), np.sort(scores))
+    places = [np.arange(1, 31) / 30 for _ in range(60)]
+    values = [0.5 * np.log(p) + rng.normal(size=30) * (0.5 + 0.1 * np.log(p)) for p in places]
+    return {
+        **{"part": "rewards", "arm": arm, "seed": seed, "scores": scores.tolist()},
+        "characters": [[10, 20] if n < 10 else [20, 10] for n in range(40)],
+        "held_out_values": [one.tolist() for one in values[:30]],
+        "fitted_values": [one.tolist() for one in values[30:]],
+    }
+
+
+def test_the_chapter_on_real_text_is_made_from_its_results(tmp_path, capsys):
+    results = [_scored("segment", seed) for seed in (0, 1)]
+    table = study_real_report.reward_models(results)
+    row = next(line for line in table.splitlines() if line.startswith("| segment"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:3] == ["segment", "2", cells[2]] and cells[2].startswith("0.750 [")
+    assert cells[3].startswith("0.700 [") and cells[4].startswith("0.767 [")
+    described = study_real_report.described(results[0])
+    assert described["log p"][0] > 0.8 > 0.01 > described["constant"][0]
+    assert described["log p"][3] > described["constant"][3]
+    for one in results:
+        file = tmp_path / "raw" / study_real.Job("rewards", "segment", one["seed"]).file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(one))
+    made = []
+    for folder in ("first", "second"):
+        study_real_report.report(tmp_path / "raw", tmp_path / folder)
+        made.append((tmp_path / folder / "real-text.md").read_bytes())
+    assert made[0] == made[1] and (tmp_path / "first" / "real-normaliser.png").exists()
+
+
+def test_a_bootstrap_interval_counts_seeds_and_pairs():
+    one_seed = np.zeros((1, 400))
+    one_seed[:, :200] = 1
+    alike = study_real_report.bootstrapped(one_seed)
+    apart = study_real_report.bootstrapped(np.array([np.ones(400), np.zeros(400)]))
+    assert alike.startswith("0.500 [0.4") and apart == "0.500 [0.000, 1.000]"
+
+
+def test_every_arm_of_the_real_chapter_is_a_recipe_and_what_matters_most_comes_first():
+    jobs = study_real.grid(study_real.SEEDS)
+    assert {job.arm for job in jobs[:9]} == set(study_real.PROXIES)
+    assert len({job.file for job in jobs}) == len(jobs)
+    for settings in study_real.ARMS.values():
+        load_recipe(study_real.RECIPE, [*study_real.REWARD, *study_real.PPO, *settings])
+
+
+def test_gold_labels_come_from_the_best_and_the_worst_sample():
+    def sample(text: str, score: float) -> dict:
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+        return {"messages": turns, "rm_score": score}
+
+    ranked = study_real._ranked([sample("a", 0.1), sample("b", 0.4), sample("c", 0.2)])
+    (pair,) = map(json.loads, ranked)
+    assert (pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]) == ("b", "a")
+    assert study_real._ranked([sample("a", 0.1), sample("b", 0.1)]) == []

@@ -109,14 +109,16 @@ def evaluate_policy(
     )
     file = run.evaluation_file(EVALUATE_POLICY)
     batch = evaluation_batch(prompts, recipe.seed, samples)
-    trained = _load(path, recipe, start)
+    trained = start if chosen.path is None else _load(path, recipe, start)
     with (
         replaced_file(file.with_name("policy-samples.jsonl"))
         if is_main_process()
         else BytesIO() as out
     ):
         before = evaluator.evaluate("start", start, batch, samples, out)
-        after = evaluator.evaluate("policy", trained, batch, samples, out)
+        after = before
+        if trained is not start:
+            after = evaluator.evaluate("policy", trained, batch, samples, out)
     result = {
         "recipe": recipe.name,
         "policy": path,

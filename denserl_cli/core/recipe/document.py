@@ -24,11 +24,13 @@ class Node:
     """A YAML value and where it stands.
 
     value: dict[str, Node], list[Node] or a plain scalar. place: `file:line`, or the command-line
-    option it comes from.
+    option it comes from. within: whether it is one field of a block, from an option such as
+    `--set block.field=value`, and leaves the block's other fields alone.
     """
 
     value: Any
     place: str
+    within: bool = False
 
 
 class _Loader(yaml.SafeLoader):

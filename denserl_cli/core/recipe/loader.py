@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from denserl_cli.core.errors import DenserlError, RecipeError
 from denserl_cli.core.recipe.building import INVALID, SHORT, Builder, field_types
@@ -173,7 +173,7 @@ def _override(override: str | Override, found: list[str]) -> Node | None:
 
 def _nested(names: Sequence[str], node: Node) -> Node:
     for name in reversed(names):
-        node = Node({name: node}, node.place)
+        node = Node({name: node}, node.place, within=True)
     return node
 
 
@@ -185,8 +185,11 @@ def merged(base: Node, over: Node, expected: Any = None) -> Node:
     Args:
         base: what is inherited.
         over: what is written over it.
-        expected: the schema's type; a lone mapping where a list belongs replaces like a list.
+        expected: the schema's type; a lone mapping where a list belongs replaces like a list, but
+            for a field of it alone (`within`), which goes to the list's only item.
     """
+    if over.within and get_origin(expected) is tuple:
+        base, expected = _only_item(base, get_args(expected)[0])
     both = isinstance(base.value, dict) and isinstance(over.value, dict)
     empties = not over.value and expected is not Recipe  # a recipe may say `extends` alone
     if not both or empties or get_origin(expected) is tuple:
@@ -197,6 +200,17 @@ def merged(base: Node, over: Node, expected: Any = None) -> Node:
         known = name in children
         children[name] = merged(children[name], child, hints.get(name)) if known else child
     return Node(children, over.place)
+
+
+def _only_item(base: Node, item: Any) -> tuple[Node, Any]:
+    """The only item of what is inherited for a list, in full, and the items' type.
+
+    Several items, or none, are returned as they are: no field of theirs can be meant.
+    """
+    one = base.value[0] if isinstance(base.value, list) and len(base.value) == 1 else base
+    if isinstance(one.value, str) and item in SHORT:
+        one = Node({SHORT[item]: one}, one.place)
+    return one, item
 
 
 def _still_recorded(base: Node, over: Node) -> Node:

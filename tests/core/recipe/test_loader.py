@@ -174,6 +174,22 @@ def test_a_base_merges_block_by_block_and_lists_replace():
     assert recipe.data.preferences == (Source("i/j"),)
 
 
+@pytest.mark.parametrize("inherited", ["{path: e/f, weight: 2}", "[{path: e/f, weight: 2}]"])
+def test_an_override_of_one_field_of_the_only_source_keeps_the_others(inherited: str):
+    file = write("r.yaml", f"{GOOD}data:\n  preferences: {inherited}\n  prompts: a/b\n")
+    recipe = load_recipe(file, ["data.preferences.max_samples=7", "data.prompts.max_samples=3"])
+    assert recipe.data.preferences == (Source("e/f", weight=2.0, max_samples=7),)
+    assert recipe.data.prompts == (Source("a/b", max_samples=3),)
+    recipe = load_recipe(file, ["data.preferences={path: i/j}"])
+    assert recipe.data.preferences == (Source("i/j"),)
+
+
+def test_an_override_of_one_field_of_several_sources_says_that_it_needs_a_path():
+    file = write("r.yaml", GOOD + "data:\n  preferences: [a/b, c/d]\n")
+    with pytest.raises(RecipeError, match=r"max_samples=7: data.preferences.*path: missing"):
+        load_recipe(file, ["data.preferences.max_samples=7"])
+
+
 def test_a_base_is_found_beside_the_file_and_may_have_a_base():
     Path("sub").mkdir()
     write("sub/a.yaml", GOOD)

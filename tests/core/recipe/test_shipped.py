@@ -176,6 +176,8 @@ def test_the_shipped_recipes_are_these():
             *("sandbox-segment-macro", "sandbox-segment-rloo"),
             *("sandbox-bandit-differences", "sandbox-segment-differences", "sandbox-bandit-rto"),
             *(f"smollm2-{granularity}" for granularity in GRANULARITIES),
+            *("smollm2-segment-macro", "smollm2-segment-rloo"),
+            *("smollm2-segment-differences", "smollm2-bandit-rto"),
             "qwen3-segment",
         ]
     )
