@@ -16,8 +16,6 @@ ATTENTION = "denserl_rows"
 """Name under which transformers' attention layers find `_attend`."""
 STEP = 64
 """Attention reads a multiple of so many columns: kernels and graphs are made for few widths."""
-PART_ROWS, PART_STEP = 8, 32
-"""On the CPU so many rows attend together, to a multiple of so many columns of their own."""
 
 
 class RowCache(Cache):
@@ -42,8 +40,6 @@ class RowCache(Cache):
         self.rows = rows
         self.places = torch.zeros(rows, dtype=torch.long, device=like[0][0].device)
         self.active = self.width = 0
-        self.parts: list[tuple[slice, int]] = []
-        """Rows that attend together, and how many columns they read."""
         self.masks: dict[int | None, Tensor] = {}
 
     @staticmethod
@@ -64,7 +60,6 @@ class RowCache(Cache):
             width: Columns that attention reads; more than any place.
         """
         self.places, self.active, self.width = places, len(places), width
-        self.parts = _parts(places, width)
         self.masks.clear()
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -95,25 +90,6 @@ class RowCache(Cache):
         for layer in self.held:
             for held in (layer.keys, layer.values):
                 held[target, :, :width] = held[source, :, :width]
-
-
-def _parts(places: Tensor, width: int) -> list[tuple[slice, int]]:
-    """Rows beside each other that attend together, and the columns that they read.
-
-    Where the host knows the places, no row reads all the columns of a much longer one. Elsewhere
-    asking would wait for the device, and one call for all rows is worth more.
-    """
-    if places.device.type != "cpu":
-        return [(slice(0, len(places)), width)]
-    count = max(PART_ROWS, torch.get_num_threads())  # each thread has a row or more
-    parts: list[tuple[slice, int]] = []
-    for number, part in enumerate(places.split(count)):
-        start, columns = number * count, int(part.max()) + 1
-        columns = min(-(-columns // PART_STEP) * PART_STEP, width)
-        if parts and parts[-1][1] == columns:
-            start = parts.pop()[0].start
-        parts.append((slice(start, number * count + len(part)), columns))
-    return parts
 
 
 class _Layer(CacheLayerMixin):
@@ -197,29 +173,13 @@ def _attend(
     repeated.
     """
     rows, heads, _, size = query.shape
-    cache = _reading[-1]
-    mask = cache.mask(sliding_window, query.dtype)
+    mask = _reading[-1].mask(sliding_window, query.dtype)
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)
-    scale = size**-0.5 if scaling is None else scaling
-    out = [
-        _attended(
-            grouped[part],
-            key[part, :, :width],
-            value[part, :, :width],
-            mask[part, ..., :width],
-            scale,
-            softcap,
-        )
-        for part, width in cache.parts
-    ]
-    return torch.cat(out).reshape(rows, 1, heads, -1), None
-
-
-def _attended(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None
-) -> Tensor:
     if softcap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
-    weights = torch.softmax(scores + mask, dim=-1, dtype=torch.float32)
-    return weights.to(value.dtype) @ value
+        out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    else:
+        scale = size**-0.5 if scaling is None else scaling
+        scores = softcap * torch.tanh(grouped @ key.transpose(2, 3) * (scale / softcap))
+        weights = torch.softmax(scores + mask, dim=-1, dtype=torch.float32)
+        out = weights.to(value.dtype) @ value
+    return out.reshape(rows, 1, heads, -1), None
