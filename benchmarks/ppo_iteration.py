@@ -201,7 +201,10 @@ def own(asked: argparse.Namespace, granularity: str, tree: Path) -> dict[str, An
     for stage in ("train-rm", "fit-function", "train-ppo"):
         command = [sys.executable, "-m", "denserl_cli.app", stage, "--recipe", str(recipe)]
         command += ["--out", str(run)]
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        # python -m puts the working folder before PYTHONPATH
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tree)
+        if done.returncode:
+            raise SystemExit(f"{stage} in {tree}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [one for one in map(json.loads, lines) if one["stage"] == "train-ppo" and one["step"]]
     names = [name for name in steps[0] if name.endswith("seconds")]

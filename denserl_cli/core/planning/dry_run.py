@@ -89,7 +89,7 @@ def _ppo(recipe: Recipe, work: Workload) -> list[str]:
         prompts = f"prompts: {rows}, about {rows.held_out:,} of them held out for evaluation"
     return [
         prompts,
-        f"responses per iteration: {sampled} = {responses}, {_rows(recipe)} on a rank, "
+        f"responses per iteration: {sampled} = {responses}, {_rows(recipe)}, "
         f"scored up to {ppo.rollout.micro_batch_size} at a time",
         _batch("responses per step", work),
         f"steps per iteration: {ppo.epochs} epochs × {each} = {ppo.epochs * each}",
@@ -100,8 +100,14 @@ def _ppo(recipe: Recipe, work: Workload) -> list[str]:
 
 def _rows(recipe: Recipe) -> str:
     """How many responses are sampled side by side."""
-    rows = recipe.ppo.rollout.rows
-    return f"{rows} side by side" if rows else f"up to {MOST_ROWS} side by side as memory allows"
+    rollout, rows = recipe.ppo.rollout, recipe.ppo.rollout.rows
+    if rollout.server:
+        return f"sampled by the vLLM server at {rollout.server}"
+    if rollout.engine == "vllm":
+        share = f"{rollout.memory_share:.0%} of a GPU's memory while it samples"
+        return f"sampled by vLLM, which takes {share}, not counted by the plan"
+    count = f"{rows} side by side" if rows else f"up to {MOST_ROWS} side by side as memory allows"
+    return f"{count} on a rank"
 
 
 def _iterations(recipe: Recipe, work: Workload, steps: Steps | None) -> list[str]:

@@ -32,8 +32,8 @@ def rollout_metrics(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
 
     Returns:
         Metrics by name, 0-d each. kl: nats a response, the k1 estimate summed over its tokens.
-        entropy: nats a token, of the policy where it drew the token. segment_length: tokens; a
-        terminator that belongs to no segment does not count.
+        entropy: nats a token, of the policy where it drew the token; absent where it is not known.
+        segment_length: tokens; a terminator that belongs to no segment does not count.
     """
     metrics = response_metrics(rollout, aggregate)
     kl, lengths = metrics["kl"], metrics["response_length"]
@@ -41,10 +41,11 @@ def rollout_metrics(rollout: Rollout, aggregate: Aggregate) -> dict[str, Tensor]
     means = {name: values.mean() for name, values in metrics.items()}
     if "rm_score" in metrics:
         means["rm_score_std"] = metrics["rm_score"].std(correction=0)
+    if rollout.policy_entropy is not None:
+        means["entropy"] = rollout.policy_entropy.sum() / lengths.sum()
     return {
         **means,
         "kl_per_token": kl.sum() / lengths.sum(),
-        "entropy": rollout.policy_entropy.sum() / lengths.sum(),
         "segment_length": inside.sum() / metrics["segments_per_response"].sum(),
     }
 

@@ -38,7 +38,8 @@ class Rollout(NamedTuple):
         terminated: (R,) bool, whether each response ended by itself.
         response_mask: bool.
         logprobs: Nats, of the policy that sampled.
-        policy_entropy: Nats, of the distribution that the policy drew each token from.
+        policy_entropy: Nats, of the distribution that the policy drew each token from; None where
+            the log-probabilities are those of a sampler that does not know it.
         reference_logprobs: Nats, of the reference.
         entropy: Nats, of the reference after each token.
         values: The critic's, in the state before each token.
@@ -55,7 +56,7 @@ class Rollout(NamedTuple):
     terminated: Tensor
     response_mask: Tensor
     logprobs: Tensor
-    policy_entropy: Tensor
+    policy_entropy: Tensor | None
     reference_logprobs: Tensor
     entropy: Tensor
     values: Tensor
@@ -133,7 +134,9 @@ class Collector:
     def score(self, prompts: Sequence[np.ndarray], responses: Sequence[Response]) -> Rollout:
         """One pass of each model over the responses, in batches of similar length."""
         shape = (len(responses), max(len(response.ids) for response in responses))
-        names = ["logprobs", "policy_entropy", "reference_logprobs", "entropy", "values"]
+        names = ["logprobs", "reference_logprobs", "entropy", "values"]
+        known = all(response.entropy is not None for response in responses)
+        names += ["policy_entropy"] if known or not self.sampled_logprobs else []
         names += ["token_values"] if self.scorer.reward_model is not None else []
         columns = {name: torch.zeros(shape, device=self.device) for name in names}
         further: dict[tuple[str, str], Tensor] = {}
@@ -184,6 +187,7 @@ class Collector:
             terminated=terminated,
             response_mask=mask,
             ends=ends,
+            policy_entropy=columns.pop("policy_entropy", None),
             token_values=columns.pop("token_values", None),
             measured=further,
             sampled_logprobs=sampled.to(self.device),

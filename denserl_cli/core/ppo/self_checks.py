@@ -28,6 +28,8 @@ def refuse_other_samples(rollout: Rollout) -> None:
     Args:
         rollout: Of a policy that sampled and scored with the same weights.
     """
+    if rollout.policy_entropy is None:
+        return  # the sampler's own log-probabilities, which say nothing about the policy
     drawn = (rollout.logprobs + rollout.policy_entropy)[rollout.response_mask].double()
     if len(drawn) < 32:
         return

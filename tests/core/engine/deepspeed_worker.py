@@ -18,6 +18,9 @@ from denserl_cli.core.engine.torch_engine import TorchEngine
 from denserl_cli.core.models.causal_lm import hidden_states, response_logprobs
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.recipe.schema import EngineConfig, OptimizerConfig
+from denserl_cli.core.sampling.base import Sampling
+from denserl_cli.core.sampling.sampler import Sampler
+from denserl_cli.core.sampling.torch_engine import TorchSampling
 from denserl_cli.core.sampling.vllm_weights import weight_buckets
 from denserl_cli.core.system import distributed
 from tests import tiny
@@ -59,7 +62,7 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
     critic = make_engine(tiny.scalar_model(1), kind, stage)
     rng = np.random.default_rng(0)
     losses, norms, rates = [], [], []
-    generated = torch.empty(0)
+    generated = sampled = torch.empty(0)
     for number in range(4):
         prompts = [rng.integers(1, 20, rng.integers(1, 6)) for _ in range(8)]
         responses = [rng.integers(1, 20, rng.integers(1, 9)) for _ in range(8)]
@@ -87,7 +90,7 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
             continue
         norms += [norm.float() for norm in step(actor, critic)]
         if number == 1:
-            generated = generate(actor)
+            generated, sampled = generate(actor), sample(actor)
     sent = sent_weights(actor, stage)
     weights = actor.weights()
     if weights is not None:
@@ -95,7 +98,8 @@ def train(kind: str, stage: int, tied: bool) -> dict[str, Any]:
             torch.equal(sent[name], weight.to(sent[name])) for name, weight in weights.items()
         )
     figures = {"losses": torch.stack(losses), "norms": torch.stack(norms)}
-    return {**figures, "rates": torch.tensor(rates), "generated": generated, "weights": weights}
+    figures |= {"rates": torch.tensor(rates), "generated": generated, "sampled": sampled}
+    return {**figures, "weights": weights}
 
 
 def sent_weights(actor: TorchEngine, stage: int) -> dict[str, torch.Tensor]:
@@ -175,6 +179,15 @@ def generate(actor: TorchEngine) -> torch.Tensor:
         )
         model.train()
     return out[0, :6]
+
+
+def sample(actor: TorchEngine) -> torch.Tensor:
+    """Responses to five prompts one after another; each process draws its share of them."""
+    prompts = [np.arange(1, 2 + row, dtype=np.int32) for row in range(5)]
+    keys = [(3, row) for row in range(5)]
+    sampler = Sampler(TorchSampling(actor, rows=2, pad_id=0))
+    drawn = sampler.sample(prompts, keys, Sampling(24, stop_ids=(5,)))
+    return torch.from_numpy(np.concatenate([response.ids for response in drawn]))
 
 
 def main(tied: str, out: str) -> None:

@@ -66,6 +66,19 @@ def test_a_plan_of_data_whose_size_nobody_knows():
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "30% of a GPU's memory while it samples, not counted by the plan"),
+        ({"server": "http://host:8000"}, "sampled by the vLLM server at http://host:8000"),
+    ],
+)
+def test_a_plan_says_that_it_does_not_count_vllm(settings: dict[str, str], said: str):
+    rollout = replace(RECIPE.ppo.rollout, engine="vllm", memory_share=0.3, **settings)
+    lines = plan_lines("train-ppo", replace(RECIPE, ppo=replace(RECIPE.ppo, rollout=rollout)))
+    assert said in lines[2]
+
+
 def test_iterations_that_the_recipe_sets_need_no_data():
     lines = plan_lines("train-ppo", replace(RECIPE, ppo=replace(RECIPE.ppo, iterations=7)))
     assert "iterations: 7 = ppo.iterations" in lines

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from denserl_cli.core.engine.frozen import OffloadedModel
+from denserl_cli.core.ppo.metrics import rollout_metrics
 from denserl_cli.core.ppo.rollout import Collector, Rollout, evaluating
 from denserl_cli.core.recipe.schema import PPOConfig, RolloutConfig, SegmentationConfig
 from denserl_cli.core.sampling.base import Response, Sampling
@@ -203,6 +204,20 @@ def test_log_probabilities_of_the_sampler_are_those_of_a_pass(collected: Rollout
     for name in ("logprobs", "policy_entropy"):
         expected = getattr(collected, name)
         torch.testing.assert_close(getattr(found, name), expected, rtol=0, atol=1e-5)
+
+
+def test_an_entropy_that_nobody_knows_is_left_out(monkeypatch):
+    made = collector()
+    made.sampled_logprobs = True
+    sample = made.sampler.sample
+    monkeypatch.setattr(made.sampler, "sample", lambda *given, **options: [
+        response._replace(entropy=None) for response in sample(*given, **options)
+    ])  # fmt: skip
+    found = made.collect(PROMPTS, KEYS)
+    assert found.policy_entropy is None
+    assert "entropy" not in rollout_metrics(found, "sum")
+    made.sampled_logprobs = False
+    assert "entropy" in rollout_metrics(made.collect(PROMPTS, KEYS), "sum")
 
 
 @pytest.mark.parametrize(

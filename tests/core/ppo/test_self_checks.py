@@ -31,6 +31,10 @@ def drawn(tokens: int, temperature: float = 1.0, seed: int = 0) -> Rollout:
     return Rollout(**{**fields, "response_mask": torch.ones(1, tokens, dtype=torch.bool)})
 
 
+def test_without_an_entropy_nothing_is_refused():
+    refuse_other_samples(drawn(4000, temperature=3.0)._replace(policy_entropy=None))
+
+
 @pytest.mark.parametrize("tokens", [40, 400, 4000])
 def test_samples_of_the_measured_distribution_pass(tokens: int):
     for seed in range(20):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig
 
 from denserl_cli.core.engine.frozen import LocalModel
 from denserl_cli.core.errors import DenserlError
@@ -58,11 +59,14 @@ def by_hand(model, prompt: np.ndarray, sampling: Sampling, key) -> Response:
     return Response(written, ended, np.array(logprobs), np.array(entropy))
 
 
+def all_by_hand(model) -> list[Response]:
+    """Every response as one token at a time gives it."""
+    pairs = zip(PROMPTS, KEYS, strict=True)
+    return [by_hand(model, prompt, SAMPLING, key) for prompt, key in pairs]
+
+
 def test_a_sample_is_what_one_token_at_a_time_gives(model):
-    found = sample(model)
-    expected = [
-        by_hand(model, prompt, SAMPLING, key) for prompt, key in zip(PROMPTS, KEYS, strict=True)
-    ]
+    found, expected = sample(model), all_by_hand(model)
     assert same(found, expected)
     assert {r.terminated for r in found} == {True, False}
     assert {int(r.ids[-1]) for r in found if r.terminated} == set(STOPS)
@@ -197,12 +201,6 @@ def test_nothing_of_a_generation_config_leaks_in(model):
 # other models
 
 
-def all_by_hand(model) -> list[Response]:
-    """Every response as one token at a time gives it."""
-    pairs = zip(PROMPTS, KEYS, strict=True)
-    return [by_hand(model, prompt, SAMPLING, key) for prompt, key in pairs]
-
-
 SMALL = {
     "vocab_size": 20,
     "hidden_size": 32,
@@ -231,7 +229,7 @@ FAMILIES = {
 def family(name: str, **settings):
     kind = f"{name}Text" if name == "Gemma3" else name
     torch.manual_seed(1)
-    config = getattr(transformers, f"{kind}Config")(**SMALL, **FAMILIES[name], **settings)
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **FAMILIES[name] | settings)
     return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
@@ -241,11 +239,44 @@ def test_windows_caps_and_other_families(name: str):
     assert Decoder(model).can_advance()
     before = model.config._attn_implementation
     found = sample(model, rows=3)
-    expected = [
-        by_hand(model, prompt, SAMPLING, key) for prompt, key in zip(PROMPTS, KEYS, strict=True)
-    ]
-    assert same(found, expected)
+    assert same(found, all_by_hand(model))
     assert model.config._attn_implementation == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Mistral", {"sliding_window": 70}),
+        ("Gemma3", {"sliding_window": 70}),
+        ("Gemma2", {"sliding_window": 70, "final_logit_softcapping": None}),
+        ("Gemma2", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": None}),
+    ],
+)
+def test_windows_and_caps_over_a_long_cache(name: str, settings: dict):
+    """Beyond one step of columns and the window, beside transformers' own pass over the whole."""
+    model = family(name, **settings)
+    prompts = [np.random.default_rng(row).integers(1, 20, 30 + 60 * row) for row in range(4)]
+    found = sample(model, prompts, Sampling(100, ()), KEYS[:4], rows=3)
+    for prompt, response in zip(prompts, found, strict=True):
+        assert len(response.ids) == 100
+        ids = torch.from_numpy(np.concatenate([prompt, response.ids]))[None]
+        logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(100), response.ids].numpy()
+        np.testing.assert_allclose(response.logprobs, expected, atol=1e-4)
+
+
+def test_adapters_that_are_not_merged():
+    model = tiny.causal_lm()
+    before = sample(model)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]))
+    assert same(sample(model), before)  # an adapter starts as zeros
+    torch.manual_seed(2)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    found = sample(model.eval(), rows=3)
+    assert same(found, all_by_hand(model)) and not same(found, before)
 
 
 def test_a_model_whose_attention_is_its_own_is_sampled_in_padded_batches():
@@ -256,10 +287,7 @@ def test_a_model_whose_attention_is_its_own_is_sampled_in_padded_batches():
     model = transformers.BloomForCausalLM(config).eval()
     assert not Decoder(model).can_advance()
     found = sample(model, rows=3)
-    expected = [
-        by_hand(model, prompt, SAMPLING, key) for prompt, key in zip(PROMPTS, KEYS, strict=True)
-    ]
-    assert same(found, expected)
+    assert same(found, all_by_hand(model))
 
 
 # other numbers

@@ -279,6 +279,18 @@ def test_ppo_with_a_vllm_beside_it(run: Path, tmp_path: Path):
     assert all(line["importance_capped"] == 0 for line in found)
 
 
+def test_its_log_probabilities_can_stand_for_the_policys(run: Path, tmp_path: Path):
+    """vLLM tells no entropy; the run goes on without."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    words = ("ppo.rollout.engine=vllm", "ppo.rollout.memory_share=0.05")
+    asked = recipe(*words, "ppo.rollout.old_logprobs=sampled", "ppo.iterations=3")
+    run_stage("train-ppo", asked, folder, "start", Observer())
+    found = metrics(folder)[1:]
+    assert [line["step"] for line in found] == [1, 2, 3]
+    assert not any("entropy" in line for line in found)
+    assert all(np.isfinite(line["policy_loss"]) for line in found)
+
+
 KILLER = """
 import os, signal
 from pathlib import Path

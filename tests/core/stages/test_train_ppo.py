@@ -21,8 +21,11 @@ from denserl_cli.core.chat.format import ChatFormat
 from denserl_cli.core.errors import DenserlError, Interrupted
 from denserl_cli.core.observer import TIMES, Observer
 from denserl_cli.core.recipe import Recipe, load_recipe
+from denserl_cli.core.reporting.record import read_run
+from denserl_cli.core.reporting.report import missing
 from denserl_cli.core.runs.folder import Mode, RunFolder
 from denserl_cli.core.sampling.sampler import Sampler
+from denserl_cli.core.sampling.torch_engine import TorchSampling
 from denserl_cli.core.stages import train_ppo as stage
 from denserl_cli.core.stages.run import run_stage
 from tests import ROOT, tiny
@@ -300,6 +303,20 @@ def test_every_option_runs(settings: list[str], scored: Path):
     train(scored, "ppo.iterations=2", "data.eval_prompts=0", *settings)
     assert all(np.isfinite(line["value_loss"]) for line in lines(scored)[1:])
     assert (scored / "policy" / "model.safetensors").exists()
+
+
+def test_a_sampler_that_tells_no_entropy_is_enough(scored: Path, monkeypatch: pytest.MonkeyPatch):
+    """As vLLM, which tells none."""
+    sample = TorchSampling.sample
+    monkeypatch.setattr(TorchSampling, "sample", lambda *given: [
+        response._replace(entropy=None) for response in sample(*given)
+    ])  # fmt: skip
+    train(scored, "ppo.rollout.old_logprobs=sampled", "ppo.epochs=2")
+    found = lines(scored)[1:]
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert not any("entropy" in line for line in found)
+    assert all(np.isfinite(line["policy_loss"]) for line in found)
+    assert "train-ppo did not record policy entropy" in missing(read_run(scored, "run"))
 
 
 def test_several_samples_of_a_prompt_differ(scored: Path):
