@@ -294,6 +294,7 @@ def pretend_gpu() -> Iterator[PretendedGpu]:
     """Let torch believe in a GPU."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    torch.utils._device._device_constructors()  # remembers torch's own, before some are replaced
     gpu = PretendedGpu()
     states = (AcceleratorState, GradientState, PartialState)
     with pytest.MonkeyPatch.context() as patch:
