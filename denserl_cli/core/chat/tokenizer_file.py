@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,11 +65,12 @@ def _as_filed(
     )
     if found is None:
         return None
-    return PreTrainedTokenizerFast.from_pretrained(path, revision=revision, trust_remote_code=False)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    return PreTrainedTokenizerFast.from_pretrained(path, **options)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return tokenizer.convert_ids_to_tokens(tokenizer.encode(PROBE, add_special_tokens=False))
+    return list(tokenizer.tokenize(PROBE, add_special_tokens=False))
 
 
 def _first_difference(as_filed: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str:

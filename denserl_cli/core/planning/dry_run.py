@@ -6,11 +6,13 @@ imported.
 
 from __future__ import annotations
 
+from typing import cast
+
 from denserl_cli.core.planning.feasibility import recipe_setting
 from denserl_cli.core.planning.workload import Steps, Workload, why_not_shared, workload
 from denserl_cli.core.recipe import Recipe
 from denserl_cli.core.recipe.schema import RewardSource
-from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM
+from denserl_cli.core.recipe.stages import FIT_FUNCTION, STAGES, TRAIN_PPO, TRAIN_RM, StageName
 from denserl_cli.core.sampling.limits import MOST_ROWS
 from denserl_cli.core.system.hub import has_tokenizer
 
@@ -171,6 +173,6 @@ def _published_batches(stage: str, recipe: Recipe, processes: int) -> list[str]:
     what, refusal = f"on {gpus} GPUs, as published", why_not_shared(stage, recipe, gpus)
     shared = refusal is None
     line = _batch(what, workload(stage, recipe, gpus)) if shared else f"{what}: {refusal}"
-    engine = recipe_setting(recipe, stage, gpus)
+    engine = recipe_setting(recipe, cast(StageName, stage), gpus)
     offload = ", Adam on the CPU" if engine.offload_optimizer else ""
     return [f"{line}; ZeRO-{engine.zero_stage}{offload}"]
