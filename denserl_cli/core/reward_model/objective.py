@@ -48,7 +48,7 @@ def objective_of(settings: RewardModelConfig, data: Sequence[PairRows]) -> Prefe
 
 def _check_rankings(margins: str, data: Sequence[PairRows]) -> None:
     """Raise DenserlError for a ranking of three or more answers with a margin."""
-    for rows in data:
+    for rows in filter(len, data):
         found = np.flatnonzero(
             (rows.numbers("others") > 0) & ~np.isnan(rows.numbers("margin").astype(float))
         )

@@ -95,7 +95,7 @@ class RewardTrainer:
         self.settings = recipe.reward_model
         self.objective = objective_of(recipe.reward_model, (rows, evaluation))
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
-        self.sequences, self.held = sequences_of(rows), sequences_of(evaluation)
+        self.sequences = sequences_of(rows)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
         engine = self.settings.engine
@@ -234,7 +234,8 @@ class RewardTrainer:
         if not self.evaluation:
             return {}
         model = self.engine.model
-        held, count = self.held, len(self.held.lengths)
+        held = sequences_of(self.evaluation)
+        count = len(held.lengths)
         parts = side_batches(held, 2 * self.settings.micro_batch_size, packed=self.packs)
         observer = self.session.observer
         observer.begin("evaluate", total=count)
