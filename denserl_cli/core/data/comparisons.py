@@ -167,7 +167,7 @@ def ranking(comparison: Comparison) -> list[int]:
     """
     answers, levels = comparison.answers, comparison.levels
     if len(set(levels)) < len(levels):
-        equal = len(levels) - len(set(levels)) + 1
+        equal = sum(levels.count(level) > 1 for level in levels)
         detail = f"{equal} of {len(levels)} answers are equally good, and a ranking has one order"
         raise UnusableRow(TIE, detail)
     if len(set(answers)) < len(answers):

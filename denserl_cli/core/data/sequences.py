@@ -45,11 +45,15 @@ class Sequences:
         np.add.at(found, self.owners, self.lengths)
         return found
 
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(N,), the number of the first of the others of each row."""
+        return 2 * len(self.others) + self.others.cumsum() - self.others
+
     def of(self, rows: np.ndarray) -> np.ndarray:
         """The numbers of the sequences of some rows, in the order that those alone have them in."""
-        count, more = len(self.others), self.others[rows]
-        starts = 2 * count + self.others.cumsum() - self.others
-        return np.concatenate([rows, rows + count, ranges(starts[rows], more)])
+        others = ranges(self._starts[rows], self.others[rows])
+        return np.concatenate([rows, rows + len(self.others), others])
 
     def pairs(self) -> np.ndarray:
         """(P, 2), the numbers of the better and the worse sequence of every two in a row."""
