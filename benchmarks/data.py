@@ -106,7 +106,7 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
     from denserl_cli.core.chat.format import ChatFormat
     from denserl_cli.core.data import encoding as data
     from denserl_cli.core.data import mixture
-    from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
+    from denserl_cli.core.data.arrow_rows import pair_lengths, sequences_of
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Source
 
@@ -125,7 +125,7 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
             rows = mixed.rows
         if kind == "start":
             train, _ = data.split_pairs(rows, 2000, 42)
-            sides = side_lengths(pair_lengths(train)).reshape(2, -1)
+            sides = sequences_of(train).lengths.reshape(2, -1)
             size = min(BATCH, len(train))
             steps = min(STEPS, len(train) // size)
             for indices in data.global_batches(len(train), size, steps=steps, seed=1):

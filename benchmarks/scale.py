@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
+from denserl_cli.core.data.arrow_rows import PairRows, sequences_of
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
     collate_sides,
@@ -86,7 +86,7 @@ def data_sizes(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
         lengths = rng.lognormal(3, 0.7, size=(size, 3)).astype(int) + 1
         held = PairRows.of(rows(size, lengths))
         batches = global_batches(size, 64, steps=STEPS, seed=0)
-        sides = side_lengths(pair_lengths(held)).reshape(2, -1)
+        sides = sequences_of(held).lengths.reshape(2, -1)
 
         def steps(held=held, batches=batches, sides=sides) -> None:  # type: ignore[no-untyped-def]
             for indices in batches:

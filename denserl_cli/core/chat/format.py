@@ -162,24 +162,24 @@ class ChatFormat:
         return Layout(self._parts(*written)), self._response(turns, last["content"], *written)
 
     def pair_layouts(
-        self, chosen: Sequence[Message], rejected: Sequence[Message]
-    ) -> tuple[Layout, Layout, Layout]:
-        """What to tokenise for a preference pair: its prompt, the chosen and the rejected answer.
+        self, chosen: Sequence[Message], rejected: Sequence[Message], *others: Sequence[Message]
+    ) -> list[Layout]:
+        """What to tokenise for a pair: its prompt, the chosen answer, the rejected one, others.
 
         Raises DenserlError when a side does not end in an assistant turn, or when the prompts of
-        the two sides differ.
+        the sides differ.
         """
-        sides = plain_turns(chosen), plain_turns(rejected)
+        sides = [plain_turns(side) for side in (chosen, rejected, *others)]
         if any(not side or side[-1]["role"] != "assistant" for side in sides):
             raise DenserlError("a side of the pair does not end in an assistant turn")
         turns = sides[0][:-1]
-        if turns != sides[1][:-1]:
+        if any(side[:-1] != turns for side in sides[1:]):
             raise DenserlError("prompts differ within the pair")
         if not turns:
             raise DenserlError("no prompt before the answer")
         written = self._prompt(turns)
-        first, second = (self._response(turns, side[-1]["content"], *written) for side in sides)
-        return Layout(self._parts(*written)), first, second
+        answers = [self._response(turns, side[-1]["content"], *written) for side in sides]
+        return [Layout(self._parts(*written)), *answers]
 
     def tokenize(self, layouts: Sequence[Layout]) -> list[Encoded]:
         """Ids of many layouts at once, which uses all cores."""

@@ -21,11 +21,13 @@ from xxhash import xxh3_128
 
 from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.data.conversations import Prompt
+from denserl_cli.core.data.sequences import Sequences, ranges
 
 Item = TypeVar("Item", EncodedPairRow, Prompt)
 Self = TypeVar("Self", bound="Rows[Any]")
 
 _IDS = pa.list_(pa.int32())
+_ANSWERS = pa.list_(_IDS)
 _DIGEST = 16
 _SIDES = ("prompt", "chosen", "rejected")
 
@@ -94,15 +96,15 @@ class Rows(Sequence[Item], ABC, Generic[Item]):
         found = xxh3_128(self.order.tobytes())
         for batch in self._batches:
             for column in batch.columns.columns:
-                for buffer in column.buffers() if column.type == _IDS else ():
+                for buffer in column.buffers() if pa.types.is_list(column.type) else ():
                     found.update(memoryview(buffer or b""))
         return found.hexdigest()
 
     def numbers(self, name: str) -> np.ndarray:
-        """A column of numbers, or the lengths of a column of ids: (N,)."""
+        """A column of numbers, or the lengths of a column of lists: (N,)."""
         if name not in self._known:
             column = self._column(name)
-            if column.type == _IDS:
+            if pa.types.is_list(column.type):
                 column = pc.list_value_length(column)
             self._known[name] = column.to_numpy()
         return self._known[name][self.order]
@@ -145,6 +147,7 @@ class PairRows(Rows[EncodedPairRow]):
             ("group", pa.binary(_DIGEST)),
             ("subset", pa.string()),
             ("truncated", pa.bool_()),
+            ("others", _ANSWERS),
         ]
     )
 
@@ -156,17 +159,32 @@ class PairRows(Rows[EncodedPairRow]):
         }
         for side in _SIDES:
             columns[side] = _lists(columns[side])
+        others = columns["others"]
+        offsets = np.cumsum([0, *map(len, others)]).astype(np.int32)
+        answers = _lists([answer for row in others for answer in row])
+        columns["others"] = pa.ListArray.from_arrays(offsets, answers)
         columns["origin"] = [row.origin.removeprefix(name) for row in rows]
         columns["group"] = [row.group or digest(row.prompt) for row in rows]
         return pa.RecordBatch.from_pydict(columns, cls.schema)
 
     def _made(self, name: str, values: Sequence[pa.Scalar]) -> EncodedPairRow:
         prompt, chosen, rejected = map(_ids, values[:3])
-        margin, origin, group, subset, truncated = (value.as_py() for value in values[3:])
+        margin, origin, group, subset, truncated = (value.as_py() for value in values[3:8])
         origin = name + origin
+        others = tuple(answer.values.to_numpy().copy() for answer in values[8])
         return EncodedPairRow(
-            prompt, chosen, rejected, margin, origin, group, subset=subset, truncated=truncated
+            prompt, chosen, rejected, margin, origin, group, subset, truncated, others
         )
+
+    def other_lengths(self) -> np.ndarray:
+        """Tokens of all other answers of rankings, row by row: (O,)."""
+        counts = self.numbers("others")
+        if "other_lengths" not in self._known:
+            found = pc.list_value_length(pc.list_flatten(self._column("others")))
+            self._known["other_lengths"] = found.to_numpy()
+        everywhere = self._known["others"]
+        starts = (everywhere.cumsum() - everywhere)[self.order]
+        return self._known["other_lengths"][ranges(starts, counts)]
 
 
 class PromptRows(Rows[Prompt]):
@@ -214,9 +232,17 @@ def pair_lengths(rows: Sequence[EncodedPairRow]) -> np.ndarray:
     return np.array([[len(getattr(row, side)) for side in _SIDES] for row in rows]).reshape(-1, 3)
 
 
-def side_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Tokens of the 2N sequences of N pairs, (2N,), chosen ones first. lengths: (N, 3)."""
-    return (lengths[:, :1] + lengths[:, 1:]).T.ravel()
+def sequences_of(rows: Sequence[EncodedPairRow]) -> Sequences:
+    """The sequences of pairs and rankings; no row of `PairRows` is read."""
+    prompts, *sides = pair_lengths(rows).T
+    if isinstance(rows, PairRows):
+        others, more = rows.numbers("others"), rows.other_lengths()
+    else:
+        others = np.array([len(row.others) for row in rows], np.int64)
+        more = np.array([len(answer) for row in rows for answer in row.others], np.int64)
+    responses = np.concatenate([*sides, more])
+    lengths = responses + np.concatenate([prompts, prompts, np.repeat(prompts, others)])
+    return Sequences(others, lengths, responses)
 
 
 def _lists(rows: Sequence[np.ndarray]) -> pa.ListArray:

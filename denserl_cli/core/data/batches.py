@@ -26,7 +26,10 @@ WIDTH_STEP = {"cpu": 1, "cuda": 64}
 
 @dataclass(frozen=True, eq=False)
 class EncodedPairRow:
-    """A pair as int32 ids, cut to the length limits; responses end with the terminator."""
+    """A pair as int32 ids, cut to the length limits; responses end with the terminator.
+
+    A ranking of more answers has the best one chosen, the worst one rejected.
+    """
 
     prompt: np.ndarray
     chosen: np.ndarray
@@ -39,6 +42,8 @@ class EncodedPairRow:
     """The part of a benchmark that the pair belongs to."""
     truncated: bool = False
     """Whether prompt or responses were cut."""
+    others: tuple[np.ndarray, ...] = ()
+    """The answers of a ranking between its best and its worst one, the better first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,9 +277,10 @@ def collate_sides(
     pad_id: int,
     device: torch.device | str | None = None,
 ) -> SequenceBatch:
-    """Tensors of some of the 2N sequences of N pairs.
+    """Tensors of some of the sequences of N pairs.
 
-    numbers: of the sequences; n is the chosen side of pair n, N + n its rejected side.
+    numbers: of the sequences, as in `sequences.Sequences`: n is the chosen side of pair n, N + n
+    its rejected side, and from 2N on come the other answers of rankings.
     """
     return collate_sequences(*sides_of(rows, numbers), pad_id, device)
 
@@ -283,10 +289,18 @@ def sides_of(
     rows: Sequence[EncodedPairRow], numbers: Iterable[int]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Prompts and responses of some sequences of pairs. numbers: as in `collate_sides`."""
-    count = len(rows)
-    sides = [(rows[int(n) % count], n < count) for n in numbers]
-    responses = [row.chosen if chosen else row.rejected for row, chosen in sides]
-    return [row.prompt for row, _ in sides], responses
+    count, numbers = len(rows), [int(n) for n in numbers]
+    ranked = any(n >= 2 * count for n in numbers)
+    others = [(row, answer) for row in rows for answer in row.others] if ranked else []
+
+    def side(number: int) -> tuple[EncodedPairRow, np.ndarray]:
+        if number >= 2 * count:
+            return others[number - 2 * count]
+        row = rows[number % count]
+        return row, row.chosen if number < count else row.rejected
+
+    sides = [side(n) for n in numbers]
+    return [row.prompt for row, _ in sides], [response for _, response in sides]
 
 
 def margins(rows: Sequence[EncodedPairRow], device: torch.device) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from denserl_cli.core.data.column_paths import has_every, look_up
 from denserl_cli.core.data.messages import Turns
-from denserl_cli.core.data.unusable import UnusableRow, shown
+from denserl_cli.core.data.unusable import TIE, UnusableRow, shown
 from denserl_cli.core.recipe.schema import Columns
 
 _TIES = {
@@ -40,6 +40,18 @@ class Comparison(NamedTuple):
     answers: tuple[str, ...]
     levels: tuple[float, ...]
     margin: float | None
+
+
+class PairRow(NamedTuple):
+    """A preference pair, or a ranking: conversations that differ in their last, an assistant turn.
+
+    others: those between the best and the worst one, the better first.
+    """
+
+    chosen: Turns
+    rejected: Turns
+    margin: float | None
+    others: tuple[Turns, ...] = ()
 
 
 def paths_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -138,6 +150,29 @@ def ranked_pairs(
     else:
         chosen = [(levels.index(high), levels.index(low))]
     return [pair for one in chosen for pair in _ordered(one, levels, ties)]
+
+
+def pair_row(comparison: Comparison, *places: int) -> PairRow:
+    """Some of the answers as a pair or a ranking. places: of the answers, the best first."""
+    answers = ({"role": "assistant", "content": comparison.answers[place]} for place in places)
+    best, *others, worst = ([*comparison.prompt, answer] for answer in answers)
+    return PairRow(best, worst, comparison.margin, tuple(others))
+
+
+def ranking(comparison: Comparison) -> list[int]:
+    """The places of all answers, the best one first.
+
+    Raises:
+        UnusableRow: Two of the answers are equally good, or the same.
+    """
+    answers, levels = comparison.answers, comparison.levels
+    if len(set(levels)) < len(levels):
+        equal = sum(levels.count(level) > 1 for level in levels)
+        detail = f"{equal} of {len(levels)} answers are equally good, and a ranking has one order"
+        raise UnusableRow(TIE, detail)
+    if len(set(answers)) < len(answers):
+        raise UnusableRow("identical answers")
+    return sorted(range(len(levels)), key=lambda place: -levels[place])
 
 
 def _ordered(

@@ -38,7 +38,10 @@ Notice = Callable[[str], None] | None
 
 @dataclass(frozen=True)
 class Pair:
-    """A preference pair: two message lists with one prompt, each ending in an assistant turn."""
+    """A preference pair: two message lists with one prompt, each ending in an assistant turn.
+
+    A ranking of more answers has the best one chosen, the worst one rejected.
+    """
 
     chosen: Turns
     rejected: Turns
@@ -47,6 +50,8 @@ class Pair:
     """Where the row came from: file:line, or a data set's name and row number."""
     subset: str | None = None
     """The row's own column `subset`, which benchmarks have."""
+    others: tuple[Turns, ...] = ()
+    """Message lists of the answers in between, the better first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +222,10 @@ def as_pairs(row: Row, reader: RowReader) -> list[Pair]:
     named = None if subset is None else str(subset)
     if named is not None and named.encode("utf-8", "replace").decode() != named:
         raise UnusableRow("subset is not Unicode", ascii(named))
-    return [Pair(*pair, row.origin, named) for pair in reader.pairs(row.fields)]
+    return [
+        Pair(chosen, rejected, margin, row.origin, named, others)
+        for chosen, rejected, margin, others in reader.pairs(row.fields)
+    ]
 
 
 def as_prompts(row: Row, reader: RowReader) -> list[Prompt]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from denserl_cli.core.chat.format import ChatFormat, Layout
-from denserl_cli.core.chat.pairs import Encoded, check_limits, join_pair, truncate_pair
+from denserl_cli.core.chat.pairs import Encoded, check_limits, join, truncate
 from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, digest
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
@@ -74,24 +74,29 @@ class PairEncoding:
         """
         check_limits(self.max_length, self.max_prompt_length)
         chat = self.chat
-        for pair, ids in _encoded(chat, pairs, lambda p: chat.pair_layouts(p.chosen, p.rejected)):
+
+        def layouts(pair: Pair) -> list[Layout]:
+            return chat.pair_layouts(pair.chosen, pair.rejected, *pair.others)
+
+        for pair, ids in _encoded(chat, pairs, layouts):
             yield ids if isinstance(ids, Skipped) else self._cut(pair, *ids)
 
     def _cut(
         self, pair: Pair, prompt_alone: Encoded, *responses: Encoded
     ) -> EncodedPairRow | Skipped:
-        whole = join_pair(prompt_alone, *responses)
-        cut = truncate_pair(whole, self.max_length, self.max_prompt_length, self.chat.terminator_id)
-        if cut.chosen_ids == cut.rejected_ids:
+        whole = join(prompt_alone, *responses)
+        cut = truncate(whole, self.max_length, self.max_prompt_length, self.chat.terminator_id)
+        if len({*map(tuple, cut[1:])}) < len(responses):
             detail = "after the template's trimming and the cut to max_length"
             return Skipped(pair.origin, "identical answers", detail)
-        prompt, chosen, rejected = (np.array(part, np.int32) for part in cut)
+        prompt, chosen, rejected, *others = (np.array(part, np.int32) for part in cut)
         return EncodedPairRow(
             *(prompt, chosen, rejected, pair.margin),
             origin=pair.origin,
             group=digest(prompt_alone.ids),
             subset=pair.subset,
             truncated=cut != whole,
+            others=tuple(others),
         )
 
 

@@ -20,6 +20,8 @@ from denserl_cli.core.data.batches import (
 if TYPE_CHECKING:
     import torch
 
+    from denserl_cli.core.data.sequences import Sequences
+
     Ids = np.ndarray | Sequence[int]
 
 
@@ -92,23 +94,22 @@ def pack_sides(
     pad_id: int,
     device: torch.device | str | None = None,
 ) -> SequenceBatch:
-    """Some of the 2N sequences of N pairs in one row. numbers: as in `collate_sides`."""
+    """Some of the sequences of N pairs in one row. numbers: as in `collate_sides`."""
     return pack_sequences(*sides_of(rows, numbers), pad_id, device)
 
 
-def side_batches(sides: np.ndarray, size: int, *, packed: bool) -> list[np.ndarray]:
-    """Cut the 2N sequences of N pairs into passes, those of a pair together where it spares time.
+def side_batches(sequences: Sequences, size: int, *, packed: bool) -> list[np.ndarray]:
+    """Cut the sequences of pairs into passes, those of a pair together where it spares time.
 
     Args:
-        sides: (2N,), their lengths, chosen ones first.
-        size: Pairs in a pass, at most.
+        sequences: All of them.
+        size: Pairs in a pass, at most; a ranking that is packed counts as one.
         packed: Whether a pass is packed: then the prompt of a pair is read once.
 
     Returns:
         The numbers of the sequences of each pass.
     """
-    count = len(sides) // 2
     if not packed:
-        return micro_batches(sides, np.arange(len(sides)), 2 * size)
-    pairs = pair_batches(sides.reshape(2, -1).sum(0), np.arange(count), size)
-    return [np.concatenate([part, part + count]) for part in pairs]
+        return micro_batches(sequences.lengths, np.arange(len(sequences.lengths)), 2 * size)
+    pairs = pair_batches(sequences.tokens, np.arange(len(sequences.tokens)), size)
+    return [sequences.of(part) for part in pairs]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from denserl_cli.core.data.column_paths import look_up, top_column
 from denserl_cli.core.data.comparisons import (
     Comparison,
+    PairRow,
     answer_levels,
     named_values,
+    pair_row,
     paths_of,
     ranked_pairs,
+    ranking,
     read_margin,
 )
 from denserl_cli.core.data.messages import MessageReader, Turns, plain_text
@@ -38,14 +41,6 @@ ANSWER_HAS_PROMPT = "answer repeats the prompt"
 NO_SYSTEM_COLUMN, UNREAD = "no system column: ", "unread: "
 
 
-class PairRow(NamedTuple):
-    """A preference pair: two conversations that differ in their last, an assistant turn."""
-
-    chosen: Turns
-    rejected: Turns
-    margin: float | None
-
-
 class RowReader:
     """Reads the rows of one source as its mapping says."""
 
@@ -59,27 +54,19 @@ class RowReader:
         return self.messages.remarks
 
     def pairs(self, fields: Mapping[str, Any]) -> list[PairRow]:
-        """The preference pairs of a row.
-
-        Raises:
-            UnusableRow: it gives none.
-        """
-        comparison = self.comparison(fields)
-        how = self.mapping.pairs or "best-worst"
-        if self.mapping.pairs is None and self._columns(fields).chosen is not None:
-            how = "product"
+        """The preference pairs of a row, or its ranking. Raises UnusableRow when it gives none."""
+        comparison, how = self.comparison(fields), self.mapping.pairs
+        if how == "ranking":
+            return [pair_row(comparison, *ranking(comparison))]
+        if how is None:
+            how = "product" if self._columns(fields).chosen is not None else "best-worst"
         answers, pairs = comparison.answers, []
         ranked = ranked_pairs(comparison.levels, how, self.mapping.ties)
         if not ranked:
             raise UnusableRow(TIE, "no answer is better than another; see `ties`")
         for better, worse in ranked:
-            if answers[better] == answers[worse]:
-                continue
-            chosen, rejected = (
-                {"role": "assistant", "content": answers[place]} for place in (better, worse)
-            )
-            prompt = comparison.prompt  # one copy for both sides
-            pairs.append(PairRow([*prompt, chosen], [*prompt, rejected], comparison.margin))
+            if answers[better] != answers[worse]:
+                pairs.append(pair_row(comparison, better, worse))
         if not pairs:
             raise UnusableRow("identical answers")
         return pairs

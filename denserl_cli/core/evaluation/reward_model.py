@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
+from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, sequences_of
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
 from denserl_cli.core.data.packing import pack_sides, side_batches
+from denserl_cli.core.data.sequences import every_pair
 from denserl_cli.core.data.skipped import count_skipped, list_skipped
 from denserl_cli.core.errors import DenserlError, refuse
 from denserl_cli.core.evaluation import benchmark_scores, reward_bench
@@ -104,7 +105,7 @@ def _evaluate_pairs(
     scorer = load_scorer(setup, run, observer, engine=engine, packing=packing)
     size = 2 * recipe.reward_model.micro_batch_size
     scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
-    metrics = describe(rows, scores)
+    metrics = describe(rows if len(rows) == len(scores) else every_pair(rows), scores)
     if benchmark is not None:
         metrics["incomplete"] = _incomplete(metrics, skipped, limit)
     return {
@@ -177,19 +178,21 @@ def score_pairs(
 ) -> Floats:
     """Sequence scores of both responses of each pair: (pairs, 2), chosen and rejected.
 
-    batch_size: pairs in one forward pass. Raises DenserlError for a score that is not a number.
+    batch_size: pairs in one forward pass. Of a ranking, every two responses are a pair. Raises
+    DenserlError for a score that is not a number.
     """
-    lengths = side_lengths(pair_lengths(rows))
+    sequences = sequences_of(rows)
     collate = pack_sides if scorer.packs else collate_sides
     scores = score_sequences(
-        side_batches(lengths, batch_size, packed=scorer.packs),
-        lambda part: collate(rows, part, pad_id, device()),
+        side_batches(sequences, batch_size, packed=scorer.packs),
+        lambda part: collate(*sequences.part(rows, part), pad_id, device()),
         scorer,
         aggregate,
         observer,
     )
-    of_pairs = scores.reshape(2, -1).T
-    check_scores(of_pairs, lambda number: rows[number].origin)
+    pairs = sequences.pairs()
+    of_pairs = scores[pairs]
+    check_scores(of_pairs, lambda number: rows[int(sequences.owners[pairs[number, 0]])].origin)
     return of_pairs
 
 

@@ -136,7 +136,8 @@ class RowTally:
             for name, values in self.lengths.items():
                 values.append(len(texts[name]) if row is None else len(_side_ids(row, name)))
             self.prompt_keys.add(item_key(prompt_of(item)))
-            key = item_key([{"content": text} for text in texts.values()])
+            others = [turns[-1] for turns in item.others] if isinstance(item, Pair) else []
+            key = item_key([*({"content": text} for text in texts.values()), *others])
             self.duplicates += key in self._seen
             self._seen.add(key)
             if self.example is None:

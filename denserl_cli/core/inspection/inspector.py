@@ -200,7 +200,7 @@ class Inspector:
 
 
 def answers_of(recipe: Recipe, limit: int, observer: Observer) -> list[Answer]:
-    """Both sides of up to `limit` usable pairs, drawn from each source of preference data."""
+    """Both sides (of rankings best and worst) of up to `limit` pairs, drawn from each source."""
     if not recipe.data.preferences:
         raise DenserlError("no data to segment", hint="give --text, --file or --data")
     return [

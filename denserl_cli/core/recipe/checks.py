@@ -8,7 +8,11 @@ from glob import glob
 
 from denserl_cli.core.recipe.advantage_checks import advantage_problems
 from denserl_cli.core.recipe.fields import value_of
-from denserl_cli.core.recipe.mapping_checks import Problem, mapping_problems
+from denserl_cli.core.recipe.mapping_checks import (
+    Problem,
+    mapping_problems,
+    ranking_problems,
+)
 from denserl_cli.core.recipe.reward_checks import reward_problems
 from denserl_cli.core.recipe.schema import (
     CRITIC_WORDS,
@@ -144,6 +148,8 @@ def _source_ranges(recipe: Recipe) -> Iterator[Problem]:
             advice = "addresses are not read here; download it and name the file, or a hub name"
             yield Problem(f"{key}.path", f"{source.path}: {advice}")
         yield from mapping_problems(key, source)
+    ranked = {key: source for key, source in _sources(recipe) if "prompts" not in key}
+    yield from ranking_problems(recipe.reward_model, ranked)
 
 
 def _method(recipe: Recipe) -> Iterator[Problem]:

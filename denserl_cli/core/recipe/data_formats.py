@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from denserl_cli.core.recipe.schema import BetterValues, Columns, DataFormat, MessageKeys, Source
+from denserl_cli.core.recipe.schema import (
+    BetterValues,
+    Columns,
+    DataFormat,
+    MessageKeys,
+    Pairing,
+    Source,
+)
 
 Reader = Literal["shared-beginning", "steer-turns", "turn-lists", "message-trees", "step-labels"]
 
@@ -24,7 +31,7 @@ class RowMapping:
     """None: the plain layout, `prompt`, `chosen`, `rejected` and `messages`."""
     roles: dict[str, Any] = field(default_factory=dict)
     message_keys: MessageKeys | None = None
-    pairs: Literal["best-worst", "all", "product"] | None = None
+    pairs: Pairing | None = None
     ties: Literal["skip", "keep-as-half"] = "skip"
     group_by: str | None = None
     reader: Reader | None = None
@@ -42,7 +49,7 @@ def _mapping(
     needs: str,
     *,
     reader: Reader | None = None,
-    pairs: Literal["best-worst", "all", "product"] | None = None,
+    pairs: Pairing | None = None,
     group_by: str | None = None,
     **columns: Any,
 ) -> RowMapping:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from denserl_cli.core.recipe.data_formats import given_columns, row_mappings
-from denserl_cli.core.recipe.schema import Columns, Source
+from denserl_cli.core.recipe.schema import Columns, RewardModelConfig, Source
 
 _PATH = re.compile(r"[^.\[\]]+(\[(\*|-?\d+)\]|\.[^.\[\]]+)*")
 _ROLES = ("system", "user", "assistant")
@@ -35,6 +35,9 @@ def mapping_problems(key: str, source: Source) -> Iterator[Problem]:
         if meaning not in _ROLES:
             message = f"must be system, user or assistant, not {meaning!r}"
             yield Problem(f"{key}.roles.{name}", message)
+    if source.pairs == "ranking" and source.ties == "keep-as-half":
+        message = "a ranking has no equally good answers; set it to skip"
+        yield Problem(f"{key}.ties", message, (f"{key}.pairs",))
     columns = row_mappings(source)[0].columns
     if source.group_by is not None:
         yield from _path_problems(f"{key}.group_by", source.group_by)
@@ -49,6 +52,26 @@ def mapping_problems(key: str, source: Source) -> Iterator[Problem]:
                 yield from _path_problems(f"{key}.columns.{name}", path)
     if source.columns is not None:
         yield from _column_problems(f"{key}.columns", source.columns, columns)
+
+
+def ranking_problems(
+    settings: RewardModelConfig, sources: Mapping[str, Source]
+) -> Iterator[Problem]:
+    """Yield what the loss of pairs has and that of rankings has not.
+
+    sources: of preferences, by their keys in the recipe.
+    """
+    for key, source in sources.items():
+        if source.pairs != "ranking":
+            continue
+        for name in ("target_margin", "label_smoothing"):
+            if getattr(settings, name):
+                message = f"has no meaning for {key}.pairs: ranking; set it to 0"
+                yield Problem(f"reward_model.{name}", message, (f"{key}.pairs",))
+        if source.columns is not None and source.columns.margin and settings.margins != "ignore":
+            message = f"{settings.margins} has no meaning for {key}.pairs: ranking; use ignore"
+            rests_on = (f"{key}.pairs", f"{key}.columns.margin")
+            yield Problem("reward_model.margins", message, rests_on)
 
 
 def _path_problems(key: str, path: str) -> Iterator[Problem]:

@@ -54,6 +54,7 @@ DataFormat = Literal[
     "kto",
 ]
 BetterValues = Literal["name", "index-from-0", "index-from-1", "sign"]
+Pairing = Literal["best-worst", "all", "product", "ranking"]
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Source:
     """What further roles and speakers mean: each is system, user or assistant."""
     message_keys: MessageKeys | None = None
     """Keys of a message; null: role and content, or from and value."""
-    pairs: Literal["best-worst", "all", "product"] | None = None
-    """Pairs of a row's answers; null: best-worst, or product of chosen and rejected lists."""
+    pairs: Pairing | None = None
+    """Of a row's answers; null: best-worst, or product of lists. ranking: all of them at once."""
     ties: Literal["skip", "keep-as-half"] = "skip"
     """Equally good answers: left out, or one pair in each order, a label of one half."""
     group_by: str | None = None

@@ -96,7 +96,7 @@ def segment_label_loss(token_values: Tensor, ends: Tensor, labels: Tensor) -> Te
 
 
 class PreferenceObjective(NamedTuple):
-    """How a reward model is trained on pairs (`reward_model.*`).
+    """How a reward model is trained on pairs and rankings (`reward_model.*`).
 
     Attributes:
         margins: What the margin of a pair is: by how much its chosen score should be higher
@@ -119,6 +119,18 @@ class PreferenceObjective(NamedTuple):
         elif margin is not None and self.margins == "weight":
             weight = margin.nan_to_num(1.0)
         return preference_loss(chosen, rejected, target, weight=weight, **self._options)
+
+    def ranking_loss(self, scores: Tensor, ranked: Tensor) -> Tensor:
+        """The loss of rankings, which have no margins; arguments as in `ranking_loss`.
+
+        The squared sum of a pair's scores, which `center_rewards` weighs, is that of twice their
+        mean: so it is of a ranking.
+        """
+        loss = ranking_loss(scores if self.temperature == 1 else scores / self.temperature, ranked)
+        if self.center_rewards:
+            means = at_least_float32(scores).masked_fill(~ranked, 0).sum(1) / ranked.sum(1)
+            loss = loss + self.center_rewards * (2 * means).square().mean()
+        return loss
 
     @property
     def _options(self) -> dict[str, float]:

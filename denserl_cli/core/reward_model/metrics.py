@@ -7,26 +7,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from denserl_cli.core.data.sequences import ranking_table
 from denserl_cli.core.reward_model.loss import PreferenceObjective
 
 Metrics = dict[str, Tensor]
-"""Metrics by name, 0-d each: means over the pairs."""
+"""Metrics by name, 0-d each: means over the pairs and rankings."""
 
 
 def preference_metrics(
-    scores: Tensor, segments: Tensor, margin: Tensor | None, objective: PreferenceObjective
+    scores: Tensor,
+    segments: Tensor,
+    margin: Tensor | None,
+    objective: PreferenceObjective,
+    others: np.ndarray,
 ) -> Metrics:
-    """Loss and metrics of B pairs.
+    """Loss and metrics of B pairs and rankings.
 
     Args:
-        scores: (2B,), those of the chosen responses before those of the rejected ones.
-        segments: (2B,), numbers of segments, in the same order.
+        scores: (M,), of all their responses in the order of `Sequences`.
+        segments: (M,), numbers of segments, in the same order.
         margin: (B,), of each pair, NaN where it has none; None where no pair has one.
         objective: What the loss is.
+        others: (B,), how many answers beside best and worst each has.
     """
+    if others.any():
+        return _ranking_metrics(scores, segments, margin, objective, others)
     chosen, rejected = scores.chunk(2)
     return {
         "loss": objective.loss(chosen, rejected, margin),
@@ -34,6 +43,43 @@ def preference_metrics(
         "reward_mean": scores.mean(),
         "reward_square": scores.square().mean(),
         "segments_per_response": segments.float().mean(),
+    }
+
+
+def _ranking_metrics(
+    scores: Tensor,
+    segments: Tensor,
+    margin: Tensor | None,
+    objective: PreferenceObjective,
+    others: np.ndarray,
+) -> Metrics:
+    """`preference_metrics` where there are rankings of three or more: each row counts alike.
+
+    Accuracy is the share of a ranking's pairs that the scores order rightly.
+    """
+    device, rows = scores.device, len(others)
+    pairs = torch.from_numpy(np.flatnonzero(others == 0)).to(device)
+    places = torch.from_numpy(ranking_table(others)[others > 0]).to(device)
+    ranked = places >= 0
+    answers, counts = scores[places.clamp(min=0)], ranked.sum(1)
+    right = (answers[:, :, None] > answers[:, None, :]) & ranked[:, :, None] & ranked[:, None, :]
+    shares = right.triu(1).sum((1, 2)) / (counts * (counts - 1) / 2)
+    chosen, rejected = scores[:rows][pairs], scores[rows : 2 * rows][pairs]
+    loss = objective.loss(chosen, rejected, None if margin is None else margin[pairs])
+    of_rankings = objective.ranking_loss(answers, ranked)
+
+    def mean(values: Tensor) -> Tensor:
+        """Of the means of each row. values: (M,), of all responses."""
+        own = values[places.clamp(min=0)].masked_fill(~ranked, 0).sum(1) / counts
+        both = torch.stack([values[:rows][pairs], values[rows : 2 * rows][pairs]]).mean(0)
+        return torch.cat([both, own]).mean()
+
+    return {
+        "loss": (loss * len(pairs) + of_rankings * len(places)) / rows,
+        "accuracy": torch.cat([(chosen > rejected).float(), shares]).mean(),
+        "reward_mean": mean(scores),
+        "reward_square": mean(scores.square()),
+        "segments_per_response": mean(segments.float()),
     }
 
 

@@ -23,8 +23,11 @@ def objective_of(settings: RewardModelConfig, data: Sequence[PairRows]) -> Prefe
         data: All pairs whose loss is taken.
 
     Raises:
-        DenserlError: Margins are to be weights, and there are none, or negative ones.
+        DenserlError: Margins are to be weights, and there are none, or negative ones; or rankings
+            of three or more answers have margins.
     """
+    if settings.margins != "ignore":
+        _check_rankings(settings.margins, data)
     if settings.margins == "weight":
         found = np.concatenate([rows.numbers("margin").astype(float) for rows in data])
         if np.isnan(found).all():
@@ -41,3 +44,17 @@ def objective_of(settings: RewardModelConfig, data: Sequence[PairRows]) -> Prefe
     return PreferenceObjective(
         **{name: getattr(settings, name) for name in PreferenceObjective._fields}
     )
+
+
+def _check_rankings(margins: str, data: Sequence[PairRows]) -> None:
+    """Raise DenserlError for a ranking of three or more answers with a margin."""
+    for rows in filter(len, data):
+        found = np.flatnonzero(
+            (rows.numbers("others") > 0) & ~np.isnan(rows.numbers("margin").astype(float))
+        )
+        if len(found):
+            raise DenserlError(
+                f"reward_model.margins is {margins}, which has no meaning for a ranking: "
+                f"{len(found)} rankings have a margin (the first: {rows[int(found[0])].origin})",
+                hint="set reward_model.margins=ignore, or `pairs` of the source to all",
+            )

@@ -1,4 +1,4 @@
-"""train-rm: Bradley-Terry on segment rewards (method §3)."""
+"""train-rm: Bradley-Terry, or Plackett-Luce, on segment rewards (method §3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.chat.decoding import segment_values
-from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, side_lengths
+from denserl_cli.core.data.arrow_rows import PairRows, sequences_of
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
     SequenceBatch,
@@ -95,7 +95,7 @@ class RewardTrainer:
         self.settings = recipe.reward_model
         self.objective = objective_of(recipe.reward_model, (rows, evaluation))
         self.rows, self.evaluation, self.batches = rows, evaluation, batches
-        self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
+        self.sequences = sequences_of(rows)
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
         engine = self.settings.engine
@@ -136,7 +136,8 @@ class RewardTrainer:
                 indices = self.batches[step - 1]
                 metrics = self.update(step, indices)
                 seconds = time.perf_counter() - began
-                metrics |= throughput(seconds, self.tokens(indices), 2 * len(indices))
+                responses = len(self.sequences.of(indices))
+                metrics |= throughput(seconds, self.tokens(indices), responses)
                 evaluates = step % self.settings.eval_every == 0 or step == total
                 if evaluates:
                     metrics |= self.evaluate()
@@ -156,7 +157,7 @@ class RewardTrainer:
         """
         totals: list[Tensor] = []
         learning_rate = self.engine.learning_rate
-        tokens = self.sides[:, indices].sum(0)
+        tokens = self.sequences.tokens[indices]
         parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
         mine = list(zip(shard_micro_batches(parts), rounds(parts), strict=True))
         for number, ((part, counts), beside) in enumerate(mine, 1):
@@ -182,9 +183,8 @@ class RewardTrainer:
             pairs: Row numbers of its pairs.
             beside: Those of the other processes' micro-batches.
         """
-        if self.packs:
-            return [np.arange(2 * len(pairs))]
-        return forward_passes(*(self.sides[:, one].ravel() for one in (pairs, *beside)))
+        lengths = [self.sequences.lengths[self.sequences.of(one)] for one in (pairs, *beside)]
+        return [np.arange(len(lengths[0]))] if self.packs else forward_passes(*lengths)
 
     def forward(self, pairs: np.ndarray, cut: Sequence[np.ndarray]) -> Metrics:
         """Loss and metrics of one micro-batch.
@@ -194,7 +194,7 @@ class RewardTrainer:
             cut: Of `passes`.
         """
         rows = [self.rows[i] for i in pairs]
-        numbers = np.concatenate([pairs, pairs + len(self.rows)])
+        numbers = self.sequences.of(pairs)
         scores, segments = [], []
         for part in cut:
             batch = self.collate(rows, part)
@@ -203,9 +203,8 @@ class RewardTrainer:
             segments.append(ends.sum(1))
         order = torch.from_numpy(np.argsort(np.concatenate(cut))).to(ends.device)
         margin = margins(rows, ends.device)
-        return preference_metrics(
-            torch.cat(scores)[order], torch.cat(segments)[order], margin, self.objective
-        )
+        ordered = torch.cat(scores)[order], torch.cat(segments)[order]
+        return preference_metrics(*ordered, margin, self.objective, self.sequences.others[pairs])
 
     def collate(self, rows: Sequence[EncodedPairRow], numbers: Iterable[int]) -> SequenceBatch:
         """The batch of some sequences of pairs, packed or padded; arguments of `collate_sides`."""
@@ -235,16 +234,16 @@ class RewardTrainer:
         if not self.evaluation:
             return {}
         model = self.engine.model
-        lengths = pair_lengths(self.evaluation)
-        sides = side_lengths(lengths)
-        parts = side_batches(sides, 2 * self.settings.micro_batch_size, packed=self.packs)
+        held = sequences_of(self.evaluation)
+        count = len(held.lengths)
+        parts = side_batches(held, 2 * self.settings.micro_batch_size, packed=self.packs)
         observer = self.session.observer
-        observer.begin("evaluate", total=len(sides))
+        observer.begin("evaluate", total=count)
         model.eval()
-        found = torch.zeros(2, len(sides), device=device())
+        found = torch.zeros(2, count, device=device())
         scores, segments = found
         for turn, (part, counts) in enumerate(shard_micro_batches(parts)):
-            batch = self.collate(self.evaluation, part)
+            batch = self.collate(*held.part(self.evaluation, part))
             if turn == len(self.evaluation_ends):  # the same batches every time
                 self.evaluation_ends.append(self.scorer(batch).ends)
             ends = self.evaluation_ends[turn]
@@ -256,10 +255,11 @@ class RewardTrainer:
         observer.end()
         all_reduce_sum(found)
         margin = margins(self.evaluation, device())
-        metrics = preference_metrics(scores, segments, margin, self.objective)
+        metrics = preference_metrics(scores, segments, margin, self.objective, held.others)
         named = to_numbers(list(metrics), torch.stack(list(metrics.values())))
-        chosen, rejected = scores.double().cpu().numpy().reshape(2, -1)
-        effect = length_effect(chosen - rejected, lengths[:, 1] - lengths[:, 2])
+        better, worse = held.pairs().T
+        numbers, lengths = scores.double().cpu().numpy(), held.responses
+        effect = length_effect(numbers[better] - numbers[worse], lengths[better] - lengths[worse])
         return {
             **{f"eval_{name}": value for name, value in named.items()},
             "eval_longer_accuracy": effect.longer_accuracy,
@@ -269,7 +269,7 @@ class RewardTrainer:
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:
-        """Both responses of one pair, always the same one, with their segments' values."""
+        """Best and worst response of one row, always the same, with their segments' values."""
         if not self.log_samples:
             return []
         row = (self.evaluation or self.rows)[0]
@@ -294,8 +294,8 @@ class RewardTrainer:
         return shown
 
     def tokens(self, indices: np.ndarray) -> int:
-        """Tokens of a global batch, both sides, without padding."""
-        return int(self.sides[:, indices].sum())
+        """Tokens of a global batch, all responses, without padding."""
+        return int(self.sequences.tokens[indices].sum())
 
     def summary(self) -> dict[str, Any]:
         """The summary of the finished stage."""
@@ -308,4 +308,5 @@ def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:
     """A batch in a form that torch.save can write for inspection."""
     names = ("prompt", "chosen", "rejected")
     ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
-    return {"origin": [row.origin for row in rows], **ids}
+    others = [[torch.from_numpy(one) for one in row.others] for row in rows]
+    return {"origin": [row.origin for row in rows], **ids, "others": others}

@@ -150,13 +150,14 @@ def _calibrated_once(recipe: Recipe, run: RunFolder, observer: Observer) -> floa
     _, chat = load_chat(recipe)
     limits = {name: getattr(recipe.data, name) for name in ("max_length", "max_prompt_length")}
     rows = encode_pairs(chat, sample_pairs(recipe, PAIRS, observer), **limits).rows
-    responses = [response for row in rows for response in (row.chosen, row.rejected)]
+    sides = [(row.prompt, side) for row in rows for side in (row.chosen, row.rejected, *row.others)]
+    prompts, responses = map(list, zip(*sides, strict=True))
     calibration = calibrate(
         Scorer(
             ResolvedSegmentation(cutoff=0.0),
             reference=freeze(load_reference(recipe), recipe),
         ),
-        [row.prompt for row in rows for _ in range(2)],
+        prompts,
         responses,
         [True] * len(responses),
         length=length,

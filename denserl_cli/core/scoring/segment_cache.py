@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.data import cache, fingerprint
-from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths
+from denserl_cli.core.data.arrow_rows import PairRows, sequences_of
 from denserl_cli.core.system.distributed import (
     any_rank,
     broadcast_object,
@@ -152,7 +152,7 @@ def open_cache(
     key = broadcast_object(_key(rows, recipe) if is_main_process() else None)
     if key is None:
         return None
-    responses = pair_lengths(rows)[:, 1:].T.ravel()  # numbered as by `collate_sides`
+    responses = sequences_of(rows).responses
     return SegmentCache(scorer, responses, cache.folder() / "segments" / key, observer)
 
 

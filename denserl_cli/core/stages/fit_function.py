@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from denserl_cli.core.data.arrow_rows import pair_lengths, side_lengths
+from denserl_cli.core.data.arrow_rows import sequences_of
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.loading import draw_pairs
 from denserl_cli.core.data.packing import pack_sides, side_batches
@@ -84,7 +84,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
 def segment_rewards(
     rows: Sequence[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
 ) -> SegmentRewards:
-    """Location and raw reward of every segment of both responses of every pair.
+    """Location and raw reward of every segment of all responses of every pair.
 
     Args:
         rows: The pairs.
@@ -93,13 +93,13 @@ def segment_rewards(
         pad_id: Token that fills batches up.
         observer: Told progress.
     """
-    lengths = side_lengths(pair_lengths(rows))
+    sequences = sequences_of(rows)
     found: list[np.ndarray] = []
-    observer.begin("score responses", total=len(lengths))
+    observer.begin("score responses", total=len(sequences.lengths))
     collate = pack_sides if scorer.packs else collate_sides
-    parts = side_batches(lengths, batch_size, packed=scorer.packs)
+    parts = side_batches(sequences, batch_size, packed=scorer.packs)
     for part, is_mine in shard_micro_batches(parts):
-        scored = scorer(collate(rows, part, pad_id, device()))
+        scored = scorer(collate(*sequences.part(rows, part), pad_id, device()))
         assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
         order = scored.ends.cumsum(1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from denserl_cli.core.data.arrow_rows import Batch, PairRows, PromptRows, pair_lengths, side_lengths
+from denserl_cli.core.data.arrow_rows import Batch, PairRows, PromptRows, pair_lengths, sequences_of
 from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.splitting import held_out
@@ -71,8 +71,8 @@ def test_lengths_are_those_of_the_rows() -> None:
     held = [pair(1, 2, 5), pair(1, 4, 3)]
     rows = PairRows.of(held)
     assert pair_lengths(rows).tolist() == pair_lengths(held).tolist() == [[1, 2, 5], [1, 4, 3]]
-    assert side_lengths(pair_lengths(rows)).tolist() == [3, 5, 6, 4]
-    assert side_lengths(pair_lengths([])).tolist() == []
+    assert sequences_of(rows).lengths.tolist() == [3, 5, 6, 4]
+    assert sequences_of([]).lengths.tolist() == []
 
 
 def test_groups_are_numbered_by_first_use() -> None:

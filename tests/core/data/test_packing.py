@@ -5,6 +5,7 @@ import torch
 
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.packing import pack_sequences, pack_sides, side_batches
+from denserl_cli.core.data.sequences import Sequences
 
 
 def ids(*numbers: int) -> np.ndarray:
@@ -52,8 +53,9 @@ def test_responses_are_those_of_the_padded_batch():
 
 def test_the_sequences_of_a_pair_are_in_one_pass():
     sides = np.array([5, 9, 2, 5, 1, 7])  # of three pairs, 10, 10 and 9 tokens
-    parts = side_batches(sides, 2, packed=True)
+    sequences = Sequences(np.zeros(3, int), lengths=sides, responses=sides)
+    parts = side_batches(sequences, 2, packed=True)
     assert [part.tolist() for part in parts] == [[0, 1, 3, 4], [2, 5]]
-    padded = side_batches(sides, 2, packed=False)
+    padded = side_batches(sequences, 2, packed=False)
     assert sorted(np.concatenate(padded).tolist()) == list(range(6))
     assert all(len(part) <= 4 for part in padded)

@@ -50,7 +50,7 @@ SYSTEM = {"role": "system", "content": "be kind"}
 )
 def test_every_form_of_a_pair_reads_the_same(fields: dict[str, Any]) -> None:
     pair = pair_of(fields)
-    assert pair == ([user("q"), bot("a")], [user("q"), bot("b")], None)
+    assert pair == ([user("q"), bot("a")], [user("q"), bot("b")], None, ())
 
 
 def test_a_system_message_and_earlier_turns_belong_to_the_prompt() -> None:
@@ -219,7 +219,7 @@ HH = ("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b")
 def test_other_ways_to_write_the_same_pair(fields: dict[str, Any], remark: str | None) -> None:
     reader = RowReader()
     found = reader.pairs(fields)
-    assert found == [([user("q"), bot("a")], [user("q"), bot("b")], None)]
+    assert found == [([user("q"), bot("a")], [user("q"), bot("b")], None, ())]
     assert reader.remarks == ({remark} if remark else set())
 
 
