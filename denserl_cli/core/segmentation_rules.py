@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.segmentation import ends_after, segment_ends, token_numbers
+from denserl_cli.core.text_cuts import cut_tokens
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.resolved import ResolvedSegmentation
@@ -101,10 +102,8 @@ def after_matches(pattern: re.Pattern[str], texts: np.ndarray, lengths: np.ndarr
     found = [(m.end(1), m.end(2)) for m in pattern.finditer("".join(texts)) if m.group(1)]
     cuts = np.zeros(len(texts), bool)
     if found:
-        start, stop = np.array(found).T
         ends = lengths.cumsum()
-        last = np.searchsorted(ends, stop, side="right") - 1
-        cuts[np.maximum(last, np.searchsorted(ends, start))] = True
+        cuts[cut_tokens(*np.array(found).T, ends - lengths, ends)] = True
     return cuts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from denserl_cli.core.chat.layouts import Encoded
@@ -17,13 +18,15 @@ class EncodedPair(NamedTuple):
 
 
 def join_pair(prompt: Encoded, chosen: Encoded, rejected: Encoded) -> EncodedPair:
-    """Prompt and responses that follow each other exactly; what one replaces, both have."""
-    shared = len(prompt.ids) - max(chosen.overlap, rejected.overlap)
-    first, second = (
-        [*prompt.ids[shared : len(prompt.ids) - one.overlap], *one.ids]
-        for one in (chosen, rejected)
-    )
-    return EncodedPair(prompt.ids[:shared], first, second)
+    """`join` of a pair."""
+    return EncodedPair(*join(prompt, chosen, rejected))
+
+
+def join(prompt: Encoded, *responses: Encoded) -> list[list[int]]:
+    """Prompt and responses that follow each other exactly; what one replaces, all have."""
+    shared = len(prompt.ids) - max(one.overlap for one in responses)
+    own = ([*prompt.ids[shared : len(prompt.ids) - one.overlap], *one.ids] for one in responses)
+    return [prompt.ids[:shared], *own]
 
 
 def check_limits(max_length: int, max_prompt_length: int) -> None:
@@ -39,13 +42,20 @@ def check_limits(max_length: int, max_prompt_length: int) -> None:
 def truncate_pair(
     pair: EncodedPair, max_length: int, max_prompt_length: int, terminator_id: int
 ) -> EncodedPair:
-    """Cut the prompt on the left, then both responses on the right, to `max_length` tokens.
+    """`truncate` of a pair."""
+    return EncodedPair(*truncate(pair, max_length, max_prompt_length, terminator_id))
+
+
+def truncate(
+    parts: Sequence[list[int]], max_length: int, max_prompt_length: int, terminator_id: int
+) -> list[list[int]]:
+    """Cut the prompt on the left, then all responses on the right, to `max_length` tokens.
 
     A response that is cut ends with the terminator again (method §3).
     """
-    prompt, *responses = pair
+    prompt, *responses = parts
     if len(prompt) + max(map(len, responses)) > max_length:
         prompt = prompt[-max_prompt_length:]
     room = max_length - len(prompt)
     cut = [r if len(r) <= room else [*r[: room - 1], terminator_id] for r in responses]
-    return EncodedPair(prompt, *cut)
+    return [prompt, *cut]

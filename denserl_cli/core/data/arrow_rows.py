@@ -21,8 +21,9 @@ from xxhash import xxh3_128
 
 from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.data.conversations import Prompt
+from denserl_cli.core.data.steps import EncodedStepRow
 
-Item = TypeVar("Item", EncodedPairRow, Prompt)
+Item = TypeVar("Item", EncodedPairRow, EncodedStepRow, Prompt)
 Self = TypeVar("Self", bound="Rows[Any]")
 
 _IDS = pa.list_(pa.int32())
@@ -167,6 +168,42 @@ class PairRows(Rows[EncodedPairRow]):
         return EncodedPairRow(
             prompt, chosen, rejected, margin, origin, group, subset=subset, truncated=truncated
         )
+
+
+class StepRows(Rows[EncodedStepRow]):
+    """Encoded responses in labelled steps."""
+
+    schema = pa.schema(
+        [
+            ("prompt", _IDS),
+            ("response", _IDS),
+            ("ends", _IDS),
+            ("labels", pa.list_(pa.float64())),
+            ("origin", pa.string()),
+            ("group", pa.binary(_DIGEST)),
+            ("truncated", pa.bool_()),
+        ]
+    )
+
+    @classmethod
+    def batch(cls, rows: Sequence[EncodedStepRow], name: str = "") -> pa.RecordBatch:
+        """The columns of some rows."""
+        columns: dict[str, Any] = {
+            field: [getattr(row, field) for row in rows] for field in cls.schema.names
+        }
+        for part in ("prompt", "response", "ends"):
+            columns[part] = _lists(columns[part])
+        columns["origin"] = [row.origin.removeprefix(name) for row in rows]
+        columns["group"] = [row.group or digest(row.prompt) for row in rows]
+        return pa.RecordBatch.from_pydict(columns, cls.schema)
+
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> EncodedStepRow:
+        origin, group, truncated = (value.as_py() for value in values[4:])
+        return EncodedStepRow(*map(_ids, values[:4]), name + origin, group, truncated)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each prompt and its response together: (N,)."""
+        return self.numbers("prompt") + self.numbers("response")
 
 
 class PromptRows(Rows[Prompt]):

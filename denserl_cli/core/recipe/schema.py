@@ -83,6 +83,10 @@ class Columns:
     """A rank for each answer, lower is better."""
     margin: str | None = None
     """By how much the better answer is better; its absolute value where `better` is the same."""
+    completions: str | None = None
+    """The steps of one answer, each with a label of its own, in place of answers to compare."""
+    labels: str | None = None
+    """For each of the steps: true or 1 where it is right, false or 0, or a share in between."""
 
 
 @dataclass(frozen=True)
