@@ -102,8 +102,9 @@ def after_matches(pattern: re.Pattern[str], texts: np.ndarray, lengths: np.ndarr
     found = [(m.end(1), m.end(2)) for m in pattern.finditer("".join(texts)) if m.group(1)]
     cuts = np.zeros(len(texts), bool)
     if found:
+        start, stop = np.array(found).T
         ends = lengths.cumsum()
-        cuts[cut_tokens(*np.array(found).T, ends - lengths, ends)] = True
+        cuts[cut_tokens(start, stop, ends - lengths, ends)] = True
     return cuts
 
 

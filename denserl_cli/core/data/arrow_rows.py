@@ -199,7 +199,8 @@ class StepRows(Rows[EncodedStepRow]):
 
     def _made(self, name: str, values: Sequence[pa.Scalar]) -> EncodedStepRow:
         origin, group, truncated = (value.as_py() for value in values[4:])
-        return EncodedStepRow(*map(_ids, values[:4]), name + origin, group, truncated)
+        prompt, response, ends, labels = map(_ids, values[:4])
+        return EncodedStepRow(prompt, response, ends, labels, name + origin, group, truncated)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each prompt and its response together: (N,)."""

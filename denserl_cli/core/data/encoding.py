@@ -173,7 +173,8 @@ class StepEncoding:
         if not left.any():
             return Skipped(item.origin, "no whole step", f"in data.max_length {self.max_length}")
         return EncodedStepRow(
-            *(np.array(ids, np.int32) for ids in cut),
+            prompt=np.array(cut[0], np.int32),
+            response=np.array(cut[1], np.int32),
             ends=ends[left],
             labels=np.array(item.labels)[left],
             origin=item.origin,

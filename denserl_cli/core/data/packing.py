@@ -11,6 +11,7 @@ from denserl_cli.core.data.batches import (
     EncodedPairRow,
     Packing,
     SequenceBatch,
+    collate_sequences,
     micro_batches,
     pair_batches,
     response_windows,
@@ -19,6 +20,8 @@ from denserl_cli.core.data.batches import (
 
 if TYPE_CHECKING:
     import torch
+
+    from denserl_cli.core.data.steps import EncodedStepRow
 
     Ids = np.ndarray | Sequence[int]
 
@@ -94,6 +97,18 @@ def pack_sides(
 ) -> SequenceBatch:
     """Some of the 2N sequences of N pairs in one row. numbers: as in `collate_sides`."""
     return pack_sequences(*sides_of(rows, numbers), pad_id, device)
+
+
+def collate_steps(
+    rows: Sequence[EncodedStepRow],
+    pad_id: int,
+    device: torch.device | str | None = None,
+    *,
+    packed: bool,
+) -> SequenceBatch:
+    """Some responses in steps, packed or padded."""
+    together = pack_sequences if packed else collate_sequences
+    return together([row.prompt for row in rows], [row.response for row in rows], pad_id, device)
 
 
 def side_batches(sides: np.ndarray, size: int, *, packed: bool) -> list[np.ndarray]:

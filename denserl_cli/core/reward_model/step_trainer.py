@@ -10,8 +10,8 @@ import torch
 
 from denserl_cli.core.chat.decoding import segment_values
 from denserl_cli.core.data.arrow_rows import StepRows
-from denserl_cli.core.data.batches import SequenceBatch, collate_sequences, micro_batches
-from denserl_cli.core.data.packing import pack_sequences
+from denserl_cli.core.data.batches import micro_batches
+from denserl_cli.core.data.packing import collate_steps
 from denserl_cli.core.data.steps import EncodedStepRow, step_targets
 from denserl_cli.core.models.device import device
 from denserl_cli.core.models.scalar_head import token_values
@@ -62,7 +62,7 @@ class StepTrainer(ScalarTrainer[StepRows]):
 
     def forward(self, rows: Sequence[EncodedStepRow]) -> tuple[Tensor, Tensor]:
         """Values and labels of all steps of some responses, row by row: (N,) each."""
-        batch = collate_steps(rows, self.pad_id, packed=self.packs)
+        batch = collate_steps(rows, self.pad_id, device(), packed=self.packs)
         values = self.engine(token_values, batch)
         ends, labels = step_targets(rows, values.shape[1], values.device)
         return values[ends].float(), labels[ends]
@@ -78,7 +78,9 @@ class StepTrainer(ScalarTrainer[StepRows]):
         parts = micro_batches(rows.lengths(), np.arange(len(rows)), size)
         values, labels = step_values(rows, parts, self.forward, self.session.observer)
         self.engine.model.train()
-        return {f"eval_{name}": value for name, value in describe(values, labels, rows).items()}
+        return {
+            f"eval_{name}": value for name, value in describe_steps(values, labels, rows).items()
+        }
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:
@@ -117,12 +119,6 @@ class StepTrainer(ScalarTrainer[StepRows]):
         return {"origin": [row.origin for row in rows], **columns}
 
 
-def collate_steps(rows: Sequence[EncodedStepRow], pad_id: int, *, packed: bool) -> SequenceBatch:
-    """The batch of some responses, packed or padded."""
-    together = pack_sequences if packed else collate_sequences
-    return together([row.prompt for row in rows], [row.response for row in rows], pad_id, device())
-
-
 def step_values(
     rows: StepRows,
     parts: Sequence[np.ndarray],
@@ -154,7 +150,7 @@ def step_values(
     return values, labels
 
 
-def describe(values: Floats, labels: Floats, rows: StepRows) -> dict[str, Any]:
+def describe_steps(values: Floats, labels: Floats, rows: StepRows) -> dict[str, Any]:
     """The metrics of all steps of some responses. values, labels: (N,), response by response."""
     counts = rows.numbers("ends")
     metrics = step_metrics(torch.from_numpy(values), torch.from_numpy(labels))

@@ -79,6 +79,7 @@ class RewardTrainer(ScalarTrainer[PairRows]):
             tokenizer: Decodes samples, and responses where segments depend on their text.
             pad_id: Token that fills batches up.
         """
+        self.objective = objective_of(recipe.reward_model, (rows, evaluation))
         super().__init__(
             recipe,
             run,
@@ -90,7 +91,6 @@ class RewardTrainer(ScalarTrainer[PairRows]):
             pad_id=pad_id,
             segments=True,
         )
-        self.objective = objective_of(recipe.reward_model, (rows, evaluation))
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.scorer = Scorer(recipe.segmentation, reference=self.reference, tokenizer=tokenizer)
         self.segments = None

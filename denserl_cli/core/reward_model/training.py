@@ -72,7 +72,9 @@ class ScalarTrainer(ABC, Generic[RowsT]):
             segments: Whether the recipe's segments of the rows are needed.
         """
         self.settings = recipe.reward_model
-        self.rows, self.evaluation, self.batches = rows, evaluation, batches
+        self.rows: RowsT = rows
+        self.evaluation: RowsT = evaluation
+        self.batches = batches
         self.tokenizer, self.pad_id = tokenizer, pad_id
         self.log_samples = recipe.run.log_samples
         engine = self.settings.engine
