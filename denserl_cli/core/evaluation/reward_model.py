@@ -154,7 +154,7 @@ def _evaluate_ranked(
 def _evaluation_rows(
     recipe: Recipe, chat: ChatFormat, observer: Observer, limit: int | None
 ) -> tuple[PairRows | StepRows, list[Skipped]]:
-    """The pairs or labelled steps to evaluate on, at most `limit` of them drawn with the recipe's seed."""
+    """The rows to evaluate on, at most `limit` of them drawn with the recipe's seed."""
     data = recipe.data
     if data.evaluation:
         sources = at_most(limit, data.evaluation)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from denserl_cli.core.data.arrow_rows import StepRows
 from denserl_cli.core.data.batches import micro_batches
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from denserl_cli.core.scoring.scorer import Scorer
 
 
+@torch.no_grad()
 def evaluate_steps(
     rows: StepRows, scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
 ) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from denserl_cli.core.data.batches import response_windows
@@ -46,10 +47,10 @@ def step_segments_notice(
             "the reward model learns the steps of the data and will score other segments "
             f"(segmentation: {which}); {_ADVICE}"
         )
-    whole = [place for place in range(len(rows)) if not rows[place].truncated][:LOOKED_AT]
-    if not whole:
+    whole = np.flatnonzero(~rows.numbers("truncated").astype(bool))
+    some = list(rows.take(whole[:LOOKED_AT]))
+    if not some:
         return None
-    some = [rows[place] for place in whole]
     windows, mask = map(torch.from_numpy, response_windows([row.response for row in some], 0))
     found = Cutter(segmentation, tokenizer)(windows, None, mask, None)
     other = int((found != step_targets(some, mask.shape[1]).ends).any(1).sum())
