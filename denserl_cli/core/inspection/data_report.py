@@ -44,7 +44,7 @@ class DataReport:
 
     source: str
     kind: str
-    """pairs or prompts."""
+    """pairs, responses in labelled steps, or prompts."""
     rows: int
     columns: dict[str, Column]
     format: str | None

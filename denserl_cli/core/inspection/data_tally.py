@@ -17,12 +17,13 @@ from denserl_cli.core.data.conversations import (
     as_prompts,
     parsed,
 )
-from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding
+from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding, StepEncoding
 from denserl_cli.core.data.kinds import parser_of
 from denserl_cli.core.data.local_files import Row
 from denserl_cli.core.data.row_readers import fitting_mapping, read_mapped
 from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.data.sources import open_source
+from denserl_cli.core.data.steps import Steps
 from denserl_cli.core.recipe.data_formats import RowMapping, row_mappings
 
 if TYPE_CHECKING:

@@ -227,9 +227,9 @@ class DataConfig:
     """Preference pairs and prompts."""
 
     preferences: tuple[Source, ...] = ()
-    """Sources of preference pairs for train-rm and fit-function."""
+    """Preference pairs, or answers in labelled steps, for train-rm and fit-function."""
     evaluation: tuple[Source, ...] = ()
-    """Preference pairs for evaluation; empty: `eval_pairs` are held out of `preferences`."""
+    """The same for evaluation; empty: `eval_pairs` are held out of `preferences`."""
     eval_pairs: int = 2000
     """Pairs held out for evaluation (at most a tenth of the data) when `evaluation` is empty."""
     prompts: tuple[Source, ...] = ()
