@@ -19,6 +19,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.data_tally import (
     Column,
     Example,
+    Kind,
     Lengths,
     Limits,
     Reading,
@@ -143,7 +144,7 @@ def report_on(
     taken, prompts_only = _recognized(source, prompts_only)
     remarks = [] if asked or not prompts_only else _why_no_pairs(taken)
     reading = Reading(taken, prompts_only)
-    kind = "prompts" if prompts_only else "steps" if has_steps(taken) else "pairs"
+    kind: Kind = "prompts" if prompts_only else "steps" if has_steps(taken) else "pairs"
     tally = RowTally(chat, limits, kind)
     items = reading.items()
     while chunk := list(islice(items, _CHUNK)):

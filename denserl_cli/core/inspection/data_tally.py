@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Source
 
 _SHOWN_IDS = 12
+Kind = Literal["prompts", "pairs", "steps"]
+"""What a source holds."""
 
 
 class Limits(NamedTuple):
@@ -110,7 +112,7 @@ class RowTally:
         self,
         chat: ChatFormat | None,
         limits: Limits | None,
-        kind: Literal["prompts", "pairs", "steps"],
+        kind: Kind,
     ) -> None:
         self.chat = chat
         self.encoding: PairEncoding | StepEncoding | PromptEncoding | None = None

@@ -40,7 +40,7 @@ def step_segments_notice(
     """
     by_text = segmentation.granularity == "segment" and segmentation.cut in ("newline", "sentence")
     if not by_text:
-        which = segmentation.granularity
+        which: str = segmentation.granularity
         if which == "segment":
             which = f"segment, cut {segmentation.cut}"
         return (

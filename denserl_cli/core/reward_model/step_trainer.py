@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 class StepTrainer(ScalarTrainer[StepRows]):
     """Trains a reward model on labelled steps: its value is the log-odds that a step is right."""
 
-    unit = "responses"
+    unit, cuts = "responses", False
 
     def __init__(
         self, recipe: ResolvedRecipe, run: RunFolder, observer: Observer, **data: Any
     ) -> None:
-        """Load the model. data: the other arguments of `ScalarTrainer`, but `segments`."""
+        """Load the model. data: the other arguments of `ScalarTrainer`."""
         check_unset(recipe.reward_model)
-        super().__init__(recipe, run, observer, segments=False, **data)
+        super().__init__(recipe, run, observer, **data)
         self.lengths, self.counts = self.rows.lengths(), self.rows.numbers("ends")
 
     def parts(self, indices: np.ndarray) -> list[np.ndarray]:

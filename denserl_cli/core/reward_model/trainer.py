@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 class RewardTrainer(ScalarTrainer[PairRows]):
     """Trains a reward model on preference pairs (method §3)."""
 
-    unit = "pairs"
+    unit, cuts = "pairs", True
 
     def __init__(
         self,
@@ -89,7 +89,6 @@ class RewardTrainer(ScalarTrainer[PairRows]):
             batches=batches,
             tokenizer=tokenizer,
             pad_id=pad_id,
-            segments=True,
         )
         self.sides = side_lengths(pair_lengths(rows)).reshape(2, -1)
         self.scorer = Scorer(recipe.segmentation, reference=self.reference, tokenizer=tokenizer)

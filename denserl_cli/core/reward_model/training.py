@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,11 @@ class ScalarTrainer(ABC, Generic[RowsT]):
     Metrics of a batch are means over what its rows count (`counts`): pairs, or labelled steps.
     """
 
+    unit: ClassVar[str]
+    """What the summary calls its rows."""
+    cuts: ClassVar[bool]
+    """Whether rows are cut into the recipe's segments."""
+
     def __init__(
         self,
         recipe: ResolvedRecipe,
@@ -56,7 +61,6 @@ class ScalarTrainer(ABC, Generic[RowsT]):
         batches: Sequence[np.ndarray],
         tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
-        segments: bool,
     ) -> None:
         """Load the models.
 
@@ -69,7 +73,6 @@ class ScalarTrainer(ABC, Generic[RowsT]):
             batches: Row numbers of each step.
             tokenizer: Decodes samples, and responses where segments depend on their text.
             pad_id: Token that fills batches up.
-            segments: Whether the recipe's segments of the rows are needed.
         """
         self.settings = recipe.reward_model
         self.rows: RowsT = rows
@@ -79,7 +82,7 @@ class ScalarTrainer(ABC, Generic[RowsT]):
         self.log_samples = recipe.run.log_samples
         engine = self.settings.engine
         reference = None
-        if segments and recipe.segmentation.by_entropy:
+        if self.cuts and recipe.segmentation.by_entropy:
             reference = load_reference(recipe, placement(recipe, engine, trained=False))
         self.engine = make_engine(
             recipe,
@@ -154,9 +157,6 @@ class ScalarTrainer(ABC, Generic[RowsT]):
         last = self.session.run.metrics(STAGE)[-1]
         evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and is_number(v)}
         return {"steps": len(self.batches), self.unit: len(self.rows), **evaluated}
-
-    unit: str
-    """What the summary calls its rows."""
 
     @abstractmethod
     def parts(self, indices: np.ndarray) -> list[np.ndarray]:

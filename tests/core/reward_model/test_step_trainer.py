@@ -15,11 +15,15 @@ from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.arrow_rows import StepRows
 from denserl_cli.core.data.batches import collate_sequences
 from denserl_cli.core.data.loading import load_pairs
+from denserl_cli.core.data.local_rows import first_rows_problems
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.evaluation.reward_model import evaluate_reward_model
+from denserl_cli.core.inspection.data_report import report_sources
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.observer import Observer
 from denserl_cli.core.recipe import Recipe
+from denserl_cli.core.reporting.record import read_runs
+from denserl_cli.core.reporting.report import make_report
 from denserl_cli.core.reward_model.metrics import first_wrong_accuracy
 from denserl_cli.core.reward_model.step_segments import step_segments_notice
 from denserl_cli.core.reward_model.step_trainer import StepTrainer
@@ -118,6 +122,10 @@ def test_what_is_learned_serves_the_other_stages(steps: MakeSteps, tmp_path: Pat
     assert found["responses"] == 6 and found["labelled_steps"] > 6
     run_stage("fit-function", made, folder, "start", Observer())
     assert json.loads(run.normalizer.read_text())
+    assert make_report(read_runs([folder])).runs
+    [found] = report_sources(made, made.data.preferences[0])
+    assert (found.kind, found.usable, found.skipped) == ("responses in labelled steps", 64, [])
+    assert not list(first_rows_problems(made))
 
 
 def test_settings_of_pairs_are_refused(steps: MakeSteps, tmp_path: Path):
