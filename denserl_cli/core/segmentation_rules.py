@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from denserl_cli.core.segmentation import ends_after, segment_ends, token_numbers
+from denserl_cli.core.text_cuts import cut_tokens
 
 if TYPE_CHECKING:
     from denserl_cli.core.recipe.resolved import ResolvedSegmentation
@@ -103,8 +104,7 @@ def after_matches(pattern: re.Pattern[str], texts: np.ndarray, lengths: np.ndarr
     if found:
         start, stop = np.array(found).T
         ends = lengths.cumsum()
-        last = np.searchsorted(ends, stop, side="right") - 1
-        cuts[np.maximum(last, np.searchsorted(ends, start))] = True
+        cuts[cut_tokens(start, stop, ends - lengths, ends)] = True
     return cuts
 
 

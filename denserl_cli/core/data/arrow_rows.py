@@ -22,8 +22,9 @@ from xxhash import xxh3_128
 from denserl_cli.core.data.batches import EncodedPairRow
 from denserl_cli.core.data.conversations import Prompt
 from denserl_cli.core.data.sequences import Sequences, ranges
+from denserl_cli.core.data.steps import EncodedStepRow
 
-Item = TypeVar("Item", EncodedPairRow, Prompt)
+Item = TypeVar("Item", EncodedPairRow, EncodedStepRow, Prompt)
 Self = TypeVar("Self", bound="Rows[Any]")
 
 _IDS = pa.list_(pa.int32())
@@ -185,6 +186,43 @@ class PairRows(Rows[EncodedPairRow]):
         everywhere = self._known["others"]
         starts = (everywhere.cumsum() - everywhere)[self.order]
         return self._known["other_lengths"][ranges(starts, counts)]
+
+
+class StepRows(Rows[EncodedStepRow]):
+    """Encoded responses in labelled steps."""
+
+    schema = pa.schema(
+        [
+            ("prompt", _IDS),
+            ("response", _IDS),
+            ("ends", _IDS),
+            ("labels", pa.list_(pa.float64())),
+            ("origin", pa.string()),
+            ("group", pa.binary(_DIGEST)),
+            ("truncated", pa.bool_()),
+        ]
+    )
+
+    @classmethod
+    def batch(cls, rows: Sequence[EncodedStepRow], name: str = "") -> pa.RecordBatch:
+        """The columns of some rows."""
+        columns: dict[str, Any] = {
+            field: [getattr(row, field) for row in rows] for field in cls.schema.names
+        }
+        for part in ("prompt", "response", "ends"):
+            columns[part] = _lists(columns[part])
+        columns["origin"] = [row.origin.removeprefix(name) for row in rows]
+        columns["group"] = [row.group or digest(row.prompt) for row in rows]
+        return pa.RecordBatch.from_pydict(columns, cls.schema)
+
+    def _made(self, name: str, values: Sequence[pa.Scalar]) -> EncodedStepRow:
+        origin, group, truncated = (value.as_py() for value in values[4:])
+        prompt, response, ends, labels = map(_ids, values[:4])
+        return EncodedStepRow(prompt, response, ends, labels, name + origin, group, truncated)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each prompt and its response together: (N,)."""
+        return self.numbers("prompt") + self.numbers("response")
 
 
 class PromptRows(Rows[Prompt]):

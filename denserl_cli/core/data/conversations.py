@@ -27,6 +27,7 @@ from denserl_cli.core.data.row_formats import (
 from denserl_cli.core.data.row_readers import read_mapped
 from denserl_cli.core.data.skipped import Skipped, check_usable
 from denserl_cli.core.data.sources import open_source
+from denserl_cli.core.data.steps import SEPARATOR, Steps, read_steps
 from denserl_cli.core.data.unusable import UnusableRow
 from denserl_cli.core.errors import DenserlError
 
@@ -66,7 +67,7 @@ class Prompt:
     """Whether its beginning was cut off."""
 
 
-Item = TypeVar("Item", Pair, Prompt)
+Item = TypeVar("Item", Pair, Prompt, Steps)
 Parse = Callable[[Row, RowReader], list[Item]]
 
 
@@ -226,6 +227,13 @@ def as_pairs(row: Row, reader: RowReader) -> list[Pair]:
         Pair(chosen, rejected, margin, row.origin, named, others)
         for chosen, rejected, margin, others in reader.pairs(row.fields)
     ]
+
+
+def as_steps(row: Row, reader: RowReader) -> list[Steps]:
+    """The labelled steps of a row. Raises UnusableRow."""
+    prompt, steps, labels = read_steps(row.fields, reader)
+    answer = {"role": "assistant", "content": SEPARATOR.join(steps)}
+    return [Steps([*prompt, answer], tuple(steps), tuple(labels), row.origin)]
 
 
 def as_prompts(row: Row, reader: RowReader) -> list[Prompt]:

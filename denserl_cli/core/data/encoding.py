@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from denserl_cli.core.chat.format import ChatFormat, Layout
+from denserl_cli.core.chat.layouts import Placed, place_answers
 from denserl_cli.core.chat.pairs import Encoded, check_limits, join, truncate
-from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, digest
+from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, StepRows, digest
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
 )
@@ -22,13 +23,16 @@ from denserl_cli.core.data.conversations import (
     ReadStats,
     as_pairs,
     as_prompts,
+    as_steps,
     parsed,
 )
 from denserl_cli.core.data.local_files import Row
 from denserl_cli.core.data.row_formats import RowReader
 from denserl_cli.core.data.skipped import Skipped, check_usable
+from denserl_cli.core.data.steps import EncodedStepRow, Steps, step_places
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.observer import CHUNK, Observer, with_progress
+from denserl_cli.core.text_cuts import cut_tokens
 
 
 class EncodedPairs(NamedTuple):
@@ -97,6 +101,83 @@ class PairEncoding:
             subset=pair.subset,
             truncated=cut != whole,
             others=tuple(others),
+        )
+
+
+@dataclass(frozen=True)
+class StepEncoding:
+    """How rows of a source become encoded responses in labelled steps, cut as method §3 has it."""
+
+    chat: ChatFormat
+    max_length: int
+    max_prompt_length: int
+    stored = StepRows
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Limits to the number of ids."""
+        return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
+
+    def parse(
+        self, rows: Iterable[Row | Skipped], reader: RowReader, stats: ReadStats
+    ) -> Iterator[Steps]:
+        """The labelled steps of the usable rows."""
+        return parsed(rows, reader, as_steps, stats)
+
+    def encode(self, items: Iterable[Steps]) -> Iterator[EncodedStepRow | Skipped]:
+        """Each response encoded, or why it cannot be.
+
+        Raises DenserlError when the limits leave no room for a response, and for a tokenizer that
+        does not say where its tokens are in a text.
+        """
+        check_limits(self.max_length, self.max_prompt_length)
+        chat, tokenizer = self.chat, self.chat.template.tokenizer
+        if not tokenizer.is_fast:
+            raise DenserlError(
+                "process labels need a fast tokenizer, which says where its tokens are in a text",
+                hint="name a folder with a tokenizer.json in model.tokenizer",
+            )
+        layouts: dict[int, Layout] = {}
+
+        def laid(item: Steps) -> Sequence[Layout]:
+            found = chat.answer_layouts(item.messages)
+            layouts[id(item)] = found[1]
+            return found
+
+        encoded = _encoded(chat, items, laid)
+        while chunk := list(islice(encoded, CHUNK)):
+            usable = [
+                (layouts.pop(id(item)), ids[1]) for item, ids in chunk if isinstance(ids, list)
+            ]
+            places = iter(place_answers(tokenizer, usable, chat.answer.lead, chat.answer.closing))
+            for item, ids in chunk:
+                yield ids if isinstance(ids, Skipped) else self._row(item, next(places), *ids)
+
+    def _row(
+        self, item: Steps, placed: Placed, prompt: Encoded, response: Encoded
+    ) -> EncodedStepRow | Skipped:
+        whole = join(prompt, response)
+        cut = truncate(whole, self.max_length, self.max_prompt_length, self.chat.terminator_id)
+        text = item.messages[-1]["content"]
+        shift = text.find(placed.content)
+        if shift < 0 or text[:shift].strip():
+            return Skipped(item.origin, "the chat template changes the answer", "")
+        starts, stops = step_places(item.steps)
+        inner = cut_tokens(starts - shift, stops - shift, placed.begins, placed.ends)
+        ends = np.array([*inner, len(whole[1]) - 2], np.int32)  # before the terminator
+        if (np.diff(ends, prepend=-1) <= 0).any():
+            return Skipped(item.origin, "two steps end in one token", "column of the steps")
+        left = ends < len(cut[1]) - 1
+        if not left.any():
+            return Skipped(item.origin, "no whole step", f"in data.max_length {self.max_length}")
+        return EncodedStepRow(
+            prompt=np.array(cut[0], np.int32),
+            response=np.array(cut[1], np.int32),
+            ends=ends[left],
+            labels=np.array(item.labels)[left],
+            origin=item.origin,
+            group=digest(prompt.ids),
+            truncated=cut != whole,
         )
 
 

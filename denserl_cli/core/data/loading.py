@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from denserl_cli.core.chat.format import ChatFormat
-from denserl_cli.core.data.arrow_rows import PairRows, PromptRows
-from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding
+from denserl_cli.core.data.arrow_rows import PairRows, PromptRows, StepRows
+from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding, StepEncoding
+from denserl_cli.core.data.kinds import all_steps
 from denserl_cli.core.data.mixture import Mixture, mixed
 from denserl_cli.core.data.skipped import Skipped, count_skipped
 from denserl_cli.core.data.sources import row_count
@@ -27,16 +28,19 @@ SPLIT_SEED = 42
 
 
 class PairData(NamedTuple):
-    """Encoded preference pairs for training and for evaluation, and the skipped rows."""
+    """Encoded preferences for training and for evaluation, and the skipped rows.
 
-    train: PairRows
-    evaluation: PairRows
+    They are pairs, or responses in labelled steps.
+    """
+
+    train: PairRows | StepRows
+    evaluation: PairRows | StepRows
     skipped: list[Skipped]
 
     @property
-    def everything(self) -> PairRows:
-        """The pairs for training, then those for evaluation."""
-        return self.train.followed_by(self.evaluation)
+    def everything(self) -> PairRows | StepRows:
+        """The rows for training, then those for evaluation."""
+        return self.train.followed_by(self.evaluation)  # type: ignore[arg-type]
 
 
 class PromptData(NamedTuple):
@@ -53,11 +57,13 @@ class PromptData(NamedTuple):
 
 
 def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData:
-    """Read, encode and split the recipe's preference pairs; count the rows that are skipped.
+    """Read, encode and split the recipe's pairs or steps; count the rows that are skipped.
 
-    Without evaluation sources, a part of the pairs is held out.
+    Without evaluation sources, a part of the rows is held out. Raises DenserlError as well where
+    some sources have pairs and some have steps.
     """
     data = recipe.data
+    _hold_steps((*data.preferences, *data.evaluation))
     rows, skipped, _ = encode_sources(recipe, data.preferences, chat, observer)
     if data.evaluation:
         held, more, _ = encode_sources(recipe, data.evaluation, chat, observer)
@@ -70,12 +76,12 @@ def load_pairs(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PairData
 
 def draw_pairs(
     recipe: Recipe, chat: ChatFormat, count: int, seed: int, observer: Observer
-) -> tuple[PairRows, list[Skipped]]:
-    """At most `count` of all of a recipe's preference pairs, drawn with a seed.
+) -> tuple[PairRows | StepRows, list[Skipped]]:
+    """At most `count` of all of a recipe's preference pairs or steps, drawn with a seed.
 
     Where the sources have more rows, as many as are wanted are drawn, alike from each, before any
-    is tokenised; those that cannot be used are not made up for. Returns the pairs, and the
-    skipped rows.
+    is tokenised; those that cannot be used are not made up for. Returns the rows, and the
+    skipped ones.
     """
     data = recipe.data
     sources = (*data.preferences, *data.evaluation)
@@ -107,14 +113,25 @@ def at_most(limit: int | None, sources: Sequence[Source]) -> tuple[Source, ...]:
 def encode_sources(
     recipe: Recipe, sources: Sequence[Source], chat: ChatFormat, observer: Observer
 ) -> Mixture:
-    """Read and encode the preference pairs of sources; `skipped` holds all unusable rows."""
+    """Read and encode the pairs or steps of sources; `skipped` holds all unusable rows."""
     data = recipe.data
-    encoding = PairEncoding(chat, data.max_length, data.max_prompt_length)
+    steps = _hold_steps(sources)
+    encoding = (StepEncoding if steps else PairEncoding)(
+        chat, data.max_length, data.max_prompt_length
+    )
     found = mixed(encoding, sources, seed=recipe.seed, strict=data.strict, observer=observer)
     if found.truncated:
-        limit = data.max_length
-        observer.notice(f"{found.truncated} pairs were cut to data.max_length {limit}")
+        limit, lost = data.max_length, ""
+        what = "responses in steps" if steps else "pairs"
+        if steps:
+            lost = "; labels of steps that are not whole any more are left out"
+        observer.notice(f"{found.truncated} {what} were cut to data.max_length {limit}{lost}")
     return found
+
+
+def _hold_steps(sources: Sequence[Source]) -> bool:
+    """Whether sources hold labelled steps. Raises DenserlError for a mixture of both."""
+    return bool(broadcast_object(from_local_main_process(lambda: all_steps(sources))))
 
 
 def load_prompts(recipe: Recipe, chat: ChatFormat, observer: Observer) -> PromptData:

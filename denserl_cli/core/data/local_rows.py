@@ -11,7 +11,8 @@ import numpy as np
 
 from denserl_cli.core.data.column_paths import has_every
 from denserl_cli.core.data.comparisons import paths_of
-from denserl_cli.core.data.conversations import ReadStats, as_pairs, as_prompts, parsed
+from denserl_cli.core.data.conversations import Parse, ReadStats, as_prompts, parsed
+from denserl_cli.core.data.kinds import all_steps, parser_of
 from denserl_cli.core.data.local_files import is_pattern
 from denserl_cli.core.data.row_readers import read_mapped
 from denserl_cli.core.data.skipped import skipped_report
@@ -48,8 +49,10 @@ def count_local_rows(sources: Sequence[Source]) -> int | None:
 def first_rows_problems(recipe: Recipe) -> Iterator[str]:
     """Yield what is wrong with the first rows of the recipe's local sources.
 
-    A source is wrong when it cannot be read, or when none of these rows can be used.
+    A source is wrong when it cannot be read, or when none of these rows can be used. Sources are
+    wrong together when some have pairs and some have steps.
     """
+    wrong = False
     for name in ("preferences", "evaluation", "prompts"):
         for place, source in enumerate(getattr(recipe.data, name)):
             if _is_local(source):
@@ -58,17 +61,23 @@ def first_rows_problems(recipe: Recipe) -> Iterator[str]:
                 except DenserlError as error:
                     problem = f"{error.message}; {error.hint}" if error.hint else error.message
                 if problem:
+                    wrong = True
                     yield f"data.{name}[{place}]: {problem}"
+    preferences = (*recipe.data.preferences, *recipe.data.evaluation)
+    if wrong:
+        return
+    try:
+        all_steps([source for source in preferences if _is_local(source)])
+    except DenserlError as error:
+        yield f"{error.message}; {error.hint}"
 
 
 def _problem(source: Source, *, prompts_only: bool) -> str | None:
     stats = ReadStats()
     rng = np.random.default_rng(0)
     rows, reader = read_mapped(source, open_source(source), rng, lambda all_: islice(all_, FIRST))
-    if prompts_only:
-        usable = sum(1 for _ in parsed(rows, reader, as_prompts, stats))
-    else:
-        usable = sum(1 for _ in parsed(rows, reader, as_pairs, stats))
+    parse: Parse = as_prompts if prompts_only else parser_of(source)
+    usable = sum(1 for _ in parsed(rows, reader, parse, stats))
     if usable:
         return None
     found = "; ".join(skipped_report(stats.skipped))

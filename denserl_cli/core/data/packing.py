@@ -11,6 +11,7 @@ from denserl_cli.core.data.batches import (
     EncodedPairRow,
     Packing,
     SequenceBatch,
+    collate_sequences,
     micro_batches,
     pair_batches,
     response_windows,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from denserl_cli.core.data.sequences import Sequences
+    from denserl_cli.core.data.steps import EncodedStepRow
 
     Ids = np.ndarray | Sequence[int]
 
@@ -96,6 +98,18 @@ def pack_sides(
 ) -> SequenceBatch:
     """Some of the sequences of N pairs in one row. numbers: as in `collate_sides`."""
     return pack_sequences(*sides_of(rows, numbers), pad_id, device)
+
+
+def collate_steps(
+    rows: Sequence[EncodedStepRow],
+    pad_id: int,
+    device: torch.device | str | None = None,
+    *,
+    packed: bool,
+) -> SequenceBatch:
+    """Some responses in steps, packed or padded."""
+    together = pack_sequences if packed else collate_sequences
+    return together([row.prompt for row in rows], [row.response for row in rows], pad_id, device)
 
 
 def side_batches(sequences: Sequences, size: int, *, packed: bool) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, sequences_of
+from denserl_cli.core.data.arrow_rows import PairRows, StepRows, pair_lengths, sequences_of
 from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
 from denserl_cli.core.data.loading import at_most, encode_sources, load_pairs
 from denserl_cli.core.data.packing import pack_sides, side_batches
@@ -19,6 +19,7 @@ from denserl_cli.core.errors import DenserlError, refuse
 from denserl_cli.core.evaluation import benchmark_scores, reward_bench
 from denserl_cli.core.evaluation.benchmarks import RANKED
 from denserl_cli.core.evaluation.sequence_scores import check_scores, score_sequences
+from denserl_cli.core.evaluation.steps import evaluate_steps
 from denserl_cli.core.models.device import device
 from denserl_cli.core.recipe.stages import EVALUATE_RM
 from denserl_cli.core.reward_model.metrics import Floats, accuracy, calibration, length_effect
@@ -94,23 +95,30 @@ def evaluate_reward_model(
 def _evaluate_pairs(
     setup: RewardSetup, run: RunFolder, observer: Observer, limit: int | None, benchmark: str | None
 ) -> dict[str, Any]:
-    """The metrics of preference pairs."""
+    """The metrics of preference pairs or of labelled steps."""
     recipe, chat = setup.recipe, setup.reward_chat_format
-    rows, skipped = _evaluation_pairs(recipe, chat, observer, limit)
-    if benchmark is not None:
+    rows, skipped = _evaluation_rows(recipe, chat, observer, limit)
+    if isinstance(rows, StepRows):
+        if benchmark is not None:
+            raise DenserlError(f"{benchmark} has pairs, and the rows are steps with labels")
+    elif benchmark is not None:
         unnamed = [f"{row.origin}: no subset" for row in rows if row.subset is None]
         refuse(unnamed, f"every row of {benchmark} names one: mend the file")
     list_skipped(skipped, run.skipped_file(EVALUATE_RM), observer)
     engine, packing = recipe.reward_model.engine, recipe.model.packing
     scorer = load_scorer(setup, run, observer, engine=engine, packing=packing)
     size = 2 * recipe.reward_model.micro_batch_size
-    scores = score_pairs(rows, scorer, recipe.reward_model.aggregate, size, chat.pad_id, observer)
-    metrics = describe(rows if len(rows) == len(scores) else every_pair(rows), scores)
+    if isinstance(rows, StepRows):
+        metrics = evaluate_steps(rows, scorer, size, chat.pad_id, observer)
+    else:
+        aggregate = recipe.reward_model.aggregate
+        scores = score_pairs(rows, scorer, aggregate, size, chat.pad_id, observer)
+        metrics = describe(rows if len(rows) == len(scores) else every_pair(rows), scores)
     if benchmark is not None:
         metrics["incomplete"] = _incomplete(metrics, skipped, limit)
     return {
         "held_out": not recipe.data.evaluation,
-        "truncated": sum(row.truncated for row in rows),
+        "truncated": int(rows.numbers("truncated").sum()),
         "skipped": len(skipped),
         **metrics,
     }
@@ -144,10 +152,10 @@ def _evaluate_ranked(
     return benchmark_scores.describe(name, rows, scored)
 
 
-def _evaluation_pairs(
+def _evaluation_rows(
     recipe: Recipe, chat: ChatFormat, observer: Observer, limit: int | None
-) -> tuple[PairRows, list[Skipped]]:
-    """The pairs to evaluate on, at most `limit` of them drawn with the recipe's seed."""
+) -> tuple[PairRows | StepRows, list[Skipped]]:
+    """The rows to evaluate on, at most `limit` of them drawn with the recipe's seed."""
     data = recipe.data
     if data.evaluation:
         sources = at_most(limit, data.evaluation)

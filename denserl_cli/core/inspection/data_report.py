@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from denserl_cli.core.chat.loading import load_chat
+from denserl_cli.core.data.kinds import has_steps
 from denserl_cli.core.data.local_files import Row
 from denserl_cli.core.data.skipped import Skipped, skipped_report
 from denserl_cli.core.data.sources import open_source
@@ -18,6 +19,7 @@ from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.inspection.data_tally import (
     Column,
     Example,
+    Kind,
     Lengths,
     Limits,
     Reading,
@@ -43,7 +45,7 @@ class DataReport:
 
     source: str
     kind: str
-    """pairs or prompts."""
+    """pairs, responses in labelled steps, or prompts."""
     rows: int
     columns: dict[str, Column]
     format: str | None
@@ -142,7 +144,8 @@ def report_on(
     taken, prompts_only = _recognized(source, prompts_only)
     remarks = [] if asked or not prompts_only else _why_no_pairs(taken)
     reading = Reading(taken, prompts_only)
-    tally = RowTally(chat, limits, prompts_only)
+    kind: Kind = "prompts" if prompts_only else "steps" if has_steps(taken) else "pairs"
+    tally = RowTally(chat, limits, kind)
     items = reading.items()
     while chunk := list(islice(items, _CHUNK)):
         tally.add(chunk)
@@ -150,7 +153,7 @@ def report_on(
     shared = None if evaluation is None else len(tally.prompt_keys & set(evaluation))
     return DataReport(
         source=source.path,
-        kind="prompts" if prompts_only else "pairs",
+        kind="responses in labelled steps" if kind == "steps" else kind,
         rows=reading.rows,
         columns=reading.columns,
         format=taken.format,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -14,15 +14,16 @@ from denserl_cli.core.data.conversations import (
     Pair,
     Prompt,
     ReadStats,
-    as_pairs,
     as_prompts,
     parsed,
 )
-from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding
+from denserl_cli.core.data.encoding import PairEncoding, PromptEncoding, StepEncoding
+from denserl_cli.core.data.kinds import parser_of
 from denserl_cli.core.data.local_files import Row
 from denserl_cli.core.data.row_readers import fitting_mapping, read_mapped
 from denserl_cli.core.data.skipped import Skipped
 from denserl_cli.core.data.sources import open_source
+from denserl_cli.core.data.steps import Steps
 from denserl_cli.core.recipe.data_formats import RowMapping, row_mappings
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from denserl_cli.core.recipe.schema import Source
 
 _SHOWN_IDS = 12
+Kind = Literal["prompts", "pairs", "steps"]
+"""What a source holds."""
 
 
 class Limits(NamedTuple):
@@ -78,14 +81,14 @@ class Reading:
         self.stats, self.columns, self.rows = ReadStats(), dict[str, Column](), 0
         self.mapping: RowMapping | None = None
 
-    def items(self) -> Iterator[Pair | Prompt]:
-        """The pairs or prompts of the rows."""
+    def items(self) -> Iterator[Pair | Prompt | Steps]:
+        """The pairs, labelled steps or prompts of the rows."""
         rng = np.random.default_rng(0)
         rows, reader = read_mapped(self.source, open_source(self.source), rng, self._watched)
         if self.prompts_only:
             yield from parsed(rows, reader, as_prompts, self.stats)
         else:
-            yield from parsed(rows, reader, as_pairs, self.stats)
+            yield from parsed(rows, reader, parser_of(self.source), self.stats)
 
     def _watched(self, rows: Iterator[Row | Skipped]) -> Iterator[Row | Skipped]:
         for row in islice(rows, self._first):
@@ -103,26 +106,33 @@ class Reading:
 
 
 class RowTally:
-    """Counts of pairs or prompts that pass, encoded where there is a tokenizer."""
+    """Counts of what passes, encoded where there is a tokenizer."""
 
-    def __init__(self, chat: ChatFormat | None, limits: Limits | None, prompts_only: bool) -> None:
-        self.chat, self.prompts_only = chat, prompts_only
-        self.encoding: PairEncoding | PromptEncoding | None = None
+    def __init__(
+        self,
+        chat: ChatFormat | None,
+        limits: Limits | None,
+        kind: Kind,
+    ) -> None:
+        self.chat = chat
+        self.encoding: PairEncoding | StepEncoding | PromptEncoding | None = None
         if chat is not None and limits is not None:
-            self.encoding = (
-                PromptEncoding(chat, limits.prompts)
-                if prompts_only
-                else PairEncoding(chat, limits.max_length, limits.max_prompt_length)
-            )
-        names = ("prompt",) if prompts_only else ("prompt", "chosen", "rejected")
-        self.lengths: dict[str, list[int]] = {name: [] for name in names}
+            answered = (limits.max_length, limits.max_prompt_length)
+            if kind == "prompts":
+                self.encoding = PromptEncoding(chat, limits.prompts)
+            elif kind == "steps":
+                self.encoding = StepEncoding(chat, *answered)
+            else:
+                self.encoding = PairEncoding(chat, *answered)
+        names = {"prompts": (), "steps": ("response",), "pairs": ("chosen", "rejected")}[kind]
+        self.lengths: dict[str, list[int]] = {name: [] for name in ("prompt", *names)}
         self.failed: list[Skipped] = []
         self.usable = self.cut = self.duplicates = 0
         self.prompt_keys, self._seen = set[int](), set[int]()
         self.example: Example | None = None
 
-    def add(self, items: Sequence[Pair | Prompt]) -> None:
-        """Count some pairs or prompts."""
+    def add(self, items: Sequence[Pair | Prompt | Steps]) -> None:
+        """Count some pairs, labelled steps or prompts."""
         encoded: Sequence[Any] = [None] * len(items)
         if self.encoding is not None:
             encoded = list(self.encoding.encode(items))  # type: ignore[arg-type]
@@ -145,13 +155,13 @@ class RowTally:
 
     def longer_share(self) -> float | None:
         """Share of the pairs of unequal length whose better answer is the longer one."""
-        if self.prompts_only or not self.lengths["chosen"]:
+        if not self.lengths.get("chosen"):
             return None
         longer = np.subtract(self.lengths["chosen"], self.lengths["rejected"])
         longer = longer[longer != 0]
         return float((longer > 0).mean()) if len(longer) else None
 
-    def _example(self, item: Pair | Prompt, texts: dict[str, str], row: Any) -> Example:
+    def _example(self, item: Pair | Prompt | Steps, texts: dict[str, str], row: Any) -> Example:
         answers = {name: text for name, text in texts.items() if name != "prompt"}
         if row is None or self.chat is None:
             return Example(item.origin, texts["prompt"], answers)
@@ -184,16 +194,20 @@ def type_of(value: object) -> str:
     return type(value).__name__
 
 
-def prompt_of(item: Pair | Prompt) -> Turns:
+def prompt_of(item: Pair | Prompt | Steps) -> Turns:
     """The prompt's turns."""
+    if isinstance(item, Steps):
+        return item.messages[:-1]
     return item.chosen[:-1] if isinstance(item, Pair) else item.messages
 
 
-def texts_of(item: Pair | Prompt) -> dict[str, str]:
+def texts_of(item: Pair | Prompt | Steps) -> dict[str, str]:
     """The texts of an item: of its prompt, with roles, and of its answers."""
     prompt = "\n".join(f"[{turn['role']}] {turn['content']}" for turn in prompt_of(item))
     if isinstance(item, Prompt):
         return {"prompt": prompt}
+    if isinstance(item, Steps):
+        return {"prompt": prompt, "response": item.messages[-1]["content"]}
     chosen, rejected = item.chosen[-1]["content"], item.rejected[-1]["content"]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 

@@ -13,6 +13,7 @@ _PATH = re.compile(r"[^.\[\]]+(\[(\*|-?\d+)\]|\.[^.\[\]]+)*")
 _ROLES = ("system", "user", "assistant")
 _MEANINGS = ("first", "second", "tie", "skip")
 _PREFERENCES = ("better", "scores", "rank")
+_STEPS = ("completions", "labels")
 
 
 class Problem(NamedTuple):
@@ -50,7 +51,9 @@ def mapping_problems(key: str, source: Source) -> Iterator[Problem]:
         if name != "better_values":
             for path in [value] if isinstance(value, str) else value:
                 yield from _path_problems(f"{key}.columns.{name}", path)
-    if source.columns is not None:
+    if source.columns is not None and any(getattr(source.columns, name) for name in _STEPS):
+        yield from _step_problems(key, source, source.columns)
+    elif source.columns is not None:
         yield from _column_problems(f"{key}.columns", source.columns, columns)
 
 
@@ -93,6 +96,19 @@ def _column_problems(key: str, own: Columns, columns: Columns) -> Iterator[Probl
         message = "chosen and rejected say which is better; name the answers in columns.answers"
         yield Problem(f"{key}.{given[0]}", message)
     yield from _better_problems(f"{key}.better_values", columns)
+
+
+def _step_problems(key: str, source: Source, own: Columns) -> Iterator[Problem]:
+    """Steps with labels are not compared with other answers."""
+    compared = ("chosen", "rejected", "answers", *_PREFERENCES, "better_values", "margin")
+    for name in compared:
+        if getattr(own, name) is not None:
+            message = "completions and labels are steps of one answer, with nothing to compare"
+            yield Problem(f"{key}.columns.{name}", message)
+    for name in ("format", "pairs", "group_by"):
+        if getattr(source, name) is not None:
+            message = "does not belong to steps with labels; leave it out"
+            yield Problem(f"{key}.{name}", message, (f"{key}.columns",))
 
 
 def _better_problems(key: str, columns: Columns) -> Iterator[Problem]:

@@ -84,6 +84,10 @@ class Columns:
     """A rank for each answer, lower is better."""
     margin: str | None = None
     """By how much the better answer is better; its absolute value where `better` is the same."""
+    completions: str | None = None
+    """The steps of one answer, each with a label of its own, in place of answers to compare."""
+    labels: str | None = None
+    """For each of the steps: true or 1 where it is right, false or 0, or a share in between."""
 
 
 @dataclass(frozen=True)
@@ -224,9 +228,9 @@ class DataConfig:
     """Preference pairs and prompts."""
 
     preferences: tuple[Source, ...] = ()
-    """Sources of preference pairs for train-rm and fit-function."""
+    """Preference pairs, or answers in labelled steps, for train-rm and fit-function."""
     evaluation: tuple[Source, ...] = ()
-    """Preference pairs for evaluation; empty: `eval_pairs` are held out of `preferences`."""
+    """The same for evaluation; empty: `eval_pairs` are held out of `preferences`."""
     eval_pairs: int = 2000
     """Pairs held out for evaluation (at most a tenth of the data) when `evaluation` is empty."""
     prompts: tuple[Source, ...] = ()

@@ -1,4 +1,4 @@
-"""Metrics of a reward model on preference pairs: accuracy, calibration, the effect of length."""
+"""Metrics of a reward model on preference pairs and labelled steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from denserl_cli.core.data.sequences import ranking_table
-from denserl_cli.core.reward_model.loss import PreferenceObjective
+from denserl_cli.core.reward_model.loss import PreferenceObjective, segment_label_loss
 
 Metrics = dict[str, Tensor]
-"""Metrics by name, 0-d each: means over the pairs and rankings."""
+"""Metrics by name, 0-d each: means over the pairs and rankings, or the steps."""
+Floats = NDArray[np.float64]
 
 
 def preference_metrics(
@@ -83,6 +84,53 @@ def _ranking_metrics(
     }
 
 
+def step_metrics(values: Tensor, labels: Tensor) -> Metrics:
+    """Loss and metrics of N labelled steps.
+
+    Args:
+        values: (N,), the scalar head at their last tokens: the log-odds of right.
+        labels: (N,), 1 for right, 0 for wrong, a share in between.
+    """
+    ends = torch.ones_like(values, dtype=torch.bool)[None]
+    return {
+        "loss": segment_label_loss(values[None], ends, labels[None]),
+        "accuracy": ((values > 0) == (labels > 0.5)).float().mean(),
+        "right_steps": (labels > 0.5).float().mean(),
+        "reward_mean": values.mean(),
+        "reward_square": values.square().mean(),
+    }
+
+
+def first_wrong_accuracy(
+    values: Floats, labels: Floats, counts: NDArray[np.int64]
+) -> dict[str, float | None]:
+    """How well the first wrong step of each response is found (ProcessBench, arXiv 2412.06559).
+
+    Args:
+        values: (N,), of all steps, response by response; a step is taken for wrong at 0 or below.
+        labels: (N,), as in `step_metrics`.
+        counts: (R,), steps of each response.
+
+    Returns:
+        `first_wrong_accuracy`: share of the responses with a wrong step whose first one is found.
+        `all_right_accuracy`: share of the others in which no step is taken for wrong. None where
+        there are no such responses.
+    """
+    starts = np.cumsum(counts) - counts
+    place = np.arange(len(values)) - np.repeat(starts, counts)
+
+    def first(wrong: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The place of each response's first wrong step, or one that none has."""
+        return np.minimum.reduceat(np.where(wrong, place, len(values)), starts)
+
+    wanted = first(labels <= 0.5)
+    found, has_wrong = first(values <= 0) == wanted, wanted < len(values)
+    return {
+        "first_wrong_accuracy": float(found[has_wrong].mean()) if has_wrong.any() else None,
+        "all_right_accuracy": float(found[~has_wrong].mean()) if (~has_wrong).any() else None,
+    }
+
+
 def to_numbers(names: Sequence[str], means: Tensor) -> dict[str, float]:
     """Means as numbers by name; `reward_square` becomes `reward_std`."""
     named = dict(zip(names, means.tolist(), strict=True))
@@ -93,9 +141,6 @@ def to_numbers(names: Sequence[str], means: Tensor) -> dict[str, float]:
 def is_number(value: object) -> bool:
     """Whether a logged metric is a single number, or null in place of one."""
     return value is None or isinstance(value, (int, float))
-
-
-Floats = NDArray[np.float64]
 
 
 CALIBRATION_BINS = 10

@@ -1,4 +1,4 @@
-"""What a recipe makes of its pairs: the objective of train-rm, and whether the data fit it."""
+"""What a recipe makes of its data: the objective of train-rm, and whether the data fit it."""
 
 from __future__ import annotations
 
@@ -58,3 +58,15 @@ def _check_rankings(margins: str, data: Sequence[PairRows]) -> None:
                 f"{len(found)} rankings have a margin (the first: {rows[int(found[0])].origin})",
                 hint="set reward_model.margins=ignore, or `pairs` of the source to all",
             )
+
+
+def check_unset(settings: RewardModelConfig) -> None:
+    """Raise DenserlError for settings of preference pairs, which labelled steps do not have."""
+    usual = type(settings)()
+    names = [n for n in PreferenceObjective._fields if getattr(settings, n) != getattr(usual, n)]
+    if names:
+        fields = ", ".join(f"reward_model.{name}" for name in names)
+        raise DenserlError(
+            f"{fields}: for preference pairs, and the data have steps with labels",
+            hint="; ".join(f"set reward_model.{n}={getattr(usual, n)}" for n in names),
+        )

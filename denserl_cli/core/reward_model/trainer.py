@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,32 +21,26 @@ from denserl_cli.core.data.batches import (
     pair_batches,
 )
 from denserl_cli.core.data.packing import pack_sides, side_batches
-from denserl_cli.core.engine.base import step as engine_step
-from denserl_cli.core.engine.factory import freeze, make_engine, placement
 from denserl_cli.core.models.device import device
-from denserl_cli.core.models.lora import load_reference, new_scalar_model
-from denserl_cli.core.models.packing_support import packs
 from denserl_cli.core.models.scalar_head import token_values
-from denserl_cli.core.observer import throughput
-from denserl_cli.core.recipe.stages import TRAIN_RM as STAGE
 from denserl_cli.core.reward_model.metrics import (
     Metrics,
-    is_number,
     length_effect,
     preference_metrics,
     to_numbers,
 )
 from denserl_cli.core.reward_model.objective import objective_of
-from denserl_cli.core.runs.stage_session import StageSession
+from denserl_cli.core.reward_model.training import STAGE, ScalarTrainer
 from denserl_cli.core.scoring.scorer import Scorer
 from denserl_cli.core.scoring.segment_cache import open_cache
 from denserl_cli.core.segmentation import aggregate_segments
 from denserl_cli.core.system.distributed import (
     all_reduce_sum,
-    rounds,
     shard_micro_batches,
     world_size,
 )
+
+__all__ = ["STAGE", "RewardTrainer"]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,15 +50,10 @@ if TYPE_CHECKING:
     from denserl_cli.core.runs.folder import RunFolder
 
 
-HEADLINE = (
-    *("loss", "accuracy", "segments_per_response"),
-    *("tokens_per_second", "responses_per_second"),
-)
-"""The metrics shown beside the progress bar; metrics.jsonl has all metrics."""
+class RewardTrainer(ScalarTrainer[PairRows]):
+    """Trains a reward model on preference pairs (method §3)."""
 
-
-class RewardTrainer:
-    """Trains a reward model on preference pairs; `train` is the algorithm."""
+    unit, cuts = "pairs", True
 
     def __init__(
         self,
@@ -92,89 +79,36 @@ class RewardTrainer:
             tokenizer: Decodes samples, and responses where segments depend on their text.
             pad_id: Token that fills batches up.
         """
-        self.settings = recipe.reward_model
         self.objective = objective_of(recipe.reward_model, (rows, evaluation))
-        self.rows, self.evaluation, self.batches = rows, evaluation, batches
-        self.sequences = sequences_of(rows)
-        self.tokenizer, self.pad_id = tokenizer, pad_id
-        self.log_samples = recipe.run.log_samples
-        engine = self.settings.engine
-        reference = None
-        if recipe.segmentation.by_entropy:
-            reference = load_reference(recipe, placement(recipe, engine, trained=False))
-        self.engine = make_engine(
+        super().__init__(
             recipe,
-            engine,
-            new_scalar_model(recipe, reference, placement(recipe, engine, trained=True)),
-            learning_rate=self.settings.learning_rate,
-            total_steps=len(batches),
-        )
-        frozen = None if reference is None else freeze(reference, recipe, engine)
-        models = (self.engine,) if frozen is None else (self.engine, frozen)
-        self.packs = packs(models, recipe.model.packing, observer)
-        self.scorer = Scorer(recipe.segmentation, reference=frozen, tokenizer=tokenizer)
-        self.segments = None if frozen is None else open_cache(rows, recipe, self.scorer, observer)
-        self.session = StageSession(
-            STAGE,
             run,
             observer,
-            engines={"engine": self.engine},
-            unit="step",
-            total=len(batches),
-            save_every=self.settings.save_every,
-            headline=HEADLINE,
+            rows=rows,
+            evaluation=evaluation,
+            batches=batches,
+            tokenizer=tokenizer,
+            pad_id=pad_id,
         )
+        self.sequences = sequences_of(rows)
+        self.scorer = Scorer(recipe.segmentation, reference=self.reference, tokenizer=tokenizer)
+        self.segments = None
+        if self.reference is not None:
+            self.segments = open_cache(rows, recipe, self.scorer, observer)
         self.evaluation_ends: list[Tensor] = []
 
-    def train(self, start: int) -> None:
-        """Take every step after `start`, with checkpoints and evaluations."""
-        total = len(self.batches)
-        self.session.observer.begin("train the reward model", total=total, done=start)
-        with self.session.steps(start) as steps:
-            for step in steps:
-                began = time.perf_counter()
-                indices = self.batches[step - 1]
-                metrics = self.update(step, indices)
-                seconds = time.perf_counter() - began
-                responses = len(self.sequences.of(indices))
-                metrics |= throughput(seconds, self.tokens(indices), responses)
-                evaluates = step % self.settings.eval_every == 0 or step == total
-                if evaluates:
-                    metrics |= self.evaluate()
-                samples = self.samples() if evaluates or step == 1 else []
-                if self.session.finish_step(step, metrics, samples):
-                    break
-
-    def update(self, step: int, indices: np.ndarray) -> dict[str, Any]:
-        """One optimizer step on one global batch, in micro-batches of similar length.
-
-        Args:
-            step: Its number, from 1.
-            indices: Row numbers of the pairs.
-
-        Returns:
-            Metrics of the step.
-        """
-        totals: list[Tensor] = []
-        learning_rate = self.engine.learning_rate
+    def parts(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The pairs of each micro-batch, of similar length."""
         tokens = self.sequences.tokens[indices]
-        parts = pair_batches(tokens, indices, self.settings.micro_batch_size)
-        mine = list(zip(shard_micro_batches(parts), rounds(parts), strict=True))
-        for number, ((part, counts), beside) in enumerate(mine, 1):
-            cut = self.passes(part, beside)
-            metrics = self.forward(part, cut)
-            weight = len(part) * counts
-            self.engine.backward(metrics["loss"] * weight / len(indices), last=number == len(mine))
-            totals.append(torch.stack([v.detach() for v in metrics.values()]) * weight)
-        norm = math.nan
-        with self.session.guard.update(step, lambda: _kept([self.rows[i] for i in indices])):
-            norm = engine_step(self.engine)[0].item()
-        means = all_reduce_sum(torch.stack(totals).sum(0)) / len(indices)
-        return {
-            **to_numbers(list(metrics), means),
-            "gradient_norm": norm,
-            "learning_rate": learning_rate,
-        }
+        return pair_batches(tokens, indices, self.settings.micro_batch_size)
+
+    def count(self, rows: np.ndarray) -> int:
+        """Pairs: metrics are means over them."""
+        return len(rows)
+
+    def micro_batch(self, part: np.ndarray, beside: Sequence[np.ndarray]) -> Metrics:
+        """Loss and metrics of one micro-batch; arguments of `passes`."""
+        return self.forward(part, self.passes(part, beside))
 
     def passes(self, pairs: np.ndarray, beside: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The sequences of each forward pass of a micro-batch, as `collate_sides` counts them.
@@ -297,16 +231,13 @@ class RewardTrainer:
         """Tokens of a global batch, all responses, without padding."""
         return int(self.sequences.tokens[indices].sum())
 
-    def summary(self) -> dict[str, Any]:
-        """The summary of the finished stage."""
-        last = self.session.run.metrics(STAGE)[-1]
-        evaluated = {k: v for k, v in last.items() if k.startswith("eval_") and is_number(v)}
-        return {"steps": len(self.batches), "pairs": len(self.rows), **evaluated}
+    def responses(self, indices: np.ndarray) -> int:
+        """Responses of a global batch, all of its pairs and rankings."""
+        return len(self.sequences.of(indices))
 
-
-def _kept(rows: Sequence[EncodedPairRow]) -> dict[str, Any]:
-    """A batch in a form that torch.save can write for inspection."""
-    names = ("prompt", "chosen", "rejected")
-    ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
-    others = [[torch.from_numpy(one) for one in row.others] for row in rows]
-    return {"origin": [row.origin for row in rows], **ids, "others": others}
+    def kept(self, indices: np.ndarray) -> dict[str, Any]:
+        """A batch in a form that torch.save can write for inspection."""
+        rows, names = [self.rows[i] for i in indices], ("prompt", "chosen", "rejected")
+        ids = {name: [torch.from_numpy(getattr(row, name)) for row in rows] for name in names}
+        others = [[torch.from_numpy(one) for one in row.others] for row in rows]
+        return {"origin": [row.origin for row in rows], **ids, "others": others}

@@ -18,6 +18,7 @@ from denserl_cli.core.chat.loading import load_chat
 from denserl_cli.core.data.batches import collate_sequences, micro_batches
 from denserl_cli.core.data.conversations import Pair, read_pairs
 from denserl_cli.core.data.encoding import encode_pairs
+from denserl_cli.core.data.kinds import has_steps
 from denserl_cli.core.engine.factory import freeze
 from denserl_cli.core.errors import DenserlError
 from denserl_cli.core.models.device import device
@@ -125,6 +126,12 @@ def calibrate(
 
 def sample_pairs(recipe: Recipe, limit: int, observer: Observer) -> list[Pair]:
     """Up to `limit` usable preference pairs, equally many from each source of the recipe."""
+    for source in recipe.data.preferences:
+        if has_steps(source):
+            raise DenserlError(
+                f"{source.path} has steps with labels, and preference pairs are needed here",
+                hint="set segmentation.cut=newline, or a cutoff; `segment` takes --text and --file",
+            )
     drawn = [
         replace(source, max_samples=min(4 * limit, source.max_samples or 4 * limit))
         for source in recipe.data.preferences

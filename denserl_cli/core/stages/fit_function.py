@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from denserl_cli.core.data.arrow_rows import sequences_of
-from denserl_cli.core.data.batches import EncodedPairRow, collate_sides
+from denserl_cli.core.data.arrow_rows import PairRows, StepRows, sequences_of
+from denserl_cli.core.data.batches import (
+    EncodedPairRow,
+    SequenceBatch,
+    collate_sides,
+    micro_batches,
+)
 from denserl_cli.core.data.loading import draw_pairs
-from denserl_cli.core.data.packing import pack_sides, side_batches
+from denserl_cli.core.data.packing import collate_steps, pack_sides, side_batches
 from denserl_cli.core.data.skipped import list_skipped
 from denserl_cli.core.engine.random_state import seed_everything
 from denserl_cli.core.models.device import device
@@ -72,7 +77,7 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
         normalizer = replace(normalizer, min_std=settings.min_std)
     record |= {
         **resolved.segmentation.deciding(),
-        "pairs": len(rows),
+        "responses" if isinstance(rows, StepRows) else "pairs": len(rows),
         "seed": settings.seed,
     }
     plot(run.normalizer.with_suffix(".png"), rewards, normalizer)
@@ -82,24 +87,26 @@ def fit_normalizer(recipe: Recipe, run: RunFolder, mode: Mode, observer: Observe
 
 
 def segment_rewards(
-    rows: Sequence[EncodedPairRow], scorer: Scorer, batch_size: int, pad_id: int, observer: Observer
+    rows: Sequence[EncodedPairRow] | PairRows | StepRows,
+    scorer: Scorer,
+    batch_size: int,
+    pad_id: int,
+    observer: Observer,
 ) -> SegmentRewards:
-    """Location and raw reward of every segment of all responses of every pair.
+    """Location and raw reward of every segment of every response.
 
     Args:
-        rows: The pairs.
+        rows: Pairs, or responses in steps; they are cut as the scorer says, whatever their steps.
         scorer: Has the reward model.
-        batch_size: Pairs that are scored together.
+        batch_size: Pairs, or twice as many responses, that are scored together.
         pad_id: Token that fills batches up.
         observer: Told progress.
     """
-    sequences = sequences_of(rows)
     found: list[np.ndarray] = []
-    observer.begin("score responses", total=len(sequences.lengths))
-    collate = pack_sides if scorer.packs else collate_sides
-    parts = side_batches(sequences, batch_size, packed=scorer.packs)
+    parts, collate = _passes(rows, batch_size, pad_id, packed=scorer.packs)
+    observer.begin("score responses", total=sum(map(len, parts)))
     for part, is_mine in shard_micro_batches(parts):
-        scored = scorer(collate(*sequences.part(rows, part), pad_id, device()))
+        scored = scorer(collate(part))
         assert scored.token_values is not None
         counts = scored.ends.sum(1, keepdim=True)
         order = scored.ends.cumsum(1)
@@ -111,6 +118,27 @@ def segment_rewards(
     in_order = [part for turn in zip_longest(*all_gather_object(found)) for part in turn]
     location, reward, last = np.concatenate([p for p in in_order if p is not None], axis=1)
     return SegmentRewards(location, reward, last > 0)
+
+
+def _passes(
+    rows: Sequence[EncodedPairRow] | PairRows | StepRows,
+    batch_size: int,
+    pad_id: int,
+    *,
+    packed: bool,
+) -> tuple[list[np.ndarray], Callable[[np.ndarray], SequenceBatch]]:
+    """The numbers of the responses in each forward pass, and what makes a batch of them."""
+    if isinstance(rows, StepRows):
+        steps: StepRows = rows
+        parts = micro_batches(steps.lengths(), np.arange(len(steps)), 2 * batch_size)
+        return parts, lambda part: collate_steps(
+            [steps[int(i)] for i in part], pad_id, device(), packed=packed
+        )
+    pairs: Sequence[EncodedPairRow] = rows
+    together = pack_sides if packed else collate_sides
+    sequences = sequences_of(pairs)
+    parts = side_batches(sequences, batch_size, packed=packed)
+    return parts, lambda part: together(*sequences.part(pairs, part), pad_id, device())
 
 
 def fit(kind: str, rewards: SegmentRewards) -> tuple[LocationNormalizer, dict[str, Any]]:
@@ -156,6 +184,6 @@ def _rows(table: LocationTable) -> list[tuple[float, ...]]:
 def _show(observer: Observer, normalizer: LocationNormalizer, record: dict[str, Any]) -> None:
     names = ("w_mean", "w_std", "b_mean", "b_std", "min_std")
     rows = [[name, f"{getattr(normalizer, name):.4f}"] for name in names]
-    facts = ("kind", "r2_mean", "r2_std", "pairs", "segments")
+    facts = ("kind", "r2_mean", "r2_std", "pairs", "responses", "segments")
     rows += [[name, record[name]] for name in facts if name in record]
     observer.table("normaliser", ["metric", "value"], rows)

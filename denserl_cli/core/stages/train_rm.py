@@ -1,10 +1,11 @@
-"""The stage train-rm: from preference pairs to a reward model's folder."""
+"""The stage train-rm: from preference pairs or labelled steps to a reward model's folder."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from denserl_cli.core.data.arrow_rows import StepRows
 from denserl_cli.core.data.batches import global_batches
 from denserl_cli.core.data.loading import load_pairs
 from denserl_cli.core.engine.factory import check_engine
@@ -14,7 +15,10 @@ from denserl_cli.core.models.reward_metadata import RewardRecord
 from denserl_cli.core.models.saving import save_model
 from denserl_cli.core.planning.workload import count_steps
 from denserl_cli.core.recipe.stages import TRAIN_RM
+from denserl_cli.core.reward_model.step_segments import step_segments_notice
+from denserl_cli.core.reward_model.step_trainer import StepTrainer
 from denserl_cli.core.reward_model.trainer import RewardTrainer
+from denserl_cli.core.reward_model.training import ScalarTrainer
 from denserl_cli.core.scoring.resolve import prepare
 from denserl_cli.core.system.distributed import barrier, is_main_process
 from denserl_cli.core.system.files import replaced_folder
@@ -39,7 +43,12 @@ def train_reward_model(recipe: Recipe, run: RunFolder, mode: Mode, observer: Obs
         seed=resolved.seed,
     )
     seed_everything(resolved.seed)
-    trainer = RewardTrainer(
+    trainer_class: type[ScalarTrainer[Any]] = RewardTrainer
+    if isinstance(data.train, StepRows):
+        trainer_class = StepTrainer
+        if said := step_segments_notice(data.train, resolved.segmentation, tokenizer):
+            observer.notice(said)
+    trainer: ScalarTrainer[Any] = trainer_class(
         resolved,
         run,
         observer,
