@@ -230,6 +230,8 @@ def family(name: str, **settings):
     kind = f"{name}Text" if name == "Gemma3" else name
     torch.manual_seed(1)
     config = getattr(transformers, f"{kind}Config")(**SMALL, **FAMILIES[name] | settings)
+    if name == "Gemma2":
+        config._attn_implementation = "eager"  # the kernel that caps logits
     return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
