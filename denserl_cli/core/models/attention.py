@@ -55,7 +55,7 @@ def attention_kernel(model: ModelConfig, kind: Any = None) -> str:
 def _has(kind: Any, kernel: str) -> bool:
     if kind is None or kernel not in _SUPPORT:
         return True
-    # transformers before 5.23 says that SDPA caps logits, and leaves the cap out
+    # transformers 5.19 says that it has SDPA for these, and leaves the cap out
     capped = getattr(kind.config_class, "attn_logit_softcapping", None) is not None
     return bool(getattr(kind, _SUPPORT[kernel], False)) and not (kernel == "sdpa" and capped)
 
