@@ -53,7 +53,11 @@ def attention_kernel(model: ModelConfig, kind: Any = None) -> str:
 
 
 def _has(kind: Any, kernel: str) -> bool:
-    return kind is None or kernel not in _SUPPORT or bool(getattr(kind, _SUPPORT[kernel], False))
+    if kind is None or kernel not in _SUPPORT:
+        return True
+    # transformers 5.19 says that it has SDPA for these, and leaves the cap out
+    capped = getattr(kind.config_class, "attn_logit_softcapping", None) is not None
+    return bool(getattr(kind, _SUPPORT[kernel], False)) and not (kernel == "sdpa" and capped)
 
 
 def set_aside_cudnn(model: ModelConfig) -> None:

@@ -10,6 +10,8 @@ from peft import LoraConfig
 
 from denserl_cli.core.engine.frozen import LocalModel
 from denserl_cli.core.errors import DenserlError
+from denserl_cli.core.models.attention import attention_kernel
+from denserl_cli.core.recipe.schema import ModelConfig
 from denserl_cli.core.sampling import torch_engine
 from denserl_cli.core.sampling.base import Response, Sampling
 from denserl_cli.core.sampling.decoder import Decoder, Head
@@ -230,6 +232,8 @@ def family(name: str, **settings):
     kind = f"{name}Text" if name == "Gemma3" else name
     torch.manual_seed(1)
     config = getattr(transformers, f"{kind}Config")(**SMALL, **FAMILIES[name] | settings)
+    if name == "Gemma2":
+        config._attn_implementation = "eager"  # the kernel that caps logits
     return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
@@ -264,6 +268,13 @@ def test_windows_and_caps_over_a_long_cache(name: str, settings: dict):
         logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)[range(100), response.ids].numpy()
         np.testing.assert_allclose(response.logprobs, expected, atol=1e-4)
+
+
+def test_a_cap_on_the_logits_is_not_left_to_sdpa():
+    kinds = {"Gemma2": "eager", "Gemma3": "sdpa", "Mistral": "sdpa"}
+    for name, kernel in kinds.items():
+        kind = getattr(transformers, f"{name}ForCausalLM")
+        assert attention_kernel(ModelConfig(path="model", dtype="float32"), kind) == kernel
 
 
 def test_adapters_that_are_not_merged():

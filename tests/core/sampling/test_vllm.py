@@ -317,8 +317,7 @@ def test_a_run_killed_between_rollout_and_update_resumes(
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     words = ["ppo.rollout.engine=vllm", f"ppo.rollout.server={server}", "ppo.save_every=1"]
     words += ["ppo.eval_every=100"]
-    words += ["ppo.reward=[{function: 'python:killer.once', weight: 0.0}]"]
-    words += ["ppo.reward_model_weight=1.0"]
+    words += ["ppo.rewards=[values, {source: python:killer.once, weight: 0.0}]"]
     command = [sys.executable, "-m", "denserl_cli.app", "train-ppo", "--recipe", "sandbox-segment"]
     for setting in (*SETTINGS, *words):
         command += ["--set", setting]
