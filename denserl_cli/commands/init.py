@@ -78,10 +78,23 @@ def init(
         granularity = granularity or _choose("Rewards for each", get_args(Granularity))
         gpus = gpus or _count("GPUs that train together; 1 for a CPU too")
     assert model and data
-    start = Start(model, data, prompts or data, granularity or "segment", gpus or 1)
+    prompts = prompts or data
+    rows = (_rows(data), _rows(prompts))
+    start = Start(model, data, prompts, granularity or "segment", gpus or 1, *rows)
     _write(path, starter_recipe(str(path), start))
     _tell_problems(path)
     typer.echo(f"wrote {path}; look at it, then: denserl validate {shlex.quote(str(path))}")
+
+
+def _rows(path: str) -> int | None:
+    """The rows of a local file; None for a hub name, and for what cannot be read."""
+    from denserl_cli.core.data.local_rows import count_local_rows
+    from denserl_cli.core.recipe.schema import Source
+
+    try:
+        return count_local_rows((Source(path),))
+    except DenserlError:
+        return None  # told when the recipe is written
 
 
 def _tell_problems(path: Path) -> None:

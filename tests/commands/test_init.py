@@ -1,5 +1,6 @@
 """denserl init: a recipe that loads, whatever model, data, granularity and number of GPUs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from typer.testing import CliRunner
 
 from denserl_cli.app import app
 from denserl_cli.core.errors import DenserlError
-from denserl_cli.core.planning.workload import check_batches
+from denserl_cli.core.planning.workload import check_batches, workload
 from denserl_cli.core.recipe import load_recipe
 from denserl_cli.core.recipe.json_schema import MARK
 
@@ -102,3 +103,31 @@ def test_nothing_is_written_over():
     result = init("r.yaml", "--model", "a/b", "--data", "c/d")
     assert result.exception.message == "r.yaml exists already"
     assert Path("r.yaml").read_text() == "precious"
+
+
+@pytest.mark.parametrize(("rows", "gpus"), [(12, 1), (90, 1), (200, 2), (5000, 8)])
+def test_batches_fit_the_rows_of_a_local_file(rows: int, gpus: int):
+    pair = {"prompt": "Q", "chosen": "yes", "rejected": "no"}
+    lines = [json.dumps({**pair, "prompt": f"Q{number}"}) + "\n" for number in range(rows)]
+    Path("own.jsonl").write_text("".join(lines))
+    assert init("r.yaml", "--model", "a/b", "--data", "own.jsonl", "--gpus", str(gpus)).output
+    recipe = load_recipe("r.yaml")
+    for stage in ("train-rm", "fit-function", "train-ppo"):
+        check_batches(stage, recipe, gpus)
+    checked = CliRunner().invoke(app, ["validate", "r.yaml"])
+    if rows == 12:  # no batch of the responses of 10 prompts
+        assert isinstance(checked.exception, DenserlError)
+        assert "not enough data for one batch" in checked.exception.message
+    else:
+        assert checked.output == "r: ok\n"
+        assert workload("train-rm", recipe).steps.total >= (8 if rows < 2000 else 1)
+
+
+def test_validate_tells_all_batches_that_the_data_do_not_fill():
+    init("r.yaml", "--model", "a/b", "--data", "c/d")
+    Path("few.jsonl").write_text('{"prompt": "Q", "chosen": "yes", "rejected": "no"}\n' * 30)
+    few = ["--set", "data.preferences=few.jsonl", "--set", "data.prompts=few.jsonl"]
+    error = CliRunner().invoke(app, ["validate", "r.yaml", *few]).exception
+    assert isinstance(error, DenserlError)
+    assert "reward_model.batch_size is 128" in error.message
+    assert "ppo.rollout.batch_size is 512" in error.message

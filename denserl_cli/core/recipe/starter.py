@@ -16,6 +16,8 @@ from denserl_cli.core.recipe.schema import Granularity, Recipe
 _MICRO_BATCH = 4
 _BATCH, _TRAIN_BATCH, _ROLLOUTS = 128, 128, 4
 """Rows of an optimizer step, about; and steps that the responses of an iteration make."""
+_STEPS = 8
+"""Few data make smaller batches, so that an epoch has so many steps."""
 
 _PURPOSE = {
     "segment": "A reward for each segment",
@@ -116,6 +118,10 @@ class Start(NamedTuple):
     granularity: Granularity
     gpus: int
     """GPUs that train together; 1 also where there is none."""
+    pairs: int | None = None
+    """Rows of the preference pairs, where they are known."""
+    prompt_rows: int | None = None
+    """Rows of the prompts, where they are known."""
 
 
 def starter_recipe(file: str, start: Start) -> str:
@@ -130,7 +136,7 @@ def starter_recipe(file: str, start: Start) -> str:
     if known is not None and known.recorded and known.model.path == start.model:
         recorded |= {name: getattr(known.recorded, name) for name in _SIZES}
     step = _MICRO_BATCH * start.gpus
-    train = max(1, round(_TRAIN_BATCH / step)) * step
+    train = _batch(_TRAIN_BATCH, step, start.prompt_rows, _ROLLOUTS)
     purpose = _PURPOSE[start.granularity]
     return _TEXT.format(
         schema=schema_line(),
@@ -143,7 +149,7 @@ def starter_recipe(file: str, start: Start) -> str:
         segmentation=_SEGMENTATION[start.granularity].format(file=file),
         preferences=_scalar(start.preferences),
         prompts=_scalar(start.prompts),
-        batch=max(1, round(_BATCH / step)) * step,
+        batch=_batch(_BATCH, step, start.pairs, _STEPS),
         micro=_MICRO_BATCH,
         train=train,
         rollout=train * _ROLLOUTS,
@@ -152,6 +158,21 @@ def starter_recipe(file: str, start: Start) -> str:
         sizes_said=", and the size of the model" if len(recorded) > 1 else "",
         recorded="".join(f"  {name}: {value}\n" for name, value in recorded.items()),
     )
+
+
+def _batch(wanted: int, step: int, rows: int | None, share: int) -> int:
+    """About as many rows as wanted, in whole steps of all micro batches, of few rows fewer.
+
+    Args:
+        wanted: Rows of a batch.
+        step: Rows of the micro batches of all GPUs together.
+        rows: Rows of the data, of which a tenth may be held out; None: unknown.
+        share: A batch has at most one of so many parts of them.
+    """
+    steps = round(wanted / step)
+    if rows is not None:
+        steps = min(steps, (rows - rows // 10) // (share * step))
+    return max(1, steps) * step
 
 
 def _shipped(model: str) -> Recipe | None:
