@@ -291,6 +291,25 @@ def test_offloaded_frozen_models_are_on_the_gpu_while_they_score(recipe: Recipe,
     assert offloaded.cpu >= 8 * frozen
 
 
+def test_offloaded_optimizers_of_both_models_are_resident_together_and_gradients_stay(
+    recipe: Recipe,
+):
+    """What DeepSpeed keeps where: float32 gradients on the GPU, masters and moments on the CPU."""
+    llama = shape(LLAMA3)
+    setting = Setting(gpus=8, zero_stage=2, offload_optimizer=True)
+    found = phases.plan(recipe, llama, "train-ppo", setting)
+    critic = llama.body + llama.hidden
+    both = sum(
+        host_memory.offloaded(trained, setting, widest=llama.embedding)
+        for trained in (llama.parameters, critic)
+    )
+    assert found.cpu >= 0.99 * both
+    for model, trained in (("policy", llama.parameters), ("critic", critic)):
+        terms = found.phases[model]
+        assert terms["gradients"] >= 4 * trained / 8
+        assert terms.get("optimizer", 0) < 12 * trained / 8
+
+
 def test_adapters_leave_the_base_once_and_train_little(recipe: Recipe):
     llama = shape(LLAMA3)
     lora = replace(recipe, lora=LoraConfig(rank=16))
