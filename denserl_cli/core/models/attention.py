@@ -56,7 +56,8 @@ def _has(kind: Any, kernel: str) -> bool:
     if kind is None or kernel not in _SUPPORT:
         return True
     # transformers 5.19 says that it has SDPA for these, and leaves the cap out
-    capped = getattr(kind.config_class, "attn_logit_softcapping", None) is not None
+    config = getattr(kind, "config_class", None)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
     return bool(getattr(kind, _SUPPORT[kernel], False)) and not (kernel == "sdpa" and capped)
 
 
