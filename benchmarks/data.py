@@ -104,9 +104,11 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     from denserl_cli.core.chat.format import ChatFormat
-    from denserl_cli.core.data import encoding as data
-    from denserl_cli.core.data import mixture
-    from denserl_cli.core.data.arrow_rows import pair_lengths, sequences_of
+    from denserl_cli.core.data import batches, mixture
+    from denserl_cli.core.data.arrow_rows import PairRows, pair_lengths, sequences_of
+    from denserl_cli.core.data.conversations import read_pairs
+    from denserl_cli.core.data.encoding import PairEncoding, encode_pairs
+    from denserl_cli.core.data.splitting import split_pairs
     from denserl_cli.core.observer import Observer
     from denserl_cli.core.recipe.schema import Source
 
@@ -116,23 +118,23 @@ def work(kind: str, file: str, tokenizer: str) -> dict[str, float]:
     before, began = memory(), time.perf_counter()
     with watched() as peak:
         if kind == "lists":
-            pairs = data.read_pairs(sources, seed=1).pairs
+            pairs = read_pairs(sources, seed=1).pairs
             limits = {"max_length": 2048, "max_prompt_length": 1728}
-            rows: Any = data.PairRows.of(data.encode_pairs(chat, pairs, **limits).rows[:1000])
+            rows: Any = PairRows.of(encode_pairs(chat, pairs, **limits).rows[:1000])
         else:
-            encoding = data.PairEncoding(chat, 2048, 1728)
+            encoding = PairEncoding(chat, 2048, 1728)
             mixed = mixture.mixed(encoding, sources, seed=1, strict=False, observer=Observer())
             rows = mixed.rows
         if kind == "start":
-            train, _ = data.split_pairs(rows, 2000, 42)
+            train, _ = split_pairs(rows, 2000, 42)
             sides = sequences_of(train).lengths.reshape(2, -1)
             size = min(BATCH, len(train))
             steps = min(STEPS, len(train) // size)
-            for indices in data.global_batches(len(train), size, steps=steps, seed=1):
-                for part in data.pair_batches(sides[:, indices].sum(0), indices, MICRO):
+            for indices in batches.global_batches(len(train), size, steps=steps, seed=1):
+                for part in batches.pair_batches(sides[:, indices].sum(0), indices, MICRO):
                     lengths, rows_of_part = sides[:, part].ravel(), [train[i] for i in part]
-                    for numbers in data.passes(lengths):
-                        data.collate_sides(rows_of_part, numbers, chat.pad_id)
+                    for numbers in batches.forward_passes(lengths):
+                        batches.collate_sides(rows_of_part, numbers, chat.pad_id)
         seconds = time.perf_counter() - began
     tokens = float(pair_lengths(rows).sum(1).mean())
     own, mapped = (high - low for high, low in zip(peak[0], before, strict=True))

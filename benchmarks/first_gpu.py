@@ -172,7 +172,7 @@ def versions(bench: Bench) -> Iterator[Line]:
     yield Line("torch, transformers", f"{torch.__version__}, {transformers.__version__}", "")
     cudnn = torch.backends.cudnn.version() if cuda else None
     yield Line("cuDNN", str(cudnn), "above 91500 torch prefers its attention on sm_90")
-    from denserl_cli.core.models.device import attention_kernel
+    from denserl_cli.core.models.attention import attention_kernel
     from denserl_cli.core.recipe.schema import ModelConfig
 
     found = attention_kernel(ModelConfig(path=""))
@@ -469,8 +469,8 @@ def reward_model(bench: Bench) -> Any:
     """A reward model of random float32 weights, to be trained with gradient checkpointing."""
     from transformers import LlamaForSequenceClassification
 
-    from denserl_cli.core.models.causal_lm import checkpoint_activations
     from denserl_cli.core.models.scalar_head import ScalarHead
+    from denserl_cli.core.models.weights import checkpoint_activations
     from denserl_cli.core.recipe.schema import ModelConfig
 
     settings = config(bench.sizes.reward)

@@ -27,9 +27,9 @@ from denserl_cli.core.data.arrow_rows import PairRows, sequences_of
 from denserl_cli.core.data.batches import (
     EncodedPairRow,
     collate_sides,
+    forward_passes,
     global_batches,
     pair_batches,
-    passes,
 )
 from denserl_cli.core.models.scalar_head import token_values
 from denserl_cli.core.reward_model.loss import preference_loss
@@ -92,7 +92,7 @@ def data_sizes(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
             for indices in batches:
                 for part in pair_batches(sides[:, indices].sum(0), indices, 8):
                     pairs = [held[int(i)] for i in part]
-                    for numbers in passes(sides[:, part].ravel()):
+                    for numbers in forward_passes(sides[:, part].ravel()):
                         collate_sides(pairs, numbers, 0)
 
         work[size] = steps
