@@ -75,7 +75,7 @@ def main() -> None:
             tokenizer = make_tokenizer(Path(place) / "tokenizer")
         sizes = QUICK if arguments.quick else SIZES
         for pairs in arguments.pairs or sizes:
-            measure(Path(place), tokenizer, pairs, sizes[pairs])
+            measure(Path(place), tokenizer, pairs, (SIZES | sizes)[pairs])
 
 
 def measure(place: Path, tokenizer: Path, pairs: int, words: tuple[int, int]) -> None:
