@@ -166,24 +166,6 @@ def known_rows(stage: str, recipe: Recipe) -> Rows | None:
     return Rows(total - held, held, source)
 
 
-def check_known_rows(recipe: Recipe) -> None:
-    """Raise DenserlError where the rows of the recipe's data are known and make no batch."""
-    found = []
-    for stage, named in ((TRAIN_RM, recipe.data.preferences), (TRAIN_PPO, recipe.data.prompts)):
-        rows = known_rows(stage, recipe) if named else None
-        if rows is None:
-            continue
-        try:
-            count_steps(stage, recipe, rows.train)
-        except DenserlError as error:
-            found.append(error)
-    if found:
-        raise DenserlError(
-            "\n".join(one.message for one in found),
-            hint="; ".join(dict.fromkeys(one.hint for one in found if one.hint)),
-        )
-
-
 def check_batches(stage: str, recipe: Recipe, processes: int) -> None:
     """Raise DenserlError when so many processes cannot share a batch (`why_not_shared`)."""
     if error := why_not_shared(stage, recipe, processes):
