@@ -6,9 +6,8 @@ Every arm of the factors source, action and advantage, and the base arms `segmen
 trains for a few iterations in a process of its own, one after the other. Counted is what an
 iteration does from sampling to its last update; evaluations and checkpoints are left out. The
 reward model is trained on few pairs and the second policy is the starting model: neither changes
-what a step costs. With
-`--arms` those arms alone are measured, and replaced in the file. `study.py report` prints the file
-beside the tables.
+what a step costs. With `--arms` those arms alone are measured, and replaced in the file. `study.py
+report` prints the file beside the tables.
 """
 
 from __future__ import annotations

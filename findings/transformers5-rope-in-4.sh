@@ -20,10 +20,10 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-for version in 5.23.0 4.51.3 4.57.6; do
-    python3 -m venv "$version"
-    "$version/bin/pip" install --quiet --disable-pip-version-check "transformers==$version"
-done
+for version in 5.23.0 4.51.3 4.57.6; do python3 -m venv "$version"; done
+5.23.0/bin/pip install --quiet --disable-pip-version-check transformers==5.23.0
+4.51.3/bin/pip install --quiet --disable-pip-version-check transformers==4.51.3
+4.57.6/bin/pip install --quiet --disable-pip-version-check transformers==4.57.6
 
 cat > write.py <<'PYTHON'
 import json

@@ -19,10 +19,9 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-for version in 4.57.6 5.23.0; do
-    python3 -m venv "$version"
-    "$version/bin/pip" install --quiet --disable-pip-version-check "transformers==$version"
-done
+for version in 4.57.6 5.23.0; do python3 -m venv "$version"; done
+4.57.6/bin/pip install --quiet --disable-pip-version-check transformers==4.57.6
+5.23.0/bin/pip install --quiet --disable-pip-version-check transformers==5.23.0
 
 cat > write.py <<'PYTHON'
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

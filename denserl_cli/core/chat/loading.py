@@ -48,8 +48,7 @@ def load_chat(
     """The recipe's tokenizer and how it writes conversations.
 
     observer: told what the template writes before every answer, and of a tokenizer that other
-    programs misread. Raises DenserlError when the
-    tokenizer does not fit the recipe or the model.
+    programs misread. Raises DenserlError when the tokenizer does not fit the recipe or the model.
     """
     tokenizer = load_tokenizer(recipe.model, observer)
     chat = chat_of(recipe, tokenizer)
